@@ -1,0 +1,169 @@
+"""What a conversion does, as one frozen, strict and versioned object. Imports no torch."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tosa_cli.errors import ConfigError
+
+FORMAT_VERSION = 1
+
+Selector = Literal["attention", "previous", "random"]
+Selection = Literal["shared", "per-head"]
+Bypass = Literal["identity"]
+
+# Selectors that read the attention logits of the layer before, and so need a standard layer there.
+MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "previous"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TosaConfig:
+    """Settings of a conversion: where tokens are selected, how many, and by what.
+
+    Attributes:
+        layers: ToSA layers, numbered from 1 as in the paper.
+        keep_rate: Share of tokens that attend (the paper's attention ratio r): one number, or one a ToSA layer.
+        selector: What ranks the tokens: `attention` (the trained selector of paper 2.2), `previous` (the feeding
+            layer's own map, untrained) or `random`.
+        query_rows: How many evenly spread query rows the selector reads; `"all"` is the paper.
+        selection: `shared` selects one set of tokens a layer, and a skipped token bypasses the whole layer;
+            `per-head` selects a set for each head and skips attention alone (paper Eq. 4 read literally).
+        bypass: What a skipped token becomes; `identity` (the paper) leaves it as it is.
+        selector_kernel: Kernel size of the selector's convolutions along the keys; odd.
+
+    Raises:
+        ConfigError: If a value is out of range, or the layers do not fit each other.
+    """
+
+    layers: tuple[int, ...]
+    keep_rate: float | tuple[float, ...] = 0.8
+    selector: Selector = "attention"
+    query_rows: int | Literal["all"] = 16
+    selection: Selection = "shared"
+    bypass: Bypass = "identity"
+    selector_kernel: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not isinstance(self.keep_rate, (int, float)):
+            object.__setattr__(self, "keep_rate", tuple(self.keep_rate))
+        self._check_choices()
+        self._check_layers()
+        self._check_keep_rates()
+        if self.query_rows != "all" and not (_is_int(self.query_rows) and self.query_rows >= 1):
+            raise ConfigError(f"query_rows must be 'all' or a number from 1 up, not {self.query_rows!r}.")
+        if not (_is_int(self.selector_kernel) and self.selector_kernel >= 1 and self.selector_kernel % 2):
+            raise ConfigError(f"selector_kernel must be odd and positive (1, 3, 5, ...), not {self.selector_kernel!r}.")
+
+    @property
+    def keep_rates(self) -> dict[int, float]:
+        """Keep rate of each ToSA layer."""
+        rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,) * len(self.layers)
+        return dict(zip(self.layers, rates, strict=True))
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether the selector reads the attention logits of a feeding layer."""
+        return self.selector in MAP_READING_SELECTORS
+
+    @property
+    def feeding_layers(self) -> frozenset[int]:
+        """Standard layers whose attention logits feed a selector."""
+        return frozenset(layer - 1 for layer in self.layers) if self.reads_maps else frozenset()
+
+    def check_depth(self, depth: int) -> None:
+        """Check that a model of `depth` layers has every ToSA layer.
+
+        Raises:
+            ConfigError: Naming the first layer that the model does not have.
+        """
+        for layer in self.layers:
+            if layer > depth:
+                raise ConfigError(f"Layer {layer} was asked for, but the model has {depth} layers (1 to {depth}).")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TosaConfig":
+        """Read settings from JSON values, strictly.
+
+        Raises:
+            ConfigError: If a key is unknown or missing, or a value is wrong.
+        """
+        check_keys(values, cls.field_names(), "setting")
+        if "layers" not in values:
+            raise ConfigError("The setting 'layers' is missing: give the ToSA layers, as in layers: [2, 4, 6].")
+        layers, keep_rate = values["layers"], values.get("keep_rate", 0.8)
+        if not isinstance(layers, (list, tuple)):
+            raise ConfigError(f"layers must be a list of layer numbers such as [2, 4, 6], not {layers!r}.")
+        if not isinstance(keep_rate, (int, float, list, tuple)):
+            raise ConfigError(f"keep_rate must be a number or a list of numbers, not {keep_rate!r}.")
+        return cls(**values)
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Names of all settings."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    def _check_choices(self) -> None:
+        for name, choices in (("selector", Selector), ("selection", Selection), ("bypass", Bypass)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                valid = ", ".join(get_args(choices))
+                raise ConfigError(f"{name} must be one of: {valid}; not {value!r}.")
+
+    def _check_layers(self) -> None:
+        if not self.layers:
+            raise ConfigError("No ToSA layer was given: name at least one, as in --layers 2,4,6.")
+        for layer in self.layers:
+            if not _is_int(layer) or layer < 1:
+                raise ConfigError(f"Layer {layer!r} was given, but layers are whole numbers from 1 up.")
+        if len(set(self.layers)) != len(self.layers):
+            double = next(layer for layer in self.layers if self.layers.count(layer) > 1)
+            raise ConfigError(f"Layer {double} was given twice: name each ToSA layer once.")
+        if list(self.layers) != sorted(self.layers):
+            raise ConfigError(f"Layers must be in rising order, not {_join(self.layers)}.")
+        if not self.reads_maps:
+            return
+        if self.layers[0] == 1:
+            raise ConfigError("Layer 1 cannot be a ToSA layer: its selector needs a standard layer before it. "
+                              "Start at layer 2.")
+        for before, layer in zip(self.layers, self.layers[1:], strict=False):
+            if layer == before + 1:
+                raise ConfigError(f"Layers {before} and {layer} are adjacent, but a ToSA layer needs a standard layer "
+                                  f"before it. Leave one of them out.")
+
+    def _check_keep_rates(self) -> None:
+        if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != len(self.layers):
+            raise ConfigError(f"{len(self.keep_rate)} keep rates were given for {len(self.layers)} ToSA layers: "
+                              f"give one for all, or one a layer.")
+        for layer, rate in self.keep_rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+                raise ConfigError(f"The keep rate of layer {layer} is {rate!r}, but must be above 0 and at most 1.")
+
+
+def check_keys(values: Mapping[str, Any], valid: Iterable[str], what: str) -> None:
+    """Check that no key is unknown.
+
+    Raises:
+        ConfigError: Naming the first unknown key, the nearest valid one and all valid ones.
+    """
+    valid = sorted(valid)
+    for key in values:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"Unknown {what} {key!r}.{hint} Valid: {', '.join(valid)}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _join(layers: Iterable[int]) -> str:
+    return ",".join(map(str, layers))

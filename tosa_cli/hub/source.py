@@ -1,0 +1,242 @@
+"""From what a user names to a dense timm model: timm names, Hub ids, folders and weights files."""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from timm.models import load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from tosa_cli.errors import CheckpointError, SourceError, TosaError
+from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.model.backbone import check_supported
+from tosa_cli.model.registry import ARCHITECTURE
+
+SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
+"""How a short name such as `deit_tiny` is completed, in this order."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dense model and where it comes from.
+
+    Attributes:
+        model: The timm model, in evaluation mode.
+        name: What to call it: the timm name with its tag, the Hub id, or the folder.
+        hub_id: Its id on the Hugging Face Hub, if it comes from there.
+        revision: The revision that was asked for, if any.
+    """
+
+    model: nn.Module
+    name: str
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+def load_source(
+    source: str,
+    *,
+    pretrained: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    architecture: str | None = None,
+) -> Source:
+    """Load a dense model.
+
+    Args:
+        source: timm name (`deit_tiny` is short for `deit_tiny_patch16_224`), Hub id `org/name[@revision]`,
+            `hf-hub:...`, `local-dir:...`, a folder in timm's format, or a weights file.
+        pretrained: Load the weights; without, they are random.
+        img_size: Image size in pixels, one number or (height, width); None keeps the source's.
+        num_classes: Build a new head of so many classes; None keeps the source's.
+        architecture: timm's name of the architecture, for a weights file whose name does not tell.
+
+    Raises:
+        SourceError: If the source cannot be found.
+        CheckpointError: If it is broken or foreign.
+        UnsupportedModelError: If it is of a kind that cannot be converted.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    args = {"img_size": img_size, "num_classes": num_classes}
+    path = Path(source.removeprefix("local-dir:"))
+    if path.is_file():
+        return _from_file(path, architecture, pretrained, args)
+    if path.is_dir():
+        return _from_folder(path, pretrained, args)
+    if source.startswith("local-dir:") or _looks_like_path(source):
+        raise SourceError(f"There is no folder or file {path}. Check the path, or name a timm model such as deit_tiny.")
+    if source.startswith("hf-hub:") or "/" in source:
+        hub_id, _, revision = source.removeprefix("hf-hub:").partition("@")
+        model = _create(f"hf-hub:{source.removeprefix('hf-hub:')}", source, pretrained, args)
+        return Source(model, hub_id, hub_id, revision or None)
+    name = resolve_name(source)
+    model = _create(name, source, pretrained, args)
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
+    return Source(model, tagged, cfg.get("hf_hub_id"))
+
+
+def resolve_name(name: str) -> str:
+    """Complete a short timm name.
+
+    Raises:
+        SourceError: If timm knows no such model; names the nearest ones.
+    """
+    base = name.partition(".")[0]
+    if timm.is_model(base):
+        return name
+    for template in SHORT_NAMES:
+        for short in (name, name.removeprefix("dinov2_")):
+            if timm.is_model(template.format(short)):
+                return template.format(short)
+    known = timm.list_models()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
+    raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: If the file is missing, is not JSON, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a model folder.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, but holds a {type(values).__name__}.")
+    return values
+
+
+def weights_error(error: Exception, what: str) -> TosaError:
+    """Say in one sentence why weights could not be read or do not fit."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SafetensorError):
+        return CheckpointError(f"The weights of {what} are broken or cut short ({text}). Download or copy them again.")
+    if "weights_only" in text or "UnpicklingError" in type(error).__name__:
+        return CheckpointError(
+            f"The weights of {what} are a pickle that holds more than tensors, and were not loaded: unpickling them "
+            f"could run code. Ask for a .safetensors file."
+        )
+    if "size mismatch" in text:
+        mismatch = re.search(r"size mismatch for (\S+): .*?torch.Size\((\[.*?\])\).*?torch.Size\((\[.*?\])\)", text)
+        if mismatch:
+            key, found, expected = mismatch.groups()
+            key = key.removeprefix("backbone.")
+            return CheckpointError(
+                f"The weights of {what} do not fit its configuration: {key} has shape {found}, expected {expected}."
+            )
+    keys = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: \"([^\"]+)\"", text)
+    if keys:
+        problem = {"Missing": "lack the key", "Unexpected": "have the unknown key"}[keys.group(1)]
+        key = keys.group(2).removeprefix("backbone.")
+        return CheckpointError(f"The weights of {what} do not fit: they {problem} {key!r}.")
+    return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}).")
+
+
+def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        # Refuse what cannot be converted before its weights are downloaded.
+        check_supported(_build(name, source, False, {}, device="meta"))
+    return _build(name, source, pretrained, args).eval()
+
+
+def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, device=device, **args)
+    except Exception as error:
+        raise _explain(error, name, source) from error
+
+
+def _explain(error: Exception, name: str, source: str) -> TosaError:
+    text = str(error)
+    if isinstance(error, TosaError):
+        return error
+    if "No pretrained weights exist" in text:
+        return SourceError(f"timm has no pretrained weights of {source}. Pass --no-pretrained, or name a weights file.")
+    if "Unknown model" in text:
+        return CheckpointError(f"{source} names an architecture that timm does not know ({text}).")
+    if isinstance(error, TypeError) and "device" in text:
+        return SourceError(f"{source} cannot be converted: timm builds it in a way of its own.")
+    if isinstance(error, (RuntimeError, SafetensorError)) and not _is_network(error):
+        return weights_error(error, source)
+    if isinstance(error, (KeyError, AttributeError, TypeError, AssertionError)):
+        return CheckpointError(f"{source} has a configuration of the wrong shape ({type(error).__name__}: {text}).")
+    if isinstance(error, ValueError) and "tag" in text.lower():
+        return SourceError(f"timm has no such weights: {text}")
+    return explain_hub_error(error, source)
+
+
+def _is_network(error: BaseException) -> bool:
+    module = type(error).__module__
+    return module.startswith(("huggingface_hub", "httpx", "requests", "urllib"))
+
+
+def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
+    config = read_json(path / "config.json")
+    architecture = config.get("architecture")
+    if architecture == ARCHITECTURE:
+        raise SourceError(f"{path} is already a converted model. Convert its source instead, or run `tosa flops {path}`.")
+    if not isinstance(architecture, str):
+        kind = config.get("model_type")
+        raise CheckpointError(
+            f"{path / 'config.json'} has no 'architecture', so it is not in timm's format"
+            + (f"; it describes a transformers model of type {kind!r}, which is not read yet." if kind else ".")
+        )
+    if not timm.is_model(architecture):
+        raise CheckpointError(f"{path / 'config.json'} names the architecture {architecture!r}, which timm does not know.")
+    model = _create(f"local-dir:{path}", str(path), pretrained, args)
+    return Source(model, architecture)
+
+
+def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dict[str, Any]) -> Source:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")
+    name = resolve_name(architecture) if architecture else _name_from_file(path)
+    check_supported(_build(name, str(path), False, {}, device="meta"))
+    state = _read_state(path)
+    wanted = args["num_classes"]
+    head = state.get("head.weight")
+    if args["num_classes"] is None:
+        args = {**args, "num_classes": 0 if head is None else len(head)}
+    model = _build(name, str(path), False, args).eval()
+    if pretrained:
+        state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
+        if wanted is not None and head is not None and wanted != len(head):
+            state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+            state |= {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_dist."))}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise weights_error(error, str(path)) from error
+    return Source(model, name)
+
+
+def _name_from_file(path: Path) -> str:
+    known = [name for name in timm.list_models() if path.name.startswith(name)]
+    if not known:
+        raise SourceError(f"The name of {path} does not tell its architecture: add --architecture, as in "
+                          f"--architecture deit_tiny_patch16_224.")
+    return max(known, key=len)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        raise weights_error(error, str(path)) from error
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.endswith(WEIGHTS_SUFFIXES) or source.count("/") > 1

@@ -1,0 +1,255 @@
+"""Multiply-accumulates (MACs) of a model, layer by layer, by arithmetic on its shapes.
+
+Counted are matrix products and convolutions, as PyTorch's own counter does; FLOPs = 2 * MACs. timm's published
+figures (1.26 GMACs for DeiT-Tiny) add five operations for each element that a LayerNorm reads: `norm_gmacs` has them.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.layers import AttentionPoolLatent, PatchEmbed, RmsNorm, RmsNorm2d
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tosa_cli.config import TosaConfig
+from tosa_cli.errors import ConfigError
+from tosa_cli.model.backbone import num_heads
+from tosa_cli.model.selection import num_kept, num_query_rows
+from tosa_cli.model.selectors import EXPANSION
+from tosa_cli.model.tosa_vit import TosaViT
+
+GIGA = 1e9
+NORM_MACS_PER_ELEMENT = 5
+
+LayerKind = Literal["standard", "feeding", "tosa"]
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """MACs of one layer for one image.
+
+    Attributes:
+        layer: Number of the layer, from 1.
+        kind: `standard`, `feeding` or `tosa`.
+        tokens: Number of tokens N that enter.
+        kept: Number of tokens that are computed.
+        dense_macs: MACs of the layer in the source model.
+        macs: MACs of the layer, without selector and bypass.
+        selector_macs: MACs of the selector of this ToSA layer, its query rows included.
+        bypass_macs: MACs of the bypass of this ToSA layer.
+    """
+
+    layer: int
+    kind: LayerKind
+    tokens: int
+    kept: int
+    dense_macs: int
+    macs: int
+    selector_macs: int = 0
+    bypass_macs: int = 0
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """MACs of a model for one image, in GMACs.
+
+    Attributes:
+        model: Name of the model.
+        img_size: Image size (height, width) in pixels.
+        gmacs: All MACs, selector and bypass included.
+        dense_gmacs: MACs of the source model.
+        reduction: Share of the dense MACs that is saved.
+        selector_gmacs: MACs of all selectors.
+        bypass_gmacs: MACs of all bypasses.
+        norm_gmacs: What timm's figures add for the norms of the source model; not in the other numbers.
+        params: Number of parameters, selectors included.
+        layers: One entry a layer.
+    """
+
+    model: str
+    img_size: tuple[int, int]
+    gmacs: float
+    dense_gmacs: float
+    reduction: float
+    selector_gmacs: float
+    bypass_gmacs: float
+    norm_gmacs: float
+    params: int
+    layers: list[LayerFlops]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def count_flops(model: nn.Module, config: TosaConfig | None = None, name: str = "") -> FlopsReport:
+    """Count the MACs of a ToSA model, or of a dense timm ViT.
+
+    Args:
+        model: A `TosaViT`, or a dense model; it may be on the meta device.
+        config: For a dense model, count as if it were converted so; None counts it as it is.
+        name: Name for the report.
+
+    Returns:
+        The report, for one image of the model's own size.
+    """
+    params = sum(parameter.numel() for parameter in model.parameters())
+    keep_rates: dict[int, float] = {}
+    if isinstance(model, TosaViT):
+        config, keep_rates, backbone = model.config, model.keep_rates, model.backbone
+    else:
+        backbone = model
+        if config is not None:
+            keep_rates = config.keep_rates
+    layers = list(_count_layers(backbone, config, keep_rates))
+    outside = _embed_macs(backbone) + _head_macs(backbone)
+    dense = outside + sum(layer.dense_macs for layer in layers)
+    selector = sum(layer.selector_macs for layer in layers)
+    bypass = sum(layer.bypass_macs for layer in layers)
+    total = outside + sum(layer.macs for layer in layers) + selector + bypass
+    return FlopsReport(
+        model=name,
+        img_size=tuple(backbone.patch_embed.img_size),  # type: ignore[arg-type, union-attr]
+        gmacs=total / GIGA,
+        dense_gmacs=dense / GIGA,
+        reduction=1 - total / dense,
+        selector_gmacs=selector / GIGA,
+        bypass_gmacs=bypass / GIGA,
+        norm_gmacs=_norm_macs(backbone) / GIGA,
+        params=params,
+        layers=layers,
+    )
+
+
+def solve_keep_rate(model: nn.Module, config: TosaConfig, target_reduction: float) -> TosaConfig:
+    """Find the one keep rate for all ToSA layers that saves a share of the dense MACs, selector included.
+
+    Args:
+        model: The dense model.
+        config: Layers, selector and selection; its keep rate is ignored.
+        target_reduction: Share of the dense MACs to save, as 0.258 for 25.8 %.
+
+    Returns:
+        The config with the largest keep rate, to three decimals, that saves at least as much.
+
+    Raises:
+        ConfigError: If the share is not between 0 and 1, or these layers cannot save as much.
+    """
+    if not 0 < target_reduction < 1:
+        raise ConfigError(f"The target reduction is {target_reduction}, but must be between 0 and 1, as in 0.25.")
+
+    def reduction(thousandths: int) -> float:
+        return count_flops(model, dataclasses.replace(config, keep_rate=thousandths / 1000)).reduction
+
+    if reduction(1) < target_reduction:
+        raise ConfigError(
+            f"The target reduction {target_reduction:.1%} cannot be reached: layers "
+            f"{','.join(map(str, config.layers))} save at most {reduction(1):.1%}. Name more layers."
+        )
+    low, high = 1, 1000
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if reduction(middle) >= target_reduction else (low, middle - 1)
+    return dataclasses.replace(config, keep_rate=low / 1000)
+
+
+def _count_layers(
+    backbone: nn.Module, config: TosaConfig | None, keep_rates: dict[int, float]
+) -> Iterator[LayerFlops]:
+    tokens = _num_tokens(backbone)
+    prefix: int = backbone.num_prefix_tokens  # type: ignore[assignment]
+    for layer, block in enumerate(backbone.blocks, start=1):  # type: ignore[arg-type]
+        dense = _block_macs(block, tokens)
+        if config is None or layer not in keep_rates:
+            feeding = config is not None and layer + 1 in keep_rates and layer in config.feeding_layers
+            yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
+            continue
+        kept = num_kept(tokens, keep_rates[layer], prefix)
+        per_head = config.selection == "per-head"
+        macs = _per_head_block_macs(block, tokens, kept) if per_head else _block_macs(block, kept)
+        feeder = backbone.blocks[layer - 2]  # type: ignore[index]
+        yield LayerFlops(layer, "tosa", tokens, kept, dense, macs, _selector_macs(feeder, config, tokens))
+
+
+def _num_tokens(backbone: nn.Module) -> int:
+    return int(backbone.patch_embed.num_patches) + backbone.num_prefix_tokens  # type: ignore[union-attr, arg-type, operator]
+
+
+def _linear_macs(module: nn.Module) -> int:
+    """MACs of all linear layers of a module for one token."""
+    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def _block_macs(block: nn.Module, tokens: int) -> int:
+    return tokens * _linear_macs(block) + 2 * tokens * tokens * _attention_dim(block)
+
+
+def _per_head_block_macs(block: nn.Module, tokens: int, kept: int) -> int:
+    # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
+    projection = _linear_macs(block.attn.qkv)  # type: ignore[arg-type, union-attr]
+    return (
+        kept * projection + tokens * (_linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
+    )
+
+
+def _attention_dim(block: nn.Module) -> int:
+    attention = getattr(block, "attn", block)
+    return attention.num_heads * attention.head_dim
+
+
+def _selector_macs(feeder: nn.Module, config: TosaConfig, tokens: int) -> int:
+    if not config.reads_maps:
+        return 0
+    rows = num_query_rows(tokens, config.query_rows)
+    # The full map is computed once and used for the attention itself; a few rows are computed beside it.
+    logits = 0 if rows == tokens else rows * tokens * _attention_dim(feeder)
+    if config.selector != "attention":
+        return logits
+    return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
+
+
+def _embed_macs(backbone: nn.Module) -> int:
+    embed = backbone.patch_embed
+    if type(embed) is PatchEmbed:
+        return int(embed.num_patches) * embed.proj.weight.numel()  # type: ignore[union-attr, operator, arg-type]
+    # A convolutional stem has shapes of its own; PyTorch counts it without computing anything.
+    size = (1, backbone.in_chans, *embed.img_size)  # type: ignore[misc, union-attr]
+    with FlopCounterMode(display=False) as counter:
+        _on_meta(embed)(torch.empty(size, device="meta"))  # type: ignore[arg-type]
+    return counter.get_total_flops() // 2
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to("meta").eval()
+
+
+def _head_macs(backbone: nn.Module) -> int:
+    heads = [getattr(backbone, name, None) for name in ("head", "head_dist")]
+    macs = sum(_linear_macs(head) for head in heads if head is not None)
+    pool = getattr(backbone, "attn_pool", None)
+    if pool is None:
+        return macs
+    tokens = _num_tokens(backbone)
+    if not backbone.pool_include_prefix:
+        tokens -= backbone.num_prefix_tokens  # type: ignore[operator]
+    if isinstance(pool, AttentionPoolLatent):
+        keys = _linear_macs(pool.kv)
+        dim = pool.num_heads * pool.head_dim
+        return macs + tokens * keys + pool.latent_len * (_linear_macs(pool) - keys + 2 * tokens * dim)
+    with FlopCounterMode(display=False) as counter:
+        _on_meta(pool)(torch.empty(1, tokens, backbone.embed_dim, device="meta"))  # type: ignore[arg-type]
+    return macs + counter.get_total_flops() // 2
+
+
+def _norm_macs(backbone: nn.Module) -> int:
+    tokens = _num_tokens(backbone)
+    norms = (nn.LayerNorm, RmsNorm, RmsNorm2d)
+    in_layers = sum(
+        math.prod(norm.normalized_shape) for norm in backbone.modules() if isinstance(norm, norms)
+    )
+    return NORM_MACS_PER_ELEMENT * tokens * in_layers

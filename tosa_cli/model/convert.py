@@ -1,0 +1,82 @@
+"""Conversion: check first, then insert selectors, then prove that nothing else changed (DESIGN: identity)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from tosa_cli.config import TosaConfig
+from tosa_cli.errors import IdentityError
+from tosa_cli.model.selection import gather_tokens, scatter_tokens
+from tosa_cli.model.tosa_vit import TosaViT
+
+IDENTITY_TOLERANCE = 1e-4
+"""Largest accepted difference, relative to the largest value of the output: float32 rounding stays well below."""
+
+
+def insert_selectors(backbone: nn.Module, config: TosaConfig) -> TosaViT:
+    """Turn a timm ViT into a ToSA model and check that with every token kept it equals its source.
+
+    Args:
+        backbone: A timm ViT, which becomes part of the new model.
+        config: Where and how tokens are selected.
+
+    Returns:
+        The ToSA model, in evaluation mode.
+
+    Raises:
+        UnsupportedModelError: If the model is of a type that cannot be converted.
+        ConfigError: If the model does not have the layers asked for.
+        IdentityError: If the check fails.
+    """
+    model = TosaViT(backbone, config).eval()
+    check_identity(model)
+    return model
+
+
+@torch.no_grad()
+def check_identity(model: TosaViT) -> float:
+    """Check on a real forward pass that selection alone changes nothing.
+
+    Two things are compared with the source model. The whole model at keep rate 1.0, which goes through selection,
+    gathering and scattering; and each ToSA layer on its tokens in a shuffled order, put back in place, which shows
+    that the layer does not depend on where a token stands.
+
+    Args:
+        model: The ToSA model, in evaluation mode.
+
+    Returns:
+        Largest absolute difference of final tokens and outputs.
+
+    Raises:
+        IdentityError: If a difference is beyond rounding, or a value is not finite.
+    """
+    keep_all = copy.copy(model)
+    keep_all.keep_rates = dict.fromkeys(model.keep_rates, 1.0)
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    size = (2, model.in_chans, *model.patch_embed.img_size)  # type: ignore[misc]
+    images = torch.randn(size, generator=generator).to(parameter)
+    expected = model.backbone.forward_features(images)
+    tokens = keep_all.forward_features(images)
+    difference = _compare("the final tokens", expected, tokens)
+    output, logits = model.backbone.forward_head(expected), keep_all.forward_head(tokens)
+    difference = max(difference, _compare("the output", output, logits))
+    for layer in model.keep_rates:
+        block = model.blocks[layer - 1]
+        order = torch.randperm(tokens.shape[1], generator=generator).to(tokens.device).expand(len(tokens), -1)
+        shuffled = scatter_tokens(tokens, order, block(gather_tokens(tokens, order)))
+        difference = max(difference, _compare(f"layer {layer} on shuffled tokens", block(tokens), shuffled))
+    return difference
+
+
+def _compare(what: str, expected: Tensor, actual: Tensor) -> float:
+    difference = (expected - actual).abs().max().item()
+    scale = max(1.0, expected.abs().max().item())
+    tolerance = IDENTITY_TOLERANCE if expected.dtype == torch.float32 else 100 * IDENTITY_TOLERANCE
+    if not difference <= tolerance * scale:
+        raise IdentityError(
+            f"With every token kept, {what} should equal the source model's, but differs by {difference:.2g}. "
+            f"Nothing was written. Please report the model's name."
+        )
+    return difference

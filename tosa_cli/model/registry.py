@@ -1,0 +1,52 @@
+"""The one generic entry point in timm's registry: `tosa_vit` rebuilds any converted model from its config.json."""
+
+from typing import Any
+
+import timm.models._registry as timm_registry
+from timm.models._builder import build_model_with_cfg
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from tosa_cli.config import TosaConfig
+from tosa_cli.model.tosa_vit import TosaViT
+
+ARCHITECTURE = "tosa_vit"
+
+
+def build(base_architecture: str, **model_args: Any) -> TosaViT:
+    """Build a ToSA model without its weights.
+
+    Args:
+        base_architecture: timm's name of the source architecture.
+        model_args: Settings of `TosaConfig` by name; the rest goes to timm's `create_model`.
+
+    Raises:
+        ConfigError: If a setting is wrong.
+        UnsupportedModelError: If the architecture cannot be converted.
+    """
+    names = TosaConfig.field_names()
+    config = TosaConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
+    backbone = timm_registry.model_entrypoint(base_architecture)(pretrained=False, **model_args)
+    return TosaViT(backbone, config)
+
+
+def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's entry point for converted models: `timm.create_model("hf-hub:org/name", pretrained=True)`."""
+    return build_model_with_cfg(
+        build,
+        ARCHITECTURE,
+        pretrained,
+        pretrained_filter_fn=_fit_to_model,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def _fit_to_model(state: dict[str, Tensor], model: TosaViT) -> dict[str, Tensor]:
+    # timm's own filter resamples the position embedding where the model is built for another image size; it reads
+    # the size of the saved one from here.
+    model.backbone.pretrained_model_args = model.pretrained_model_args  # type: ignore[assignment]
+    return checkpoint_filter_fn(state, model.backbone)  # type: ignore[arg-type]
+
+
+timm_registry.register_model(tosa_vit)

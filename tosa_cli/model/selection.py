@@ -1,0 +1,99 @@
+"""Choosing tokens and applying the choice: pure functions (paper, section 2.1)."""
+
+import torch
+from torch import Tensor
+
+
+def num_kept(num_tokens: int, keep_rate: float, num_prefix_tokens: int) -> int:
+    """How many tokens a ToSA layer computes: K = round(keep_rate * N), at least the prefix tokens and one more."""
+    return min(num_tokens, max(round(keep_rate * num_tokens), num_prefix_tokens + 1))
+
+
+def num_query_rows(num_tokens: int, query_rows: int | str) -> int:
+    """How many query rows M a selector reads of a map of `num_tokens` rows."""
+    return num_tokens if query_rows == "all" else min(int(query_rows), num_tokens)
+
+
+def take_query_rows(query: Tensor, query_rows: int | str) -> Tensor:
+    """Take evenly spread query rows, the first and the last among them.
+
+    A column sum is a mean over the queries times their number, so a few rows estimate it.
+
+    Args:
+        query: Queries of all tokens, (B, H, N, head_dim).
+        query_rows: Number of rows M, or `"all"`.
+
+    Returns:
+        Queries (B, H, M, head_dim).
+    """
+    num_tokens = query.shape[2]
+    rows = num_query_rows(num_tokens, query_rows)
+    if rows == num_tokens:
+        return query
+    indices = torch.linspace(0, num_tokens - 1, rows, device=query.device).round().long()
+    return query.index_select(2, indices)
+
+
+def column_sum(maps: Tensor) -> Tensor:
+    """Importance of each token: the attention it receives, summed over the query rows (paper 2.1).
+
+    Args:
+        maps: Attention maps (B, H, M, N).
+
+    Returns:
+        Importance (B, H, N), in float32.
+    """
+    return maps.sum(dim=2, dtype=torch.float32)
+
+
+def choose_tokens(importance: Tensor, num_kept: int, num_prefix_tokens: int) -> Tensor:
+    """Choose the most important tokens; prefix tokens are always chosen.
+
+    Args:
+        importance: One score a token, (..., N).
+        num_kept: Number of tokens K to choose, prefix tokens included.
+        num_prefix_tokens: Number of class, distillation and register tokens, which come first.
+
+    Returns:
+        Keep indices (..., K) in rising order.
+    """
+    patches = importance[..., num_prefix_tokens:]
+    chosen = patches.topk(num_kept - num_prefix_tokens, dim=-1, sorted=False).indices.sort(dim=-1).values
+    prefix = torch.arange(num_prefix_tokens, device=importance.device).expand(*importance.shape[:-1], -1)
+    return torch.cat([prefix, chosen + num_prefix_tokens], dim=-1)
+
+
+def gather_tokens(tokens: Tensor, keep_indices: Tensor) -> Tensor:
+    """Take the selected tokens out.
+
+    Args:
+        tokens: All tokens (B, N, D).
+        keep_indices: Indices (B, K).
+
+    Returns:
+        Selected tokens (B, K, D).
+    """
+    batch, _, dim = tokens.shape
+    selected = tokens.flatten(0, 1).index_select(0, _flat_indices(tokens, keep_indices))
+    return selected.view(batch, -1, dim)
+
+
+def scatter_tokens(tokens: Tensor, keep_indices: Tensor, selected: Tensor) -> Tensor:
+    """Put the selected tokens back in their old places; the others stay as they are (paper Eq. 4).
+
+    Args:
+        tokens: All tokens (B, N, D).
+        keep_indices: Indices (B, K).
+        selected: New values of the selected tokens (B, K, D).
+
+    Returns:
+        All tokens (B, N, D), a new tensor.
+    """
+    flat = tokens.flatten(0, 1).index_copy(0, _flat_indices(tokens, keep_indices), selected.flatten(0, 1))
+    return flat.view_as(tokens)
+
+
+def _flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:
+    # One row index into (B * N, D): whole rows are copied, which a gather with an expanded index would not do.
+    offsets = torch.arange(tokens.shape[0], device=tokens.device) * tokens.shape[1]
+    return (indices + offsets[:, None]).flatten()

@@ -1,0 +1,66 @@
+"""The token selector (paper, section 2.2)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EXPANSION = 4
+"""Hidden channels of the selector, in heads: H -> 4H -> H."""
+
+
+class AttentionSelector(nn.Module):
+    """Predicts the attention maps of a ToSA layer from the attention logits of its feeding layer.
+
+    Two 1-D convolutions with a ReLU between; the heads are the channels, the convolution runs along the keys, one
+    query row at a time; then log-softmax over the keys. A new selector passes its input through, so before any
+    training it selects what the feeding layer attends to, and training starts from there.
+
+    Args:
+        num_heads: Number of attention heads H.
+        kernel_size: Kernel size along the keys; 1 works at every resolution.
+    """
+
+    def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        hidden = EXPANSION * num_heads
+        self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=kernel_size // 2)
+        self.conv2 = nn.Conv1d(hidden, num_heads, kernel_size, padding=kernel_size // 2)
+        self._init_as_identity(num_heads, kernel_size // 2)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Predict the next maps.
+
+        Args:
+            logits: Scaled attention logits QK^T of the feeding layer, (B, H, M, N).
+
+        Returns:
+            Logarithm of the predicted maps, (B, H, M, N), in float32; its exponential sums to 1 over the keys.
+        """
+        logits = logits.to(self.conv1.weight.dtype)
+        hidden = _convolve_along_keys(self.conv1, logits).relu()
+        return F.log_softmax(_convolve_along_keys(self.conv2, hidden).float(), dim=-1)
+
+    @torch.no_grad()
+    def _init_as_identity(self, num_heads: int, center: int) -> None:
+        # x = relu(x) - relu(-x): the first 2H hidden channels carry the input through; the others keep their
+        # random input weights and enter the output only as training gives them a weight.
+        identity = torch.eye(num_heads)
+        self.conv1.weight[: 2 * num_heads] = 0
+        self.conv1.weight[:num_heads, :, center] = identity
+        self.conv1.weight[num_heads : 2 * num_heads, :, center] = -identity
+        self.conv2.weight.zero_()
+        self.conv2.weight[:, :num_heads, center] = identity
+        self.conv2.weight[:, num_heads : 2 * num_heads, center] = -identity
+        nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+
+def _convolve_along_keys(conv: nn.Conv1d, maps: Tensor) -> Tensor:
+    """Apply a 1-D convolution to each query row of maps (B, C, M, N)."""
+    batch, _, rows, keys = maps.shape
+    if conv.kernel_size == (1,):
+        # The same as a matrix product, which is some fifty times faster than a convolution of so few channels.
+        weight = conv.weight.squeeze(-1).expand(batch, -1, -1)
+        return torch.baddbmm(conv.bias[:, None], weight, maps.flatten(2)).unflatten(2, (rows, keys))
+    output = conv(maps.transpose(1, 2).flatten(0, 1))
+    return output.unflatten(0, (batch, rows)).transpose(1, 2)

@@ -1,0 +1,93 @@
+"""Recipes: settings as data, one section a command. Imports no torch.
+
+A recipe has a header (`name`, `description`, `expected`, `command`) and the sections `convert`, `distill`, `finetune`,
+whose keys are the names of the command-line options. The same shape is saved in every model folder as what made it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tosa_cli.config import TosaConfig, check_keys
+from tosa_cli.errors import ConfigError
+from tosa_cli.train.config import DistillConfig, FinetuneConfig
+
+CONVERT_KEYS = (*TosaConfig.field_names(), "source", "img_size", "num_classes", "architecture", "pretrained",
+                "target_reduction")
+SECTIONS = {
+    "convert": CONVERT_KEYS,
+    "distill": DistillConfig.field_names(),
+    "finetune": FinetuneConfig.field_names(),
+}
+HEADER = ("name", "description", "expected", "command")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for the commands, and what to expect of them.
+
+    Attributes:
+        name: Name of the recipe; its file's stem.
+        description: What it is for.
+        expected: What came out when it was run, with conditions; or that it was not run.
+        command: The commands that run it.
+        sections: Settings of each command.
+    """
+
+    name: str
+    description: str = ""
+    expected: str = ""
+    command: str = ""
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come with the package are: inside the wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def list_recipes() -> list[Recipe]:
+    """All recipes that come with the package, by name."""
+    return [load_recipe(path.stem) for path in sorted(recipes_folder().glob("*.yaml"))]
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name: Name of a recipe that comes with the package, or path of a YAML file.
+
+    Raises:
+        ConfigError: If there is no such recipe, or it has an unknown section or key, or a wrong value.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(path.stem for path in sorted(recipes_folder().glob("*.yaml")))
+        raise ConfigError(f"There is no recipe {name!r}. Known: {known}; or give the path of a .yaml file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"The recipe {path} cannot be read ({reason}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The recipe {path} should hold sections such as convert: and distill:.")
+    check_keys(values, (*HEADER, *SECTIONS, "versions"), "recipe section")
+    sections = {}
+    for section, valid in SECTIONS.items():
+        content = values.get(section) or {}
+        if not isinstance(content, dict):
+            raise ConfigError(f"The section {section} of the recipe {path} should hold settings, one a line.")
+        check_keys(content, valid, f"setting in the section {section} of {path.name}:")
+        sections[section] = content
+    header = {key: str(values.get(key, "")).strip() for key in HEADER}
+    return Recipe(**{**header, "name": header["name"] or path.stem}, sections=sections)
+
+
+def dump_recipe(sections: Mapping[str, Mapping[str, Any]], versions: Mapping[str, str]) -> str:
+    """What made a model, as YAML that `load_recipe` reads."""
+    values = {**{name: dict(content) for name, content in sections.items()}, "versions": dict(versions)}
+    return "# What made this model.\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
