@@ -13,6 +13,9 @@ FORMAT_VERSION = 1
 Selector = Literal["attention", "previous", "random"]
 Selection = Literal["shared", "per-head"]
 Bypass = Literal["identity"]
+Stage = Literal["converted", "distilled", "finetuned"]
+
+COMMANDS: dict[str, str] = {"converted": "convert", "distilled": "distill", "finetuned": "finetune"}
 
 # Selectors that read the attention logits of the layer before, and so need a standard layer there.
 MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "previous"})
@@ -145,6 +148,58 @@ class TosaConfig:
         for layer, rate in self.keep_rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
                 raise ConfigError(f"The keep rate of layer {layer} is {rate!r}, but must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a converted model comes from; it never changes what the model computes.
+
+    Attributes:
+        format_version: Version of the folder's format.
+        stage: The last thing done to the model.
+        source: The source as the user named it.
+        base_model: Its name: the timm name or the Hub id.
+        base_hub_id: Its id on the Hugging Face Hub, if it comes from there.
+        base_revision: Its revision there, if one was named.
+        license: Its license.
+        steps: Settings of each command that made the model.
+        results: What was measured on it, with conditions.
+    """
+
+    format_version: int = FORMAT_VERSION
+    stage: Stage = "converted"
+    source: str = ""
+    base_model: str = ""
+    base_hub_id: str | None = None
+    base_revision: str | None = None
+    license: str | None = None
+    steps: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as plain JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Provenance":
+        """Read the values, strictly.
+
+        Raises:
+            ConfigError: If the format is newer than this version of tosa, or a key is unknown.
+        """
+        version = values.get("format_version")
+        if not _is_int(version) or version < 1:
+            raise ConfigError(f"format_version should be a whole number from 1 up, but is {version!r}.")
+        if version > FORMAT_VERSION:
+            raise ConfigError(f"The folder has format_version {version}, but this tosa reads up to {FORMAT_VERSION}: "
+                              f"run `pip install -U tosa-cli`.")
+        check_keys(values, (field.name for field in dataclasses.fields(cls)), "key in the tosa block:")
+        return cls(**values)
+
+    def after(self, stage: Stage, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> "Provenance":
+        """The provenance after one more step; figures measured before it no longer hold and are dropped."""
+        return dataclasses.replace(self, stage=stage, steps={**self.steps, COMMANDS[stage]: dict(settings)},
+                                   results=dict(results or {}))
 
 
 def check_keys(values: Mapping[str, Any], valid: Iterable[str], what: str) -> None:

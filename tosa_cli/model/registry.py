@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import timm.models._registry as timm_registry
+from timm.models import create_model, register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -26,10 +26,10 @@ def build(base_architecture: str, **model_args: Any) -> TosaViT:
     """
     names = TosaConfig.field_names()
     config = TosaConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
-    backbone = timm_registry.model_entrypoint(base_architecture)(pretrained=False, **model_args)
-    return TosaViT(backbone, config)
+    return TosaViT(create_model(base_architecture, pretrained=False, **model_args), config)
 
 
+@register_model
 def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's entry point for converted models: `timm.create_model("hf-hub:org/name", pretrained=True)`."""
     return build_model_with_cfg(
@@ -48,5 +48,3 @@ def _fit_to_model(state: dict[str, Tensor], model: TosaViT) -> dict[str, Tensor]
     model.backbone.pretrained_model_args = model.pretrained_model_args  # type: ignore[assignment]
     return checkpoint_filter_fn(state, model.backbone)  # type: ignore[arg-type]
 
-
-timm_registry.register_model(tosa_vit)

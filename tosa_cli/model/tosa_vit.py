@@ -11,7 +11,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.model.backbone import (
     check_supported,
     embed,
@@ -74,6 +74,7 @@ class TosaViT(nn.Module):
         # timm reads these from any model it builds or wraps.
         self.pretrained_cfg = self.default_cfg = getattr(backbone, "pretrained_cfg", {})
         self.feature_info = getattr(backbone, "feature_info", [])
+        self.provenance = Provenance()
 
     # ------------------------------------------------------------------ forward
 
@@ -223,6 +224,28 @@ class TosaViT(nn.Module):
             return checkpoint(layer, tokens)
         return layer(tokens)
 
+    @torch.no_grad()
+    def dense_logits(self, images: Tensor, layers: Iterable[int], query_rows: int | str | None = None) -> dict[int, Tensor]:
+        """Attention logits of the source model, in which every token is computed.
+
+        Args:
+            images: Images (B, C, height, width).
+            layers: Layers whose logits are read; the pass stops after the last.
+            query_rows: Number of query rows M, or `"all"`; None takes the config's.
+
+        Returns:
+            Scaled logits (B, H, M, N) of each layer.
+        """
+        wanted = frozenset(layers)
+        tokens = embed(self.backbone, images)
+        logits = {}
+        for layer, block in enumerate(self.blocks[: max(wanted)], start=1):
+            if layer in wanted:
+                tokens, logits[layer] = run_and_tap(block, tokens, query_rows or self.config.query_rows)
+            else:
+                tokens = block(tokens)
+        return logits
+
     # ------------------------------------------------------------------ parameters
 
     def selector_parameters(self) -> Iterator[nn.Parameter]:
@@ -305,10 +328,6 @@ class TosaViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
         return {_BACKBONE + name for name in self.backbone.no_weight_decay()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns for layer-wise learning rates."""
-        return self.backbone.group_matcher(coarse=coarse)
 
 
 def _strip_backbone_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:

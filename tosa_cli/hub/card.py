@@ -1,0 +1,148 @@
+"""The model card: how the model was made, how to load it, and measured numbers only."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from tosa_cli.measure.flops import FlopsReport, count_flops
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def render_card(model: TosaViT, name: str) -> str:
+    """Render the model card of a converted model.
+
+    Args:
+        model: The model; its provenance tells what was done and measured.
+        name: Name of the model.
+
+    Returns:
+        Markdown with the Hub's metadata in front.
+    """
+    provenance = model.provenance
+    flops = count_flops(model, name=name)
+    sections = [
+        f"# {name}",
+        _summary(model, flops),
+        _settings_table(model),
+        _cost_table(flops),
+        _quality(provenance.results),
+        _how_made(model),
+        _how_to_load(name),
+        _limits(model),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return f"---\n{_metadata(model, name).to_yaml()}\n---\n\n{body}\n"
+
+
+def _metadata(model: TosaViT, name: str) -> ModelCardData:
+    provenance = model.provenance
+    results = provenance.results.get("eval") or {}
+    evaluated = [
+        EvalResult(task_type="image-classification", dataset_type="image-folder", dataset_name=results["dataset"],
+                   metric_type="accuracy", metric_name=f"top-{k}", metric_value=results[f"top{k}"])
+        for k in (1, 5) if results.get(f"top{k}") is not None
+    ]
+    return ModelCardData(
+        license=provenance.license,
+        library_name="tosa",
+        tags=["tosa", "timm", "vision-transformer", "token-selection"],
+        pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
+        base_model=provenance.base_hub_id,
+        base_model_relation="finetune" if provenance.base_hub_id else None,
+        model_name=name if evaluated else None,
+        eval_results=evaluated or None,
+        ignore_metadata_errors=False,
+    )
+
+
+def _summary(model: TosaViT, flops: FlopsReport) -> str:
+    provenance = model.provenance
+    done = {
+        "converted": "Its selectors are not trained yet.",
+        "distilled": "Its selectors are trained; the backbone's weights are the source's.",
+        "finetuned": "Its selectors were trained and then frozen, and the backbone was finetuned.",
+    }[provenance.stage]
+    return (
+        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from `{provenance.base_model}`. In its ToSA layers only "
+        f"selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
+        f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
+        f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
+        f"({flops.reduction:.1%} less). {done}"
+    )
+
+
+def _settings_table(model: TosaViT) -> str:
+    rows = [f"| {key} | {_show(value)} |" for key, value in model.config.to_dict().items()]
+    return "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(rows)
+
+
+def _cost_table(flops: FlopsReport) -> str:
+    rows = [
+        f"| {layer.layer} | {layer.kind} | {layer.kept} of {layer.tokens} | {layer.macs / 1e6:.1f} | "
+        f"{layer.selector_macs / 1e6:.2f} | {layer.bypass_macs / 1e6:.2f} |"
+        for layer in flops.layers
+    ]
+    return (
+        "## Cost\n\nMACs (multiply-accumulates) of one image, in millions; FLOPs = 2 * MACs.\n\n"
+        "| layer | kind | tokens computed | MACs | selector | bypass |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
+    )
+
+
+def _quality(results: Any) -> str:
+    parts = []
+    distilled = results.get("distill")
+    if distilled:
+        rows = [
+            f"| {layer['layer']} | {layer['kl_before']:.3f} | {layer['kl_after']:.3f} | {layer['found']:.1%} | "
+            f"{layer['found_previous']:.1%} | {layer['found_random']:.1%} |"
+            for layer in distilled["layers"]
+        ]
+        parts.append(
+            f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of the "
+            f"truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
+            "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
+        )
+    measured = results.get("eval")
+    if measured:
+        parts.append(_eval_table(measured))
+    return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _eval_table(measured: dict[str, Any]) -> str:
+    dense = measured.get("dense")
+    lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
+    if dense:
+        lines.append(f"| source | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
+                     f"{dense['images_per_second']:.1f} |")
+    lines.append(f"| this model | {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['gmacs']:.3f} | "
+                 f"{measured['images_per_second']:.1f} |")
+    conditions = (f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
+                  f"batch size {measured['batch_size']}, {measured['dtype']}.")
+    return conditions + "\n\n" + "\n".join(lines)
+
+
+def _how_made(model: TosaViT) -> str:
+    steps = [f"- `tosa {command}` with " + ", ".join(f"{key} {_show(value)}" for key, value in settings.items()
+                                                     if value not in (None, "", False, ()))
+             for command, settings in model.provenance.steps.items()]
+    return "## How it was made\n\n" + "\n".join(steps) + "\n\n`recipe.yaml` has this as data." if steps else ""
+
+
+def _how_to_load(name: str) -> str:
+    return (
+        "## How to load it\n\n```python\nimport timm\nimport tosa_cli\n\n"
+        f'model = tosa_cli.load("{name}")  # a folder, or org/name on the Hub\n'
+        f'model = timm.create_model("local-dir:{name}", pretrained=True)  # the same; hf-hub:org/name on the Hub\n'
+        "```\n\n`pip install tosa-cli` first. `forward`, `forward_features` and `forward_intermediates` are timm's."
+    )
+
+
+def _limits(model: TosaViT) -> str:
+    warning = ("The source's limits hold here too. Which tokens are computed depends on the image; how many does not. ")
+    if model.provenance.stage != "finetuned":
+        warning += "The backbone was not finetuned: expect a loss of accuracy, and measure it on your task."
+    return "## Limits\n\n" + warning
+
+
+def _show(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,176 @@
+"""Saving and loading converted models: one folder, no pickle, strict keys (DESIGN: on disk)."""
+
+import dataclasses
+import json
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+import tosa_cli
+from tosa_cli.config import Provenance, TosaConfig
+from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
+from tosa_cli.hub.card import render_card
+from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.folder import atomic_folder
+from tosa_cli.hub.source import read_json, weights_error
+from tosa_cli.model.registry import ARCHITECTURE
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.recipe import dump_recipe
+
+WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
+
+
+def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        overwrite: Replace a model folder that exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: If it exists and may not be overwritten, or cannot be written.
+    """
+    folder = Path(folder)
+    with atomic_folder(folder, overwrite) as target:
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, target / WEIGHTS, metadata={"format": "pt"})
+        (target / WEIGHTS).chmod((target).stat().st_mode & 0o666)
+        config = describe(model)
+        (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
+        (target / CARD).write_text(render_card(model, folder.absolute().name), encoding="utf-8")
+    return folder
+
+
+def describe(model: TosaViT) -> dict[str, Any]:
+    """The model's config.json, in timm's shape.
+
+    Returns:
+        JSON values from which timm rebuilds the model; the block `tosa` holds provenance only.
+    """
+    backbone = model.backbone
+    with tempfile.TemporaryDirectory() as folder:
+        save_config_for_hf(backbone, str(Path(folder, CONFIG)))
+        config = read_json(Path(folder, CONFIG))
+    base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}  # type: ignore[union-attr, arg-type]
+    base_args["num_classes"] = model.num_classes
+    settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
+    config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=model.provenance.to_dict())
+    return config
+
+
+def load(
+    folder_or_repo: str | Path, *, img_size: int | tuple[int, int] | None = None, revision: str | None = None
+) -> TosaViT:
+    """Load a converted model, strictly: a missing or unknown key is an error.
+
+    Args:
+        folder_or_repo: A model folder, or the id of a Hub repository, `org/name[@revision]`.
+        img_size: Image size in pixels, one number or (height, width); None keeps the saved one.
+        revision: Revision on the Hub.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        SourceError: If there is no such folder or repository.
+        CheckpointError: If the folder is broken, foreign, or of a newer format.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    folder = _local_folder(str(folder_or_repo), revision)
+    config = read_json(folder / CONFIG)
+    provenance = _check_config(config, folder)
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder.")
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=False, img_size=img_size)
+    except TosaError as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be used: {error}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / CONFIG} does not describe a model ({reason}).") from error
+    try:
+        model.backbone.pretrained_model_args = config["model_args"]
+        model.load_state_dict(checkpoint_filter_fn(load_file(folder / WEIGHTS), model.backbone))
+    except Exception as error:
+        raise weights_error(error, str(folder)) from error
+    model.provenance = provenance
+    return model.eval()
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a converted model."""
+    try:
+        return read_json(folder / CONFIG).get("architecture") == ARCHITECTURE
+    except CheckpointError:
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {"tosa-cli": tosa_cli.__version__, "torch": str(torch.__version__), "timm": timm.__version__,
+            "accelerate": _version("accelerate")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _local_folder(name: str, revision: str | None) -> Path:
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        return path
+    repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
+    if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1:
+        raise SourceError(f"There is no model folder {path}. Make one with `tosa convert`, or name a Hub repository.")
+    try:
+        for file in (CONFIG, WEIGHTS):
+            local = hf_hub_download(repo_id, file, revision=revision or named_revision or None)
+    except Exception as error:
+        raise explain_hub_error(error, name) from error
+    return Path(local).parent
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> Provenance:
+    """Check a config.json before anything is built from it, and read its provenance."""
+    path = folder / CONFIG
+    if config.get("architecture") != ARCHITECTURE:
+        raise CheckpointError(
+            f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "
+            f"run `tosa convert {folder} --layers 2,4,6,8,10` first."
+        )
+    for key in ("model_args", "pretrained_cfg", "tosa"):
+        if not isinstance(config.get(key), dict):
+            raise CheckpointError(f"{path} should hold an object under {key!r}, but holds {config.get(key)!r}.")
+    args = config["model_args"]
+    for key in ("base_architecture", "layers"):
+        if key not in args:
+            raise CheckpointError(f"{path} lacks {key!r} under model_args.")
+    if args.get("num_classes") != config.get("num_classes"):
+        raise CheckpointError(f"{path} names {config.get('num_classes')} classes at the top, but "
+                              f"{args.get('num_classes')} under model_args: they must be the same.")
+    try:
+        TosaConfig.from_dict({key: args[key] for key in TosaConfig.field_names() if key in args})
+        return Provenance.from_dict(config["tosa"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def with_results(model: TosaViT, name: str, results: dict[str, Any]) -> None:
+    """Record what was measured on a model, for its card."""
+    model.provenance = dataclasses.replace(model.provenance, results={**model.provenance.results, name: results})
