@@ -23,7 +23,12 @@ __version__ = "0.1.0"
 
 __all__ = ["TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
 
-_LAZY = {"convert": "tosa_cli.api", "load": "tosa_cli.api", "save": "tosa_cli.api", "TosaViT": "tosa_cli.model.tosa_vit"}
+_LAZY = {
+    "convert": "tosa_cli.api",
+    "load": "tosa_cli.api",
+    "save": "tosa_cli.api",
+    "TosaViT": "tosa_cli.model.tosa_vit",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -45,7 +45,12 @@ def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
     """
     model = insert_selectors(source.model, config)
     license_name = (getattr(source.model, "pretrained_cfg", None) or {}).get("license")
-    provenance = Provenance(source=named, base_model=source.name, base_hub_id=source.hub_id,
-                            base_revision=source.revision, license=license_name)
+    provenance = Provenance(
+        source=named,
+        base_model=source.name,
+        base_hub_id=source.hub_id,
+        base_revision=source.revision,
+        license=license_name,
+    )
     model.provenance = provenance.after("converted", {"source": named, **config.to_dict()})
     return model

@@ -134,17 +134,22 @@ class TosaConfig:
         if not self.reads_maps:
             return
         if self.layers[0] == 1:
-            raise ConfigError("Layer 1 cannot be a ToSA layer: its selector needs a standard layer before it. "
-                              "Start at layer 2.")
+            raise ConfigError(
+                "Layer 1 cannot be a ToSA layer: its selector needs a standard layer before it. Start at layer 2."
+            )
         for before, layer in zip(self.layers, self.layers[1:], strict=False):
             if layer == before + 1:
-                raise ConfigError(f"Layers {before} and {layer} are adjacent, but a ToSA layer needs a standard layer "
-                                  f"before it. Leave one of them out.")
+                raise ConfigError(
+                    f"Layers {before} and {layer} are adjacent, but a ToSA layer needs a standard layer "
+                    f"before it. Leave one of them out."
+                )
 
     def _check_keep_rates(self) -> None:
         if isinstance(self.keep_rate, tuple) and len(self.keep_rate) != len(self.layers):
-            raise ConfigError(f"{len(self.keep_rate)} keep rates were given for {len(self.layers)} ToSA layers: "
-                              f"give one for all, or one a layer.")
+            raise ConfigError(
+                f"{len(self.keep_rate)} keep rates were given for {len(self.layers)} ToSA layers: "
+                f"give one for all, or one a layer."
+            )
         for layer, rate in self.keep_rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
                 raise ConfigError(f"The keep rate of layer {layer} is {rate!r}, but must be above 0 and at most 1.")
@@ -191,15 +196,20 @@ class Provenance:
         if not _is_int(version) or version < 1:
             raise ConfigError(f"format_version should be a whole number from 1 up, but is {version!r}.")
         if version > FORMAT_VERSION:
-            raise ConfigError(f"The folder has format_version {version}, but this tosa reads up to {FORMAT_VERSION}: "
-                              f"run `pip install -U tosa-cli`.")
+            raise ConfigError(
+                f"The folder has format_version {version}, but this tosa reads up to {FORMAT_VERSION}: "
+                f"run `pip install -U tosa-cli`."
+            )
         check_keys(values, (field.name for field in dataclasses.fields(cls)), "key in the tosa block:")
         return cls(**values)
 
-    def after(self, stage: Stage, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> "Provenance":
+    def after(
+        self, stage: Stage, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None
+    ) -> "Provenance":
         """The provenance after one more step; figures measured before it no longer hold and are dropped."""
-        return dataclasses.replace(self, stage=stage, steps={**self.steps, COMMANDS[stage]: dict(settings)},
-                                   results=dict(results or {}))
+        return dataclasses.replace(
+            self, stage=stage, steps={**self.steps, COMMANDS[stage]: dict(settings)}, results=dict(results or {})
+        )
 
 
 def check_keys(values: Mapping[str, Any], valid: Iterable[str], what: str) -> None:

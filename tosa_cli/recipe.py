@@ -15,8 +15,15 @@ from tosa_cli.config import TosaConfig, check_keys
 from tosa_cli.errors import ConfigError
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 
-CONVERT_KEYS = (*TosaConfig.field_names(), "source", "img_size", "num_classes", "architecture", "pretrained",
-                "target_reduction")
+CONVERT_KEYS = (
+    *TosaConfig.field_names(),
+    "source",
+    "img_size",
+    "num_classes",
+    "architecture",
+    "pretrained",
+    "target_reduction",
+)
 SECTIONS = {
     "convert": CONVERT_KEYS,
     "distill": DistillConfig.field_names(),

@@ -38,9 +38,16 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
     provenance = model.provenance
     results = provenance.results.get("eval") or {}
     evaluated = [
-        EvalResult(task_type="image-classification", dataset_type="image-folder", dataset_name=results["dataset"],
-                   metric_type="accuracy", metric_name=f"top-{k}", metric_value=results[f"top{k}"])
-        for k in (1, 5) if results.get(f"top{k}") is not None
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="image-folder",
+            dataset_name=results["dataset"],
+            metric_type="accuracy",
+            metric_name=f"top-{k}",
+            metric_value=results[f"top{k}"],
+        )
+        for k in (1, 5)
+        if results.get(f"top{k}") is not None
     ]
     return ModelCardData(
         license=provenance.license,
@@ -100,7 +107,8 @@ def _quality(results: Any) -> str:
         parts.append(
             f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of the "
             f"truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
-            "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
+            "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
+            + "\n".join(rows)
         )
     measured = results.get("eval")
     if measured:
@@ -112,19 +120,27 @@ def _eval_table(measured: dict[str, Any]) -> str:
     dense = measured.get("dense")
     lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
     if dense:
-        lines.append(f"| source | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
-                     f"{dense['images_per_second']:.1f} |")
-    lines.append(f"| this model | {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['gmacs']:.3f} | "
-                 f"{measured['images_per_second']:.1f} |")
-    conditions = (f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
-                  f"batch size {measured['batch_size']}, {measured['dtype']}.")
+        lines.append(
+            f"| source | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
+            f"{dense['images_per_second']:.1f} |"
+        )
+    lines.append(
+        f"| this model | {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['gmacs']:.3f} | "
+        f"{measured['images_per_second']:.1f} |"
+    )
+    conditions = (
+        f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
+        f"batch size {measured['batch_size']}, {measured['dtype']}."
+    )
     return conditions + "\n\n" + "\n".join(lines)
 
 
 def _how_made(model: TosaViT) -> str:
-    steps = [f"- `tosa {command}` with " + ", ".join(f"{key} {_show(value)}" for key, value in settings.items()
-                                                     if value not in (None, "", False, ()))
-             for command, settings in model.provenance.steps.items()]
+    steps = [
+        f"- `tosa {command}` with "
+        + ", ".join(f"{key} {_show(value)}" for key, value in settings.items() if value not in (None, "", False, ()))
+        for command, settings in model.provenance.steps.items()
+    ]
     return "## How it was made\n\n" + "\n".join(steps) + "\n\n`recipe.yaml` has this as data." if steps else ""
 
 
@@ -138,7 +154,7 @@ def _how_to_load(name: str) -> str:
 
 
 def _limits(model: TosaViT) -> str:
-    warning = ("The source's limits hold here too. Which tokens are computed depends on the image; how many does not. ")
+    warning = "The source's limits hold here too. Which tokens are computed depends on the image; how many does not. "
     if model.provenance.stage != "finetuned":
         warning += "The backbone was not finetuned: expect a loss of accuracy, and measure it on your task."
     return "## Limits\n\n" + warning

@@ -120,8 +120,12 @@ def is_model_folder(folder: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
-    return {"tosa-cli": tosa_cli.__version__, "torch": str(torch.__version__), "timm": timm.__version__,
-            "accelerate": _version("accelerate")}
+    return {
+        "tosa-cli": tosa_cli.__version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "accelerate": _version("accelerate"),
+    }
 
 
 def _version(package: str) -> str:
@@ -162,8 +166,10 @@ def _check_config(config: dict[str, Any], folder: Path) -> Provenance:
         if key not in args:
             raise CheckpointError(f"{path} lacks {key!r} under model_args.")
     if args.get("num_classes") != config.get("num_classes"):
-        raise CheckpointError(f"{path} names {config.get('num_classes')} classes at the top, but "
-                              f"{args.get('num_classes')} under model_args: they must be the same.")
+        raise CheckpointError(
+            f"{path} names {config.get('num_classes')} classes at the top, but "
+            f"{args.get('num_classes')} under model_args: they must be the same."
+        )
     try:
         TosaConfig.from_dict({key: args[key] for key in TosaConfig.field_names() if key in args})
         return Provenance.from_dict(config["tosa"])

@@ -109,8 +109,8 @@ def _refusal(error: HfHubHTTPError) -> str:
         )
     if status == 403:
         return (
-            f"the access token does not allow it ({message}); check the namespace, or use a token that has the right, "
-            f"from {constants.ENDPOINT}/settings/tokens"
+            f"the Hub does not allow it ({message}); check the namespace, "
+            f"or use a token that has the right, from {constants.ENDPOINT}/settings/tokens"
         )
     if status == 429 or status >= 500:
         return f"the Hub answered {status} ({message}); wait a while and try again"

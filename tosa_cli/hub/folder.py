@@ -22,7 +22,9 @@ def check_output(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             raise OutputError(f"{folder} already exists. Choose another name with -o, or pass --overwrite.")
         if not (folder / "config.json").is_file():
-            raise OutputError(f"{folder} is not a model folder and will not be overwritten. Choose another name with -o.")
+            raise OutputError(
+                f"{folder} is not a model folder and will not be overwritten. Choose another name with -o."
+            )
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -119,56 +119,48 @@ def push_folder(
             f"A pull request can only be opened on the main branch, but the revision {revision} was given: "
             "leave out --revision or --create-pr."
         )
+    # `token=True` raises for want of a token here, before the Hub answers with a message about wrong passwords.
+    api = HfApi(token=True, library_name=_LIBRARY, library_version=__version__)
     try:
-        return _push(plan, repo_id, private, revision, create_pr, commit_message, overwrite_card)
+        repo_url = api.create_repo(repo_id, private=private, exist_ok=True)
+        full_id = repo_url.repo_id  # with its namespace, which the user may leave out
+        head, is_new_branch = _find_head(api, full_id, revision)
+        _check_visibility(head, private, repo_url)
+        if not overwrite_card:
+            _check_card(api, head)
+        if revision is not None and is_new_branch:
+            api.create_branch(full_id, branch=revision, exist_ok=True)
+        # Not `upload_folder`: since 2.x that splits an upload into as many commits as it sees fit.
+        commit = api.create_commit(
+            full_id,
+            [CommitOperationAdd(file.name, plan.folder / file.name) for file in plan.files],
+            commit_message=commit_message or "Upload ToSA model",
+            revision=revision,
+            create_pr=create_pr,
+        )
     except TosaError:
         raise
     except Exception as error:
         # The client's errors have no common base: bare RuntimeError, ValueError and Exception are among them.
-        raise explain_hub_error(error, f"{repo_id} could not be pushed") from error
-
-
-def _push(
-    plan: PushPlan,
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    create_pr: bool,
-    commit_message: str | None,
-    overwrite_card: bool,
-) -> PushReport:
-    # `token=True` raises for want of a token here, before the Hub answers with a message about wrong passwords.
-    api = HfApi(token=True, library_name=_LIBRARY, library_version=__version__)
-    repo_url = api.create_repo(repo_id, private=private, exist_ok=True)
-    repo_id = repo_url.repo_id  # now with its namespace
-    try:
-        head, is_new_branch = api.model_info(repo_id, revision=revision), False
-    except RevisionNotFoundError:
-        head, is_new_branch = api.model_info(repo_id), True
-
-    _check_visibility(head, private, repo_url)
-    if not overwrite_card:
-        _check_card(api, head)
-    if revision is not None and is_new_branch:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    # Not `upload_folder`: since 2.x that splits an upload into as many commits as it sees fit.
-    commit = api.create_commit(
-        repo_id,
-        [CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=plan.folder / file.name) for file in plan.files],
-        commit_message=commit_message or "Upload ToSA model",
-        revision=revision,
-        create_pr=create_pr,
-    )
+        raise explain_hub_error(error, f"{repo_id!r} could not be pushed") from error
     return PushReport(str(repo_url), commit.commit_url, commit.pr_url, commit.oid, changed=commit.oid != head.sha)
+
+
+def _find_head(api: HfApi, repo_id: str, revision: str | None) -> tuple[ModelInfo, bool]:
+    """What a commit to `revision` would start from, and whether it is a branch yet to be made."""
+    try:
+        return api.model_info(repo_id, revision=revision), False
+    except RevisionNotFoundError:
+        return api.model_info(repo_id), True
 
 
 def _check_visibility(head: ModelInfo, private: bool | None, repo_url: str) -> None:
     # The client ignores `private` for a repository that exists: what was meant to be private would become public.
     if private is not None and head.private is not None and head.private != private:
-        actual, asked = ("private", "public") if head.private else ("public", "private")
+        actual, flag = ("private", "--no-private") if head.private else ("public", "--private")
         raise InputError(
-            f"{head.id} already exists and is {actual}, but was to be {asked}: "
-            f"change it on {repo_url}/settings, or push without --private and --public."
+            f"{head.id} already exists and is {actual}, but {flag} was given: "
+            f"change it on {repo_url}/settings, or leave out {flag}."
         )
 
 

@@ -187,7 +187,9 @@ def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     config = read_json(path / "config.json")
     architecture = config.get("architecture")
     if architecture == ARCHITECTURE:
-        raise SourceError(f"{path} is already a converted model. Convert its source instead, or run `tosa flops {path}`.")
+        raise SourceError(
+            f"{path} is already a converted model. Convert its source instead, or run `tosa flops {path}`."
+        )
     if not isinstance(architecture, str):
         kind = config.get("model_type")
         raise CheckpointError(
@@ -195,7 +197,9 @@ def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
             + (f"; it describes a transformers model of type {kind!r}, which is not read yet." if kind else ".")
         )
     if not timm.is_model(architecture):
-        raise CheckpointError(f"{path / 'config.json'} names the architecture {architecture!r}, which timm does not know.")
+        raise CheckpointError(
+            f"{path / 'config.json'} names the architecture {architecture!r}, which timm does not know."
+        )
     model = _create(f"local-dir:{path}", str(path), pretrained, args)
     return Source(model, architecture)
 
@@ -215,7 +219,9 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
         state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
         if wanted is not None and head is not None and wanted != len(head):
             state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
-            state |= {key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_dist."))}
+            state |= {
+                key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_dist."))
+            }
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -226,8 +232,10 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
 def _name_from_file(path: Path) -> str:
     known = [name for name in timm.list_models() if path.name.startswith(name)]
     if not known:
-        raise SourceError(f"The name of {path} does not tell its architecture: add --architecture, as in "
-                          f"--architecture deit_tiny_patch16_224.")
+        raise SourceError(
+            f"The name of {path} does not tell its architecture: add --architecture, as in "
+            f"--architecture deit_tiny_patch16_224."
+        )
     return max(known, key=len)
 
 

@@ -158,9 +158,7 @@ def solve_keep_rate(model: nn.Module, config: TosaConfig, target_reduction: floa
     return dataclasses.replace(config, keep_rate=low / 1000)
 
 
-def _count_layers(
-    backbone: nn.Module, config: TosaConfig | None, keep_rates: dict[int, float]
-) -> Iterator[LayerFlops]:
+def _count_layers(backbone: nn.Module, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
     tokens = _num_tokens(backbone)
     prefix: int = backbone.num_prefix_tokens  # type: ignore[assignment]
     for layer, block in enumerate(backbone.blocks, start=1):  # type: ignore[arg-type]
@@ -192,9 +190,7 @@ def _block_macs(block: nn.Module, tokens: int) -> int:
 def _per_head_block_macs(block: nn.Module, tokens: int, kept: int) -> int:
     # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
     projection = _linear_macs(block.attn.qkv)  # type: ignore[arg-type, union-attr]
-    return (
-        kept * projection + tokens * (_linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
-    )
+    return kept * projection + tokens * (_linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
 
 
 def _attention_dim(block: nn.Module) -> int:
@@ -249,7 +245,5 @@ def _head_macs(backbone: nn.Module) -> int:
 def _norm_macs(backbone: nn.Module) -> int:
     tokens = _num_tokens(backbone)
     norms = (nn.LayerNorm, RmsNorm, RmsNorm2d)
-    in_layers = sum(
-        math.prod(norm.normalized_shape) for norm in backbone.modules() if isinstance(norm, norms)
-    )
+    in_layers = sum(math.prod(norm.normalized_shape) for norm in backbone.modules() if isinstance(norm, norms))
     return NORM_MACS_PER_ELEMENT * tokens * in_layers

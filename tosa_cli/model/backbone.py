@@ -157,9 +157,7 @@ def _attend_per_head(attention: Attention, tokens: Tensor, keep_indices: Tensor)
         bias = attention.qkv.bias.view(3, heads, 1, head_dim)
         query, key, value = query + bias[0], key + bias[1], value + bias[2]
     dropout = attention.attn_drop.p if attention.training else 0.0
-    output = F.scaled_dot_product_attention(
-        attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout
-    )
+    output = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout)
     empty = output.new_zeros(batch, heads, length, head_dim)
     output = empty.scatter(2, keep_indices.unsqueeze(-1).expand(-1, -1, -1, head_dim), output)
     return output.transpose(1, 2).reshape(batch, length, attention.attn_dim)

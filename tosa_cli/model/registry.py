@@ -47,4 +47,3 @@ def _fit_to_model(state: dict[str, Tensor], model: TosaViT) -> dict[str, Tensor]
     # the size of the saved one from here.
     model.backbone.pretrained_model_args = model.pretrained_model_args  # type: ignore[assignment]
     return checkpoint_filter_fn(state, model.backbone)  # type: ignore[arg-type]
-

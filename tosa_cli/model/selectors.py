@@ -55,6 +55,23 @@ class AttentionSelector(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
 
+def attention_kl(log_predicted: Tensor, logits: Tensor) -> Tensor:
+    """KL divergence of the true attention maps from the predicted ones (paper Eq. 5).
+
+    Summed over the heads, mean over batch and query rows.
+
+    Args:
+        log_predicted: Logarithm of the predicted maps, (B, H, M, N).
+        logits: Scaled attention logits (B, H, M, N), whose softmax over the keys is the true map.
+
+    Returns:
+        A scalar, in nats.
+    """
+    target = F.log_softmax(logits.float(), dim=-1)
+    divergence = target.exp() * (target - log_predicted)
+    return divergence.sum(dim=(1, 3)).mean()
+
+
 def _convolve_along_keys(conv: nn.Conv1d, maps: Tensor) -> Tensor:
     """Apply a 1-D convolution to each query row of maps (B, C, M, N)."""
     batch, _, rows, keys = maps.shape

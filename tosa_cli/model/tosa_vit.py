@@ -71,8 +71,7 @@ class TosaViT(nn.Module):
         self.selectors.to(next(backbone.parameters()).device)
         self.register_state_dict_post_hook(_strip_backbone_prefix)
         self.register_load_state_dict_pre_hook(_add_backbone_prefix)
-        # timm reads these from any model it builds or wraps.
-        self.pretrained_cfg = self.default_cfg = getattr(backbone, "pretrained_cfg", {})
+        # timm reads this from any model it wraps.
         self.feature_info = getattr(backbone, "feature_info", [])
         self.provenance = Provenance()
 
@@ -225,7 +224,9 @@ class TosaViT(nn.Module):
         return layer(tokens)
 
     @torch.no_grad()
-    def dense_logits(self, images: Tensor, layers: Iterable[int], query_rows: int | str | None = None) -> dict[int, Tensor]:
+    def dense_logits(
+        self, images: Tensor, layers: Iterable[int], query_rows: int | str | None = None
+    ) -> dict[int, Tensor]:
         """Attention logits of the source model, in which every token is computed.
 
         Args:
@@ -257,6 +258,17 @@ class TosaViT(nn.Module):
         return self.backbone.parameters()
 
     # ------------------------------------------------------------------ timm's interface
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Image size, crop, mean, standard deviation, class names and license, as timm has them: the backbone's."""
+        return self.backbone.pretrained_cfg  # type: ignore[return-value]
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
+        architecture = self.backbone.pretrained_cfg.get("architecture")  # type: ignore[union-attr, operator]
+        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}  # type: ignore[assignment]
 
     @property
     def blocks(self) -> nn.Sequential:
@@ -302,7 +314,9 @@ class TosaViT(nn.Module):
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.backbone.set_grad_checkpointing(enable)
 
-    def set_input_size(self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None) -> None:
+    def set_input_size(
+        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
         """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
         self.backbone.set_input_size(img_size=img_size, patch_size=patch_size)
 

@@ -1,0 +1,319 @@
+"""Pushing to the Hub and loading from it, with the real client against a stub on loopback."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, hf_hub_download
+
+from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
+from tosa_cli.hub.errors import HUB_ERRORS, explain_hub_error
+from tosa_cli.hub.push import PushReport, plan_push, push_folder
+
+from .stub_hub import (
+    READ_TOKEN,
+    StubHub,
+    closed_port,
+    point_client_at,
+    start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
+)
+
+CARD = b"---\nlibrary_name: tosa\n---\n# A model\n"
+FOREIGN_CARD = b"---\nlibrary_name: timm\n---\n# Written with care\n"
+FILES = {
+    "model.safetensors": bytes(range(256)) * 64,
+    "config.json": b'{"architecture": "tosa_vit"}',
+    "README.md": CARD,
+    "recipe.yaml": b"name: mine\n",
+    "selection.png": b"\x89PNG\r\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def push(folder: Path, repo_id: str = "me/model", revision: str | None = None, create_pr: bool = False) -> PushReport:
+    return push_folder(plan_push(folder), repo_id, revision=revision, create_pr=create_pr)
+
+
+def push_error(folder: Path, repo_id: str = "me/model") -> TosaError:
+    with pytest.raises(TosaError) as failure:
+        push(folder, repo_id)
+    message = str(failure.value)
+    assert "\n" not in message and message.endswith(".")
+    return failure.value
+
+
+def download(repo_id: str, name: str, revision: str | None = None) -> bytes:
+    return Path(hf_hub_download(repo_id, name, revision=revision)).read_bytes()
+
+
+def download_error(repo_id: str, revision: str | None = None, name: str = "config.json") -> TosaError:
+    with pytest.raises(HUB_ERRORS) as failure:
+        download(repo_id, name, revision)
+    explained = explain_hub_error(failure.value, f"{repo_id} could not be loaded")
+    assert "\n" not in str(explained) and str(explained).startswith(f"{repo_id} could not be loaded: ")
+    return explained
+
+
+def test_a_plan_lists_the_files_of_a_model_and_nothing_of_its_training(folder: Path) -> None:
+    for name in ("optimizer.pt", "checkpoint.safetensors", "log.txt", ".tosa.json"):
+        (folder / name).write_bytes(b"x")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "curve.png").write_bytes(b"x")
+    plan = plan_push(folder)
+    assert [file.name for file in plan.files] == list(FILES)
+    assert {file.name: file.size_bytes for file in plan.files} == {name: len(data) for name, data in FILES.items()}
+    assert plan.total_bytes == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "README.md"])
+def test_a_folder_that_is_not_a_converted_model_is_refused(folder: Path, missing: str) -> None:
+    (folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {missing}: give a folder that `tosa convert` wrote"):
+        plan_push(folder)
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no folder"):
+        plan_push(tmp_path / "nowhere")
+
+
+def test_a_push_creates_the_repository_and_makes_exactly_one_commit(stub_hub: StubHub, folder: Path) -> None:
+    report = push(folder)
+    assert stub_hub.commits("me/model") == ["Upload ToSA model"]
+    assert stub_hub.files("me/model") == FILES
+    assert report.repo_url == f"{stub_hub.endpoint}/me/model"
+    assert report.commit_url == f"{report.repo_url}/commit/{report.oid}"
+    assert report.pr_url is None and report.changed
+
+
+def test_what_was_pushed_reads_back_byte_for_byte(stub_hub: StubHub, folder: Path) -> None:
+    report = push(folder)
+    for revision in (None, report.oid):
+        assert {name: download("me/model", name, revision) for name in FILES} == FILES
+
+
+def test_a_name_alone_goes_to_the_namespace_of_the_user(stub_hub: StubHub, folder: Path) -> None:
+    assert push(folder, "model").repo_url == f"{stub_hub.endpoint}/me/model"
+    assert stub_hub.files("me/model") == FILES
+
+
+def test_a_commit_message_is_kept(stub_hub: StubHub, folder: Path) -> None:
+    push_folder(plan_push(folder), "me/model", commit_message="Finetuned")
+    assert stub_hub.commits("me/model") == ["Finetuned"]
+
+
+@pytest.mark.parametrize("private", [True, False, None])
+def test_a_repository_is_private_when_asked_for(stub_hub: StubHub, folder: Path, private: bool | None) -> None:
+    push_folder(plan_push(folder), "me/model", private=private)
+    assert stub_hub.repos["me/model"].private is bool(private)
+
+
+def test_a_private_push_to_a_public_repository_is_refused(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("me/model", {})
+    with pytest.raises(InputError, match="exists and is public, but --private was given"):
+        push_folder(plan_push(folder), "me/model", private=True)
+    assert stub_hub.files("me/model") == {}
+
+
+def test_a_second_push_updates_the_files(stub_hub: StubHub, folder: Path) -> None:
+    push(folder)
+    (folder / "model.safetensors").write_bytes(b"better")
+    report = push(folder)
+    assert report.changed and len(stub_hub.commits("me/model")) == 2
+    assert download("me/model", "model.safetensors") == b"better"
+
+
+def test_a_push_of_the_same_files_makes_no_commit(stub_hub: StubHub, folder: Path) -> None:
+    first, second = push(folder), push(folder)
+    assert not second.changed and second.oid == first.oid
+    assert len(stub_hub.commits("me/model")) == 1
+
+
+def test_other_files_in_the_repository_stay(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("me/model", {"notes.md": b"mine"})
+    push(folder)
+    assert stub_hub.files("me/model") == {"notes.md": b"mine", **FILES}
+
+
+def test_a_new_revision_becomes_a_branch_and_leaves_main_alone(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("me/model", {"notes.md": b"mine"})
+    push(folder, revision="half/rate")
+    push(folder, revision="half/rate")
+    assert stub_hub.files("me/model") == {"notes.md": b"mine"}
+    assert stub_hub.files("me/model", "half/rate") == {"notes.md": b"mine", **FILES}
+    assert download("me/model", "README.md", "half/rate") == CARD
+
+
+def test_a_pull_request_leaves_main_alone(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("org/model", {"notes.md": b"theirs"})
+    report = push(folder, "org/model", create_pr=True)
+    assert report.pr_url == f"{stub_hub.endpoint}/org/model/discussions/1"
+    assert stub_hub.files("org/model") == {"notes.md": b"theirs"}
+    assert download("org/model", "model.safetensors", "refs/pr/1") == FILES["model.safetensors"]
+
+
+def test_a_pull_request_on_another_branch_is_refused(stub_hub: StubHub, folder: Path) -> None:
+    with pytest.raises(InputError, match="leave out --revision or --create-pr"):
+        push(folder, revision="half", create_pr=True)
+    assert stub_hub.requests == []
+
+
+@pytest.mark.parametrize("card", [FOREIGN_CARD, b"# No metadata\n", b"---\n: [broken\n---\n", b"---\n- a list\n---\n"])
+@pytest.mark.parametrize("revision", [None, "new-branch"])
+def test_a_model_card_of_another_hand_is_not_overwritten(
+    stub_hub: StubHub, folder: Path, card: bytes, revision: str | None
+) -> None:
+    stub_hub.put("me/model", {"README.md": card})
+    with pytest.raises(HubError, match="pass --overwrite-card"):
+        push(folder, revision=revision)
+    assert stub_hub.files("me/model") == {"README.md": card}
+    assert set(stub_hub.repos["me/model"].heads) == {"main"}
+
+
+def test_a_model_card_of_another_hand_is_overwritten_when_asked_for(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("me/model", {"README.md": FOREIGN_CARD})
+    push_folder(plan_push(folder), "me/model", overwrite_card=True)
+    assert stub_hub.files("me/model") == FILES
+
+
+@pytest.mark.parametrize("repo_id", ["", "a b", "me/my/model", "hf-hub:me/model", "me/model--x", "me/.model"])
+def test_an_invalid_repository_id_is_bad_input(stub_hub: StubHub, folder: Path, repo_id: str) -> None:
+    error = push_error(folder, repo_id)
+    assert isinstance(error, InputError) and "give namespace/name" in str(error)
+    assert stub_hub.requests == []
+
+
+def test_without_a_token_the_way_to_log_in_is_named(
+    stub_hub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    error = push_error(folder)
+    assert isinstance(error, HubError) and "log in with `hf auth login` or set HF_TOKEN" in str(error)
+    assert stub_hub.requests == []
+
+
+def test_a_refused_token_is_said_to_be_refused(
+    stub_hub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    error = push_error(folder)
+    assert isinstance(error, HubError) and "token was refused" in str(error)
+    assert stub_hub.repos == {}
+
+
+@pytest.mark.parametrize(("token", "repo_id"), [(READ_TOKEN, "me/model"), ("hf_write", "others/model")])
+def test_a_token_without_the_right_to_write_is_told_so(
+    stub_hub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch, token: str, repo_id: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = push_error(folder, repo_id)
+    assert isinstance(error, HubError)
+    assert "does not allow it" in str(error) and "under the namespace" in str(error)
+
+
+def test_a_message_of_the_hub_is_passed_on(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.fail("/commit/", 412, "A commit has happened since. Please refresh and try again.")
+    error = push_error(folder)
+    assert isinstance(error, HubError) and "412: A commit has happened since." in str(error)
+
+
+def test_a_hub_that_is_down_is_told_from_a_mistake(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.fail("/repos/create", 503, "Service unavailable")
+    error = push_error(folder)
+    assert isinstance(error, HubError) and "503 (Service unavailable); wait a while" in str(error)
+
+
+def test_a_failed_upload_of_the_weights_gives_its_cause(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.fail("/storage/", 403, "The storage quota is used up")
+    error = push_error(folder)
+    assert isinstance(error.__cause__, RuntimeError) and "The storage quota is used up" in str(error)
+    assert stub_hub.commits("me/model") == []
+
+
+def test_without_network_the_address_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{closed_port()}"
+    point_client_at(endpoint, monkeypatch, tmp_path)
+    error = push_error(folder)
+    assert isinstance(error, HubError) and f"{endpoint} cannot be reached" in str(error)
+
+
+def test_offline_mode_is_named(stub_hub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    error = push_error(folder)
+    assert isinstance(error, HubError) and "unset HF_HUB_OFFLINE" in str(error)
+
+
+def test_loading_says_what_does_not_exist(stub_hub: StubHub) -> None:
+    stub_hub.put("me/model", {"config.json": b"{}"})
+    repository, revision = download_error("me/nothing"), download_error("me/model", "nowhere")
+    file = download_error("me/model", name="model.safetensors")
+    assert "no such repository" in str(repository)
+    assert "no such branch, tag or commit" in str(revision)
+    assert "no file model.safetensors" in str(file)
+    assert {type(error) for error in (repository, revision, file)} == {SourceError}
+
+
+def test_a_private_repository_asks_strangers_to_log_in(stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_hub.put("me/secret", {"config.json": b"{}"}, private=True)
+    assert download("me/secret", "config.json") == b"{}"
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
+    assert "log in with `hf auth login`" in str(download_error("me/secret"))
+
+
+def test_a_gated_repository_asks_for_access(stub_hub: StubHub) -> None:
+    stub_hub.put("org/gated", {"config.json": b"{}"}, gated=True)
+    error = download_error("org/gated")
+    assert isinstance(error, HubError) and "restricted; ask for it on the repository's page" in str(error)
+
+
+def test_loading_offline_names_offline_mode(stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub_hub.put("me/model", {"config.json": b"{}"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "unset HF_HUB_OFFLINE" in str(download_error("me/model"))
+
+
+def test_loading_without_network_names_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{closed_port()}"
+    point_client_at(endpoint, monkeypatch, tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries six times, with longer and longer waits
+    assert f"{endpoint} cannot be reached" in str(download_error("me/model"))
+
+
+def test_timm_loads_a_dense_model_from_the_hub_with_equal_weights(stub_hub: StubHub, tmp_path: Path) -> None:
+    import timm
+    import torch
+    from timm.models import save_for_hf
+
+    dense = timm.create_model("test_vit", num_classes=5)
+    save_for_hf(dense, str(tmp_path / "dense"), safe_serialization=True)
+    stub_hub.put("me/dense", {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()})
+    loaded = timm.create_model("hf-hub:me/dense", pretrained=True).state_dict()
+    assert loaded.keys() == dense.state_dict().keys()
+    assert all(torch.equal(loaded[key], value) for key, value in dense.state_dict().items())
+    assert "HEAD /me/dense/resolve/main/model.safetensors" in stub_hub.requests
+
+
+def test_a_process_of_its_own_pushes_through_its_environment_and_without_torch(
+    stub_hub: StubHub, folder: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tosa_cli.hub.push import plan_push, push_folder; "
+        "push_folder(plan_push(Path(sys.argv[1])), 'me/model'); "
+        "sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    )
+    environment = stub_hub.environment(tmp_path / "home")
+    command = [sys.executable, "-c", code, str(folder)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (0, ""), process.stderr
+    assert stub_hub.files("me/model") == FILES

@@ -1,0 +1,92 @@
+"""The command `tosa`. Each command's module imports torch only when it runs."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tosa_cli import __version__
+from tosa_cli.cli import (
+    bench,
+    console,
+    convert,
+    demo,
+    distill,
+    evaluate,
+    finetune,
+    flops,
+    inspect,
+    push,
+    recipes,
+)
+from tosa_cli.errors import TosaError
+
+app = typer.Typer(
+    name="tosa",
+    help="Turns pretrained Vision Transformers into ToSA models: only the tokens that matter are computed, and every "
+    "token is still there at the end.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+app.command("convert")(convert.convert)
+app.command("distill")(distill.distill)
+app.command("finetune")(finetune.finetune)
+app.command("eval")(evaluate.evaluate)
+app.command("flops")(flops.flops)
+app.command("bench")(bench.bench)
+app.command("inspect")(inspect.inspect)
+app.command("push")(push.push)
+app.command("recipes")(recipes.recipes)
+app.command("demo")(demo.demo)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print_line(f"tosa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line: exit 0 if all went well, 1 if the work failed, 2 if the input was bad."""
+    debug = "--debug" in sys.argv[1:] or bool(os.environ.get("TOSA_DEBUG"))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except TosaError as error:
+        _report(str(error), debug)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.fail("Interrupted.")
+        sys.exit(130)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        _report(
+            f"{type(error).__name__}: {reason} This is a fault of tosa: please report it with the output of the "
+            f"same command with --debug.",
+            debug,
+        )
+        sys.exit(1)
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        console.show_traceback()
+    console.fail(message)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The one module that prints: stdout is data, stderr is talk."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Tell the user something."""
+    err.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Warn the user of something."""
+    err.print(f"Warning: {message}", style="yellow", markup=False)
+
+
+def next_command(command: str) -> None:
+    """Tell what to type next."""
+    err.print(f"Next: {command}", style="bold", markup=False)
+
+
+def fail(message: str) -> None:
+    """Say in one sentence what went wrong."""
+    err.print("Error:", style="bold red", end=" ")
+    err.print(message, markup=False)
+
+
+def show_traceback() -> None:
+    """Print the exception that is being handled."""
+    err.print(traceback.format_exc(), markup=False)
+
+
+def print_json(values: Any) -> None:
+    """Print a report as JSON on stdout."""
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:
+    """Print a table on stdout; numbers stand to the right, the first column to the left."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_footer=bool(footer))
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", footer=footer[i] if footer else "", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    width = max(out.width, out.measure(table).maximum) if not out.is_terminal else None
+    out.print(table, width=width)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stdout."""
+    out.print(text, markup=False)
+
+
+class TrainProgress:
+    """A bar with images a second and time left, where stderr is a terminal; nothing elsewhere."""
+
+    def __init__(self, bar: Progress, description: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(description, total=None, speed="", text="")
+        self._images = 0
+
+    def start(self, total: int, done: int) -> None:
+        """A run of `total` steps starts, of which `done` are behind it."""
+        self._bar.reset(self._task, total=total, completed=done)
+
+    def advance(self, num_images: int, text: str = "") -> None:
+        """One more step is done."""
+        self._images += num_images
+        elapsed = self._bar.tasks[self._task].elapsed or 0
+        speed = f"{self._images / elapsed:.1f} images/s" if elapsed else ""
+        self._bar.update(self._task, advance=1, speed=speed, text=text)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[TrainProgress]:
+    """Show the advance of long work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        yield TrainProgress(bar, description)

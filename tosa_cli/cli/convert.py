@@ -1,0 +1,168 @@
+"""`tosa convert`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tosa_cli.cli import console
+from tosa_cli.cli.flops import show_flops
+from tosa_cli.cli.options import (
+    ImgSizeOption,
+    JsonOption,
+    OutputOption,
+    OverwriteOption,
+    RecipeOption,
+    config_from,
+    parse_img_size,
+    parse_keep_rate,
+    parse_layers,
+    parse_query_rows,
+    remember_model,
+    settings_from,
+)
+from tosa_cli.errors import ConfigError
+
+
+def convert(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="timm name (deit_tiny is short for deit_tiny_patch16_224), Hub id org/name[@revision], a folder in "
+            "timm's format, or a weights file.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="ToSA layers, numbered from 1, as in 2,4,6,8,10.", show_default=False)
+    ] = None,
+    keep_rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of tokens that are computed: one number, or one a layer. [default: 0.8]", show_default=False
+        ),
+    ] = None,
+    target_reduction: Annotated[
+        float | None,
+        typer.Option(help="Find the keep rate that saves this share of the MACs, as in 0.25.", show_default=False),
+    ] = None,
+    selector: Annotated[
+        str | None, typer.Option(help="attention, previous or random. [default: attention]", show_default=False)
+    ] = None,
+    query_rows: Annotated[
+        str | None,
+        typer.Option(help="Query rows that the selector reads; all is the paper. [default: 16]", show_default=False),
+    ] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="shared or per-head. [default: shared]", show_default=False)
+    ] = None,
+    bypass: Annotated[
+        str | None, typer.Option(help="What a skipped token becomes. [default: identity]", show_default=False)
+    ] = None,
+    selector_kernel: Annotated[
+        int | None, typer.Option(help="Kernel size of the selector along the keys. [default: 1]", show_default=False)
+    ] = None,
+    img_size: ImgSizeOption = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Give the model a new head of so many classes.", show_default=False)
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="timm's name of the architecture of a weights file.", show_default=False)
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--pretrained/--no-pretrained",
+            help="Load the weights, or start at random. [default: pretrained]",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    output: OutputOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, but write nothing.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Insert selectors into a pretrained ViT and write a ToSA model.
+
+    With every token kept the new model equals its source; this is checked on a real forward pass every time.
+    """
+    settings = settings_from(
+        "convert",
+        recipe,
+        {
+            "source": source,
+            "layers": parse_layers(layers),
+            "keep_rate": parse_keep_rate(keep_rate),
+            "target_reduction": target_reduction,
+            "selector": selector,
+            "query_rows": parse_query_rows(query_rows),
+            "selection": selection,
+            "bypass": bypass,
+            "selector_kernel": selector_kernel,
+            "img_size": parse_img_size(img_size),
+            "num_classes": num_classes,
+            "architecture": architecture,
+            "pretrained": pretrained,
+        },
+    )
+    if "source" not in settings:
+        raise ConfigError("No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe.")
+    if target_reduction is not None and keep_rate is None:
+        settings.pop("keep_rate", None)
+    if "target_reduction" in settings and "keep_rate" in settings and target_reduction is not None:
+        raise ConfigError("Both --keep-rate and --target-reduction were given: pass one of them.")
+    if keep_rate is not None:
+        settings.pop("target_reduction", None)
+    _convert(settings, output, overwrite, dry_run, json)
+
+
+def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
+    config = config_from(settings)
+    folder = output or default_output(settings["source"])
+
+    from tosa_cli.api import convert_source
+    from tosa_cli.hub.checkpoint import save
+    from tosa_cli.hub.folder import check_output
+    from tosa_cli.hub.source import load_source
+    from tosa_cli.measure.flops import count_flops, solve_keep_rate
+
+    if not dry_run:
+        check_output(folder, overwrite)
+    loaded = load_source(
+        settings["source"],
+        pretrained=settings.get("pretrained", True),
+        img_size=settings.get("img_size"),
+        num_classes=settings.get("num_classes"),
+        architecture=settings.get("architecture"),
+    )
+    config.check_depth(len(loaded.model.blocks))  # type: ignore[arg-type]
+    if "target_reduction" in settings:
+        config = solve_keep_rate(loaded.model, config, settings["target_reduction"])
+        console.say(f"Keep rate {config.keep_rate} reaches the target.")
+    model = convert_source(loaded, config, settings["source"])
+    report = count_flops(model, name=folder.name)
+    console.say("Checked: with every token kept, the converted model equals its source.")
+    if not dry_run:
+        save(model, folder, overwrite=overwrite)
+        remember_model(folder)
+    if json:
+        console.print_json(report.to_dict())
+    else:
+        show_flops(report)
+    if dry_run:
+        console.say("Dry run: nothing was written.")
+    else:
+        console.say(f"Wrote {folder}.")
+        needs_training = config.selector == "attention"
+        console.next_command("tosa distill --data-dir PHOTOS" if needs_training else "tosa eval --data-dir IMAGES")
+
+
+def default_output(source: str) -> Path:
+    """The folder to write for a source when none is named: its name with `-tosa`, in this directory."""
+    name = source.partition(":")[2] if source.startswith(("hf-hub:", "local-dir:")) else source
+    name = name.rstrip("/").partition("@")[0]
+    name = Path(name).name or "model"
+    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        name = name.removesuffix(suffix)
+    return Path(f"{name}-tosa")

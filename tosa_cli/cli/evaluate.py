@@ -1,0 +1,213 @@
+"""`tosa eval`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tosa_cli.cli import console
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, parse_img_size, resolve_model
+from tosa_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tosa_cli.model.tosa_vit import TosaViT
+
+
+def evaluate(
+    model: ModelArgument = None,
+    data_dir: Annotated[str, typer.Option(help="Folder of images; class folders are the labels.")] = "",
+    dataset: Annotated[str, typer.Option(help="timm's name of the data set type: hfds/... or wds/...")] = "",
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "validation",
+    max_samples: Annotated[
+        int | None, typer.Option(help="Use so many images, evenly spread.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")] = 32,
+    workers: Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that load data.")] = 2,
+    img_size: ImgSizeOption = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
+    amp: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
+    task: Annotated[
+        Literal["auto", "classification", "features"],
+        typer.Option(
+            help="classification needs labels; features compares final tokens with the dense model's. auto: "
+            "by whether the model has a head."
+        ),
+    ] = "auto",
+    compare: Annotated[bool, typer.Option("--compare", help="Set the dense source model beside it.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the result into the model's folder.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure a model: top-1 and top-5 accuracy, GMACs and images a second.
+
+    A model without a head is measured by the cosine of its final tokens to the dense model's, which needs no labels.
+    """
+    name = resolve_model(model)
+    size = parse_img_size(img_size)
+
+    from tosa_cli.cli.training import tell_skipped
+    from tosa_cli.hub.checkpoint import load, save, with_results
+    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.train.config import TrainConfig
+    from tosa_cli.train.data import check_labels, images_to_read, open_dataset, split_indices
+    from tosa_cli.train.loop import make_accelerator
+
+    converted = load(name, img_size=size)
+    task = task if task != "auto" else ("classification" if converted.num_classes else "features")
+    opened = open_dataset(data_dir, dataset, split, batch_size=batch_size)
+    indices = split_indices(len(opened), max_samples, hold_out=False)[0] if hasattr(opened, "__getitem__") else None
+    images = images_to_read(
+        opened, converted, indices=indices, batch_size=batch_size, workers=workers, name=dataset or data_dir
+    )
+    if task == "classification":
+        check_labels(images, converted.num_classes)
+    place = make_accelerator(TrainConfig(device=device)).device
+    flops = count_flops(converted, name=name)
+    needs_dense = compare or task == "features"
+    dense = dense_model(converted, size) if needs_dense else None
+    report: dict[str, Any] = {
+        "task": task,
+        "model": name,
+        "dataset": Path(dataset or data_dir).name,
+        "gmacs": flops.gmacs,
+        "dense_gmacs": flops.dense_gmacs,
+        "reduction": flops.reduction,
+        "batch_size": batch_size,
+        "img_size": list(flops.img_size),
+        "dtype": "float32" if amp == "no" else amp,
+    }
+    with console.progress("Evaluating") as bar:
+        bar.start(-(-images.num_images // batch_size), 0)
+        measure = _classify if task == "classification" else _compare_features
+        report.update(measure(converted, dense, images, place, amp, strict, bar))
+    tell_skipped(report["skipped"])
+    if json:
+        console.print_json(report)
+    else:
+        _show(report)
+    if update_card:
+        folder = Path(name.removeprefix("local-dir:"))
+        if not folder.is_dir():
+            raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
+        original = load(name)
+        with_results(original, "eval", report)
+        save(original, folder, overwrite=True)
+        console.say(f"Wrote the result into {folder / 'README.md'}.")
+
+
+def dense_model(converted: "TosaViT", img_size: int | tuple[int, int] | None) -> "nn.Module":
+    """The dense model that a converted one came from.
+
+    Until it is finetuned the backbone has the source's weights, and is the source.
+
+    Raises:
+        TosaError: If the source of a finetuned model cannot be loaded any more.
+    """
+    from tosa_cli.hub.source import load_source
+
+    provenance = converted.provenance
+    if provenance.stage != "finetuned":
+        return converted.backbone
+    settings = provenance.steps.get("convert", {})
+    size = img_size or tuple(converted.patch_embed.img_size)  # type: ignore[arg-type]
+    try:
+        return load_source(
+            provenance.source,
+            img_size=size,
+            num_classes=converted.num_classes,
+            architecture=settings.get("architecture"),
+            pretrained=settings.get("pretrained", True),
+        ).model
+    except InputError as error:
+        raise InputError(
+            f"The dense source {provenance.source} cannot be loaded, so leave out --compare. {error}"
+        ) from error
+
+
+def _classify(
+    converted: "TosaViT", dense: "nn.Module | None", images: Any, device: Any, amp: str, strict: bool, bar: Any
+) -> dict[str, Any]:
+    from tosa_cli.measure.accuracy import measure_accuracy
+    from tosa_cli.measure.speed import device_name
+
+    models: dict[str, nn.Module] = {"tosa": converted}
+    if dense is not None:
+        models["dense"] = dense
+    measured = measure_accuracy(models, images, device=device, amp=amp, strict=strict, advance=bar.advance)
+    tosa = measured.models["tosa"]
+    report = {
+        "samples": measured.samples,
+        "skipped": measured.skipped,
+        "top1": tosa.top1,
+        "top5": tosa.top5,
+        "images_per_second": tosa.images_per_second,
+        "model_seconds": tosa.model_seconds,
+        "data_seconds": measured.data_seconds,
+        "device": device_name(device),
+    }
+    if dense is not None:
+        other = measured.models["dense"]
+        report["dense"] = {
+            "top1": other.top1,
+            "top5": other.top5,
+            "images_per_second": other.images_per_second,
+            "model_seconds": other.model_seconds,
+        }
+    return report
+
+
+def _compare_features(
+    converted: "TosaViT", dense: "nn.Module", images: Any, device: Any, amp: str, strict: bool, bar: Any
+) -> dict[str, Any]:
+    from tosa_cli.measure.features import measure_features
+    from tosa_cli.measure.speed import device_name
+
+    report = measure_features(
+        converted, dense, images, device=device, amp=amp, strict=strict, advance=bar.advance
+    ).to_dict()
+    report["dense"] = {"images_per_second": report.pop("dense_images_per_second")}
+    report["device"] = device_name(device)
+    return report
+
+
+def _show(report: dict[str, Any]) -> None:
+    rows = []
+    quality = ["top1", "top5"] if report["task"] == "classification" else ["patch_cosine", "class_cosine"]
+    if "dense" in report:
+        dense = report["dense"]
+        rows.append(
+            [
+                "dense",
+                *(_number(dense.get(key, 1.0)) for key in quality),
+                f"{report['dense_gmacs']:.3f}",
+                f"{dense['images_per_second']:.1f}",
+            ]
+        )
+    rows.append(
+        [
+            "tosa",
+            *(_number(report[key]) for key in quality),
+            f"{report['gmacs']:.3f}",
+            f"{report['images_per_second']:.1f}",
+        ]
+    )
+    names = {"top1": "top-1 %", "top5": "top-5 %", "patch_cosine": "patch cosine", "class_cosine": "class cosine"}
+    console.print_table(
+        f"{report['samples']} images of {report['dataset']}",
+        ["", *(names[key] for key in quality), "GMACs", "images/s"],
+        rows,
+    )
+    console.say(
+        f"{report['reduction']:.1%} fewer MACs. {report['device']}, {report['dtype']}, batch size "
+        f"{report['batch_size']}; images/s is the model alone, loading took {report['data_seconds']:.1f} s more."
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value > 1 else f"{value:.4f}"

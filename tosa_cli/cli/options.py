@@ -1,0 +1,216 @@
+"""What the commands share: options made from the settings, recipes below them, and the last converted model."""
+
+import inspect
+import json
+import re
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+
+from tosa_cli.cli import console
+from tosa_cli.config import TosaConfig
+from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.recipe import load_recipe
+from tosa_cli.train.config import TrainConfig
+
+STATE_FILE = Path(".tosa.json")
+"""Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
+
+SHORT_FLAGS = {"batch_size": "-b", "workers": "-j"}
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Converted model: a folder or a Hub id. Default: what the last `tosa convert` here wrote.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Settings from a recipe: a name from `tosa recipes`, or a .yaml file. Options go before it.",
+        show_default=False,
+    ),
+]
+ImgSizeOption = Annotated[
+    str | None, typer.Option(help="Image size in pixels: 224, or height,width.", show_default=False)
+]
+
+
+def with_settings(settings: type[TrainConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each setting; the values that were given arrive as the argument `settings`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+        help_texts = _help_texts(settings)
+        defaults = settings()
+        added = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_option(name, annotation, help_texts[name], getattr(defaults, name)),
+            )
+            for name, annotation in _annotations(settings).items()
+        ]
+        names = {parameter.name for parameter in added}
+
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command(**values, settings={name: value for name, value in given.items() if value is not None})
+
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def settings_from(section: str, recipe: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a command: what was given on the command line goes before what the recipe says.
+
+    Raises:
+        ConfigError: If there is no such recipe, or it is wrong.
+    """
+    base = dict(load_recipe(recipe).sections[section]) if recipe else {}
+    return {**base, **{key: value for key, value in given.items() if value is not None}}
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Read layers such as `2,4,6`.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--layers should be layer numbers with commas, as in 2,4,6; not {text!r}.") from None
+
+
+def parse_keep_rate(text: str | None) -> float | tuple[float, ...] | None:
+    """Read one keep rate, or one a layer, such as `0.8` or `0.9,0.8,0.7`.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--keep-rate should be a number, or one a layer as in 0.9,0.8; not {text!r}.") from None
+    return rates[0] if len(rates) == 1 else rates
+
+
+def parse_query_rows(text: str | None) -> int | str | None:
+    """Read `all` or a number.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if text is None or text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--query-rows should be a number or 'all', not {text!r}.") from None
+
+
+def parse_img_size(text: str | None) -> int | tuple[int, int] | None:
+    """Read an image size such as `224` or `224,320` (height, width).
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        sizes = [int(part) for part in re.split("[,x]", text)]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 2) or min(sizes, default=0) < 1:
+        raise ConfigError(f"--img-size should be a number of pixels, or height,width; not {text!r}.")
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def remember_model(folder: Path) -> None:
+    """Remember the folder that was converted last in this directory."""
+    try:
+        STATE_FILE.write_text(json.dumps({"last_model": str(folder)}) + "\n", encoding="utf-8")
+    except OSError:
+        console.warn(f"{STATE_FILE} cannot be written here, so name the model in the next command.")
+
+
+def resolve_model(model: str | None) -> str:
+    """The model that a command works on: the one named, or the last one converted in this directory.
+
+    Raises:
+        InputError: If none was named and none was converted here.
+    """
+    if model is not None:
+        return model
+    try:
+        last = json.loads(STATE_FILE.read_text(encoding="utf-8"))["last_model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            "No model was named, and none was converted in this directory. Name one, or run "
+            "`tosa convert deit_tiny --layers 2,4,6,8,10` first."
+        ) from None
+    if not Path(last).is_dir():
+        raise InputError(f"No model was named, and {last}, the last one converted here, is gone. Name one.")
+    console.say(f"Working on {last}, the last model converted here.")
+    return last
+
+
+def config_from(settings: Mapping[str, Any]) -> TosaConfig:
+    """The conversion's config from settings that may hold more.
+
+    Raises:
+        ConfigError: If a value is wrong or the layers are missing.
+    """
+    names = TosaConfig.field_names()
+    return TosaConfig.from_dict({key: value for key, value in settings.items() if key in names})
+
+
+def _annotations(settings: type) -> dict[str, Any]:
+    """Types of all settings, those of the base class first."""
+    found: dict[str, Any] = {}
+    for cls in reversed(settings.__mro__):
+        found |= {name: value for name, value in inspect.get_annotations(cls, eval_str=True).items()}
+    return found
+
+
+def _help_texts(settings: type) -> dict[str, str]:
+    """What the docstrings say about each setting."""
+    texts: dict[str, str] = {}
+    for cls in reversed(settings.__mro__):
+        attributes = inspect.getdoc(cls) or ""
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE):
+            texts[name] = " ".join(text.split()).replace("`", "")
+    return texts
+
+
+def _option(name: str, annotation: Any, text: str, default: Any) -> Any:
+    flag = f"--{name.replace('_', '-')}"
+    flags = [SHORT_FLAGS[name], flag] if name in SHORT_FLAGS else [flag]
+    kind = annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        kind = next(arg for arg in get_args(annotation) if arg is not type(None))
+    if kind is bool:
+        flags = [f"{flag}/--no-{name.replace('_', '-')}"]
+    shown = (
+        "" if default is None or default == "" else f" [default: {str(default).lower() if kind is bool else default}]"
+    )
+    return Annotated[kind | None, typer.Option(*flags, help=text + shown, show_default=False)]

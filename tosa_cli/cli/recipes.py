@@ -1,0 +1,28 @@
+"""`tosa recipes`."""
+
+from typing import Annotated
+
+import typer
+
+from tosa_cli.cli import console
+from tosa_cli.cli.options import JsonOption
+from tosa_cli.recipe import list_recipes, load_recipe, recipes_folder
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default=False)] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the recipes that come with tosa, or print one."""
+    if name is not None:
+        recipe = load_recipe(name)
+        console.print_line((recipes_folder() / f"{recipe.name}.yaml").read_text(encoding="utf-8").rstrip())
+        return
+    found = list_recipes()
+    if json:
+        console.print_json([{"name": r.name, "description": r.description, "command": r.command} for r in found])
+        return
+    for recipe in found:
+        console.print_line(recipe.name)
+        console.print_line(f"  {recipe.description}")
+    console.next_command(f"tosa convert --recipe {found[0].name}")

@@ -1,0 +1,120 @@
+"""Top-1 and top-5 accuracy and images a second, alone or beside the dense model on the same images."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import accuracy
+from torch import nn
+
+from tosa_cli.errors import DataError
+from tosa_cli.measure.speed import synchronize
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What one model does on a data set.
+
+    Attributes:
+        top1: Share of images whose class is the first guess, in percent.
+        top5: Share of images whose class is among the first five guesses, in percent.
+        images_per_second: Images a second of the model alone, without loading.
+        model_seconds: Time of the model.
+    """
+
+    top1: float
+    top5: float
+    images_per_second: float
+    model_seconds: float
+
+
+@dataclass(frozen=True)
+class AccuracyReport:
+    """What models do on the same images, each batch in turn.
+
+    Attributes:
+        samples: Images that were read and measured.
+        skipped: Images that could not be read, with the reason.
+        data_seconds: Time that loading took beyond the models'.
+        models: Result of each model by name.
+    """
+
+    samples: int
+    skipped: list[str]
+    data_seconds: float
+    models: dict[str, Accuracy]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@torch.inference_mode()
+def measure_accuracy(
+    models: dict[str, nn.Module],
+    images: Any,
+    *,
+    device: torch.device | str = "cpu",
+    amp: str = "no",
+    strict: bool = False,
+    advance: Callable[[int], None] = lambda num_images: None,
+) -> AccuracyReport:
+    """Measure classifiers on labelled images.
+
+    Args:
+        models: Models by name; each sees the same images.
+        images: `Images` to read once, in order.
+        device: Where to compute.
+        amp: Mixed precision: `no`, `bf16` or `fp16`.
+        strict: Stop at an image that cannot be read.
+        advance: Told how many images are done.
+
+    Raises:
+        DataError: If no image could be read, or one could not and `strict` is set.
+    """
+    device = torch.device(device)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    models = {name: model.to(device).eval() for name, model in models.items()}
+    correct = {name: [0.0, 0.0] for name in models}
+    seconds = dict.fromkeys(models, 0.0)
+    samples = 0
+    start = time.perf_counter()
+    for number, batch in enumerate(images.loader):
+        images.note(batch, strict)
+        if not len(batch.images):
+            continue
+        inputs, targets = batch.images.to(device), batch.targets.to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            if number == 0:
+                warm = time.perf_counter()
+                for model in models.values():
+                    model(inputs)  # the first pass of a process is slow and not counted
+                start += time.perf_counter() - warm
+            for name, model in models.items():
+                synchronize(device)
+                began = time.perf_counter()
+                output = model(inputs)
+                synchronize(device)
+                seconds[name] += time.perf_counter() - began
+                top = accuracy(output.float(), targets, topk=(1, min(5, output.shape[-1])))
+                for k, value in enumerate(top):
+                    correct[name][k] += value.item() * len(inputs)
+        samples += len(inputs)
+        advance(len(inputs))
+    if not samples:
+        raise DataError(f"None of the images of {images.name} can be read, the first is {next(iter(images.failed))}.")
+    data_seconds = time.perf_counter() - start - sum(seconds.values())
+    return AccuracyReport(
+        samples,
+        list(images.failed),
+        data_seconds,
+        {
+            name: Accuracy(
+                correct[name][0] / samples, correct[name][1] / samples, samples / seconds[name], seconds[name]
+            )
+            for name in models
+        },
+    )

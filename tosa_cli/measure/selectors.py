@@ -1,0 +1,97 @@
+"""How well selectors predict: KL divergence, and the share of the true top-K that they find."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tosa_cli.model.selection import choose_tokens, column_sum, num_kept, take_query_rows
+from tosa_cli.model.selectors import attention_kl
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+@dataclass(frozen=True)
+class SelectorQuality:
+    """One selector on held-out images.
+
+    Attributes:
+        layer: The ToSA layer.
+        kl: KL divergence of the true maps from the predicted ones, summed over heads (paper Eq. 5), in nats.
+        kl_previous: The same with the feeding layer's own map as the prediction.
+        found: Share of the true top-K patch tokens that the selector selects; true is the column sum of the dense
+            model's map of this layer over all query rows.
+        found_previous: The same for the feeding layer's own map.
+        found_random: The same for a random choice, by arithmetic.
+    """
+
+    layer: int
+    kl: float
+    kl_previous: float
+    found: float
+    found_previous: float
+    found_random: float
+
+
+@dataclass(frozen=True)
+class SelectorReport:
+    """All selectors of a model on held-out images."""
+
+    samples: int
+    layers: list[SelectorQuality]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@torch.no_grad()
+def measure_selectors(model: TosaViT, batches: Iterable[Tensor], device: torch.device | str = "cpu") -> SelectorReport:
+    """Compare what the selectors predict with the maps of the dense model.
+
+    Args:
+        model: A ToSA model whose selectors read maps.
+        batches: Images (B, C, height, width).
+        device: Where to compute.
+    """
+    model.to(device).eval()
+    layers = list(model.keep_rates)
+    samples = 0
+    sums = {layer: torch.zeros(4, dtype=torch.float64) for layer in layers}
+    shares: dict[int, float] = {}
+    for images in batches:
+        # All rows of the true map are needed to rank the tokens; the selector reads its own few of them.
+        logits = model.dense_logits(images.to(device), {*layers, *(layer - 1 for layer in layers)}, query_rows="all")
+        for layer in layers:
+            values, shares[layer] = _compare(model, layer, logits[layer - 1], logits[layer])
+            sums[layer] += values.cpu().double() * len(images)
+        samples += len(images)
+    return SelectorReport(
+        samples, [SelectorQuality(layer, *(sums[layer] / samples).tolist(), shares[layer]) for layer in layers]
+    )
+
+
+def _compare(model: TosaViT, layer: int, feeding: Tensor, true: Tensor) -> tuple[Tensor, float]:
+    """KL of selector and previous map, and share of the true top-K that each finds, as a tensor of 4; chance."""
+    prefix, length = model.num_prefix_tokens, true.shape[-1]
+    kept = num_kept(length, model.keep_rates[layer], prefix)
+    rows = model.config.query_rows
+    feeding_rows, true_rows = take_query_rows(feeding, rows), take_query_rows(true, rows)
+    previous = F.log_softmax(feeding_rows.float(), dim=-1)
+    predicted = model.selectors[str(layer)](feeding_rows) if str(layer) in model.selectors else previous
+    wanted = _chosen(column_sum(true.softmax(dim=-1, dtype=torch.float32)), kept, prefix)
+    values = [attention_kl(predicted, true_rows), attention_kl(previous, true_rows)]
+    for log_maps in (predicted, previous):
+        found = _chosen(column_sum(log_maps.exp()), kept, prefix)
+        values.append((found & wanted).sum() / wanted.sum())
+    return torch.stack(values), (kept - prefix) / (length - prefix)
+
+
+def _chosen(importance: Tensor, kept: int, prefix: int) -> Tensor:
+    """Which patch tokens importance (B, H, N) chooses, heads summed: a mask (B, N - prefix)."""
+    importance = importance.sum(dim=1)
+    indices = choose_tokens(importance, kept, prefix)
+    return torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, indices, True)[:, prefix:]

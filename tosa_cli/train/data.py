@@ -1,0 +1,333 @@
+"""Images to tensors, through timm's data sets, transforms and loaders.
+
+Added to timm's: an image that cannot be read is named and counted, never passed over in silence; and the random
+numbers of an image depend on seed, epoch and image alone, so that a resumed run sees what it would have seen.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader, resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from tosa_cli.errors import DataError
+
+MAX_CONSECUTIVE_FAILURES = 50
+
+
+class Batch(NamedTuple):
+    """Images of one step.
+
+    Attributes:
+        images: Normalised images (B, C, height, width).
+        targets: Class indices (B,); -1 where there is no label.
+        failed: Names of images that could not be read, with the reason.
+    """
+
+    images: Tensor
+    targets: Tensor
+    failed: list[str]
+
+
+class Sample(NamedTuple):
+    """One image (C, height, width), or None where it could not be read; its class; what failed."""
+
+    image: Tensor | None
+    target: int
+    failed: list[str]
+
+
+class ImageSamples(Dataset[Sample]):
+    """Some images of a timm data set.
+
+    Args:
+        dataset: timm's data set.
+        indices: Which of its images.
+        substitute: Give the next readable image in the place of a broken one, so that batches stay of one size;
+            otherwise leave it out.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int], substitute: bool, seed: int) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.substitute = substitute
+        self.seed = seed
+        self.epoch = 0
+        self.transform: Any = None  # timm's create_loader sets it
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, on which the augmentation depends."""
+        self.epoch = epoch
+
+    def __getitem__(self, position: int) -> Sample:
+        failed: list[str] = []
+        for offset in range(min(len(self), MAX_CONSECUTIVE_FAILURES)):
+            index = self.indices[(position + offset) % len(self)]
+            file, target, *_ = self.dataset.reader[index]
+            try:
+                image = Image.open(file).convert(self.dataset.input_img_mode)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                failed.append(f"{self.dataset.filename(index, absolute=True)} ({error})")
+                if not self.substitute:
+                    return Sample(None, -1, failed)
+                continue
+            with _seeded(self.seed, self.epoch, index):
+                return Sample(self.transform(image), -1 if target is None else int(target), failed)
+        raise DataError(
+            f"{len(failed)} images in a row cannot be read, the first is {failed[0]}. Check the data folder."
+        )
+
+
+class _StreamedSamples(IterableDataset[Sample]):
+    """A timm data set that can only be read in order, such as WebDataset's."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        self.dataset.set_loader_cfg(num_workers=num_workers)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for image, target in self.dataset:
+            yield Sample(image, int(target), [])
+
+
+@dataclass
+class Augmentation:
+    """Random changes to training images, by the names of timm's training script; the default is none but a crop."""
+
+    crop_scale: float = 0.35
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    reprob: float = 0.0
+
+
+@dataclass
+class Images:
+    """A loader and what it reads.
+
+    Attributes:
+        loader: Yields `Batch`.
+        samples: The data set behind it.
+        num_images: Number of images a pass.
+        num_classes: Number of classes in the labels; None where it is not known.
+        name: What to call the data.
+        failed: Images that could not be read so far; `note` adds to it.
+    """
+
+    loader: DataLoader[Any]
+    samples: Any
+    num_images: int
+    num_classes: int | None
+    name: str
+    failed: dict[str, None] = field(default_factory=dict)
+
+    def note(self, batch: Batch, strict: bool) -> None:
+        """Take note of images that could not be read.
+
+        Raises:
+            DataError: If there is one and `strict` is set.
+        """
+        self.failed.update(dict.fromkeys(batch.failed))
+        if strict and batch.failed:
+            raise DataError(f"{batch.failed[0]} cannot be read. Remove it, or leave out --strict to skip such images.")
+
+
+def open_dataset(
+    data_dir: str,
+    dataset: str = "",
+    split: str = "train",
+    *,
+    training: bool = False,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> Any:
+    """Open a data set of timm's: a folder of images, `hfds/...` or `wds/...`.
+
+    Args:
+        data_dir: Folder of images (class folders are labels), or root of the data set.
+        dataset: timm's name of the type; empty for a folder.
+        split: Split; for a folder, the sub-folder of that name if there is one.
+        training: Shuffle what can only be read in order.
+        batch_size: Images a step, which streams are cut to.
+        seed: Seed of the shuffling of streams.
+
+    Raises:
+        DataError: If it is missing or empty, or needs a package that is not installed.
+    """
+    if not dataset:
+        if not data_dir:
+            raise DataError("No images were named: pass --data-dir FOLDER.")
+        if not Path(data_dir).is_dir():
+            raise DataError(f"There is no folder {data_dir}. Pass a folder of images with --data-dir.")
+    try:
+        opened = create_dataset(
+            dataset, root=data_dir or None, split=split, is_training=training, batch_size=batch_size, seed=seed
+        )
+    except ImportError as error:
+        extra = dataset.partition("/")[0]
+        raise DataError(f"Reading {dataset} needs a package: run `pip install 'tosa-cli[{extra}]'`.") from error
+    except Exception as error:
+        if "Found 0 images" in str(error):
+            raise DataError(
+                f"{data_dir} holds no images (.jpg, .png, ...). Pass another folder with --data-dir."
+            ) from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"The data set {dataset or data_dir} cannot be opened ({reason}).") from error
+    return opened
+
+
+def split_indices(
+    num_images: int, max_samples: int | None, hold_out: bool, max_held_out: int = 500
+) -> tuple[list[int], list[int]]:
+    """Choose training and held-out images, the same ones every time, evenly spread over the data set.
+
+    Args:
+        num_images: Number of images in the data set.
+        max_samples: Largest number of images to use; None uses all.
+        hold_out: Hold out every tenth image, at least one.
+        max_held_out: Largest number of held-out images.
+
+    Returns:
+        Indices for training and held-out indices.
+    """
+    count = min(num_images, max_samples or num_images)
+    chosen = [position * num_images // count for position in range(count)]
+    if not hold_out or count < 2:
+        return chosen, []
+    num_held_out = min(max_held_out, max(1, count // 10))
+    positions = {(2 * i + 1) * count // (2 * num_held_out) for i in range(num_held_out)}
+    return [index for p, index in enumerate(chosen) if p not in positions], [chosen[p] for p in sorted(positions)]
+
+
+def images_to_read(
+    opened: Any,
+    model: nn.Module,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int,
+    workers: int = 0,
+    seed: int = 0,
+    augment: Augmentation | None = None,
+    img_size: tuple[int, int] | None = None,
+    name: str = "",
+) -> Images:
+    """Make a loader with the transforms that a model expects.
+
+    Args:
+        opened: A data set from `open_dataset`.
+        model: The model, whose `pretrained_cfg` tells size, crop, mean and standard deviation.
+        indices: Which images to read; None reads all.
+        batch_size: Images a step.
+        workers: Processes that load data.
+        seed: Seed of shuffling and augmentation.
+        augment: Shuffle and augment for training; None reads each image once, in order, as for evaluation.
+        img_size: Image size (height, width) in pixels; None takes the model's.
+        name: What to call the data.
+    """
+    config = resolve_data_config({}, model=model)
+    size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
+    streamed = isinstance(opened, IterableDataset)
+    samples: Any
+    if streamed:
+        samples = _StreamedSamples(opened)
+    else:
+        chosen = range(len(opened)) if indices is None else indices
+        samples = ImageSamples(opened, chosen, substitute=augment is not None, seed=seed)
+    augment_args: dict[str, Any] = {}
+    if augment is not None:
+        augment_args = {
+            "scale": (augment.crop_scale, 1.0),
+            "hflip": augment.hflip,
+            "color_jitter": augment.color_jitter,
+            "auto_augment": augment.auto_augment or None,
+            "re_prob": augment.reprob,
+        }
+    loader = create_loader(
+        samples,
+        input_size=(config["input_size"][0], *size),
+        batch_size=batch_size,
+        is_training=augment is not None,
+        interpolation="random"
+        if augment is not None and config["interpolation"] == "random"
+        else config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=workers,
+        collate_fn=_collate,
+        use_prefetcher=False,
+        persistent_workers=False,
+        **augment_args,
+    )
+    class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
+    return Images(loader, samples, len(samples), len(class_to_idx) if class_to_idx else None, name)
+
+
+def check_labels(images: Images, num_classes: int) -> None:
+    """Check that the labels fit the model's head.
+
+    Raises:
+        DataError: If the numbers of classes differ.
+    """
+    if num_classes == 0:
+        raise DataError("The model has no classification head. Convert its source with --num-classes to give it one.")
+    if images.num_classes is not None and images.num_classes != num_classes:
+        raise DataError(
+            f"{images.name} has {images.num_classes} classes, but the model's head has {num_classes}. Point --data-dir "
+            f"at the right folder, or convert the source with --num-classes {images.num_classes}."
+        )
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    read = [sample for sample in samples if sample.image is not None]
+    failed = [name for sample in samples for name in sample.failed]
+    if not read:
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), failed)
+    images = torch.stack([sample.image for sample in read])  # type: ignore[misc]
+    return Batch(images, torch.tensor([sample.target for sample in read]), failed)
+
+
+class _seeded:
+    """Draws random numbers that depend on the given numbers alone, and puts the old state back."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+    def __enter__(self) -> None:
+        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        random.seed(self.seed)
+        np.random.seed(self.seed)
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        random.setstate(self.states[0])
+        np.random.set_state(self.states[1])
+        torch.set_rng_state(self.states[2])

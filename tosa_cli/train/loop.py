@@ -1,0 +1,297 @@
+"""The one training loop, which serves `distill` and `finetune`: they differ by objective and settings."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tosa_cli.errors import CheckpointError, ConfigError, DataError, TrainingError
+from tosa_cli.train.checkpoint import (
+    TrainState,
+    pack_optimizer,
+    read_checkpoint,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.data import Images
+
+MAY_CHANGE_ON_RESUME = frozenset({"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad"})
+"""Settings that a resumed run may change; with any other it would be another run."""
+
+
+class Progress(Protocol):
+    """What the loop tells about its advance."""
+
+    def start(self, total: int, done: int) -> None:
+        """A run of `total` batches starts, of which `done` are behind it."""
+
+    def advance(self, num_images: int, text: str) -> None:
+        """One more batch is done."""
+
+
+class NoProgress:
+    """Tells nothing."""
+
+    def start(self, total: int, done: int) -> None:
+        """Do nothing."""
+
+    def advance(self, num_images: int, text: str) -> None:
+        """Do nothing."""
+
+
+@dataclass
+class TrainReport:
+    """What a run did.
+
+    Attributes:
+        updates: Optimizer steps, those before a resume included.
+        images: Images read in this process since its start or resume.
+        seconds: Time that took.
+        first_loss: Loss of the first batch since the start or resume.
+        last_loss: Mean loss of the last epoch's batches since the start or resume.
+        failed: Images that could not be read, with the reason.
+    """
+
+    updates: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    first_loss: float = float("nan")
+    last_loss: float = float("nan")
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second of this process."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+
+def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accelerator:
+    """Set up device, precision, processes and trackers.
+
+    Raises:
+        ConfigError: If the device or the tracker is not there.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("There is no CUDA device here: pass --device cpu, or leave --device out.")
+    try:
+        return Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.amp,
+            gradient_accumulation_steps=config.grad_accum_steps,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            log_with=config.log_with or None,
+            project_dir=str(log_dir) if log_dir else None,
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"Training cannot be set up like this: {error}") from error
+
+
+def train(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    images: Images,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    checkpoint: Path,
+    resume: bool = False,
+    make_scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
+    change_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ema: ModelEmaV3 | None = None,
+    progress: Progress | None = None,
+) -> TrainReport:
+    """Train an objective.
+
+    A resumed run ends in the same weights as one that was never interrupted: the state that matters is in the
+    checkpoint, and all random numbers of a step come from seed, epoch, step and process.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        objective: Module from images and targets to a loss; what it trains requires gradients.
+        images: Training images.
+        optimizer: Optimizer of what is trained.
+        config: The settings.
+        checkpoint: Where the checkpoint is written.
+        resume: Continue from it.
+        make_scheduler: Makes a timm schedule from the optimizer and the number of updates an epoch.
+        change_batch: Changes a batch on its way, as mixup does.
+        ema: Average of the weights to keep up to date.
+        progress: Told about the advance.
+
+    Raises:
+        DataError: If an image cannot be read and the settings are strict, or there are too few for one step.
+        TrainingError: If the loss is not finite; the checkpoint before stays.
+        CheckpointError: If there is nothing to resume, or the settings are others.
+    """
+    progress = progress or NoProgress()
+    report = TrainReport()
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    model, optimizer, loader = _prepare(accelerator, objective, optimizer, images)
+    batches_per_epoch = len(loader) - len(loader) % config.grad_accum_steps
+    if batches_per_epoch == 0:
+        raise DataError(
+            f"{images.num_images} images are too few for one step of {config.batch_size} images in each of "
+            f"{accelerator.num_processes} processes, {config.grad_accum_steps} times. Pass a smaller --batch-size."
+        )
+    updates_per_epoch = batches_per_epoch // config.grad_accum_steps
+    scheduler = make_scheduler(optimizer, updates_per_epoch) if make_scheduler else None
+    saver = _Saver(accelerator, checkpoint, config, trained, optimizer, ema)
+    epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
+    if scheduler is not None:
+        scheduler.step_update(update)
+    progress.start(batches_per_epoch * config.epochs, epoch * batches_per_epoch + batch_in_epoch)
+    started = time.perf_counter()
+    try:
+        for epoch in range(epoch, config.epochs):
+            losses: list[float] = []
+            for number, batch in _batches(loader, images, epoch, batch_in_epoch, batches_per_epoch):
+                images.note(batch, config.strict)
+                inputs, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
+                seed_step(config.seed, epoch, number, accelerator.process_index)
+                if change_batch is not None:
+                    inputs, targets = change_batch(inputs, targets)
+                with accelerator.accumulate(model):
+                    with accelerator.autocast():
+                        loss = model(inputs, targets)
+                    mean = _check_loss(accelerator, loss, update, checkpoint)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients and config.clip_grad:
+                        accelerator.clip_grad_norm_(trained.values(), config.clip_grad)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                if accelerator.sync_gradients:
+                    update += 1
+                    if ema is not None:
+                        ema.update(ema_source(accelerator, model))
+                    if scheduler is not None:
+                        scheduler.step_update(update)
+                    accelerator.log({"loss": mean, "lr": optimizer.param_groups[0]["lr"]}, step=update)
+                losses.append(mean)
+                batch_in_epoch = number + 1
+                report.images += len(inputs)
+                progress.advance(len(inputs) * accelerator.num_processes, f"loss {mean:.4f}")
+                if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
+                    saver.save(epoch, batch_in_epoch, update)
+            report.last_loss = sum(losses) / len(losses) if losses else report.last_loss
+            report.first_loss = losses[0] if losses and report.first_loss != report.first_loss else report.first_loss
+            batch_in_epoch = 0
+            if not config.checkpoint_every:
+                saver.save(epoch + 1, 0, update)
+    except KeyboardInterrupt:
+        raise TrainingError(saver.interrupted()) from None
+    report.updates, report.seconds, report.failed = update, time.perf_counter() - started, list(images.failed)
+    return report
+
+
+def seed_step(seed: int, epoch: int, batch: int, process: int) -> None:
+    """Set all random numbers of a step, so that none depends on the steps before."""
+    set_seed((seed * 1_000_003 + epoch * 10_007 + batch * 101 + process) % 2**31)
+
+
+def ema_source(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The module whose weights are averaged: the backbone."""
+    return accelerator.unwrap_model(model).model.backbone
+
+
+def _prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, images: Images
+) -> tuple[nn.Module, Any, Any]:
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    if isinstance(images.loader.dataset, torch.utils.data.IterableDataset):
+        # timm's readers of streams divide the work among the processes themselves.
+        return model, optimizer, images.loader
+    return model, optimizer, accelerator.prepare_data_loader(images.loader)
+
+
+def _batches(loader: Any, images: Images, epoch: int, skip: int, stop: int) -> Iterator[tuple[int, Any]]:
+    images.samples.set_epoch(epoch)
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    remaining = skip_first_batches(loader, skip) if skip else loader
+    if skip and hasattr(remaining, "set_epoch"):
+        remaining.set_epoch(epoch)
+    # A number of batches that is no multiple of the accumulation leaves a rest, which is left out.
+    return itertools.islice(enumerate(remaining, start=skip), stop - skip)
+
+
+def _check_loss(accelerator: Accelerator, loss: Tensor, update: int, checkpoint: Path) -> float:
+    mean = float(accelerator.reduce(loss.detach(), reduction="mean"))
+    if mean - mean != 0:
+        kept = (
+            f"The last good checkpoint is {checkpoint}: go on from it with --resume and"
+            if checkpoint.exists()
+            else "Try"
+        )
+        raise TrainingError(
+            f"The loss became {mean} after {update} steps, and training stopped. {kept} a smaller --lr."
+        )
+    return mean
+
+
+class _Saver:
+    """Writes and reads the checkpoint of a run."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        config: TrainConfig,
+        trained: dict[str, nn.Parameter],
+        optimizer: Any,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self.accelerator, self.path, self.config = accelerator, path, config
+        self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
+
+    def save(self, epoch: int, batch: int, update: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        optimizer_tensors, optimizer_numbers = pack_optimizer(self.optimizer)
+        tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.trained.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+        settings = {**self.config.to_dict(), "processes": self.accelerator.num_processes}
+        write_checkpoint(self.path, TrainState(epoch, batch, update, settings, tensors, optimizer_numbers))
+
+    @torch.no_grad()
+    def restore(self) -> tuple[int, int, int]:
+        state = read_checkpoint(self.path)
+        now = {**self.config.to_dict(), "processes": self.accelerator.num_processes}
+        for key, value in now.items():
+            if key not in MAY_CHANGE_ON_RESUME and state.settings.get(key) != value:
+                raise CheckpointError(
+                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}. Pass the same settings, "
+                    f"or leave out --resume to start anew."
+                )
+        groups = _by_prefix(state.tensors)
+        if groups.get("weights", {}).keys() != self.trained.keys():
+            raise CheckpointError(f"{self.path} belongs to another model. Leave out --resume to start anew.")
+        for name, value in groups["weights"].items():
+            self.trained[name].copy_(value)
+        unpack_optimizer(self.optimizer, groups.get("optimizer", {}), state.optimizer)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(groups["ema"])
+        return state.epoch, state.batch, state.update
+
+    def interrupted(self) -> str:
+        if self.path.exists():
+            return f"Interrupted. The last checkpoint is {self.path}: run the same command with --resume to go on."
+        return "Interrupted before the first checkpoint; the model is as it was."
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition(".")
+        groups.setdefault(prefix, {})[rest] = value
+    return groups
