@@ -193,7 +193,7 @@ class Provenance:
             ConfigError: If the format is newer than this version of tosa, or a key is unknown.
         """
         version = values.get("format_version")
-        if not _is_int(version) or version < 1:
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ConfigError(f"format_version should be a whole number from 1 up, but is {version!r}.")
         if version > FORMAT_VERSION:
             raise ConfigError(

@@ -70,8 +70,8 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
         "finetuned": "Its selectors were trained and then frozen, and the backbone was finetuned.",
     }[provenance.stage]
     return (
-        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from `{provenance.base_model}`. In its ToSA layers only "
-        f"selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
+        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from `{provenance.base_model}`. In its ToSA layers "
+        f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
         f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
         f"({flops.reduction:.1%} less). {done}"
@@ -105,8 +105,8 @@ def _quality(results: Any) -> str:
             for layer in distilled["layers"]
         ]
         parts.append(
-            f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of the "
-            f"truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
+            f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of "
+            f"the truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
             "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
             + "\n".join(rows)
         )

@@ -64,7 +64,7 @@ def describe(model: TosaViT) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(backbone, str(Path(folder, CONFIG)))
         config = read_json(Path(folder, CONFIG))
-    base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}  # type: ignore[union-attr, arg-type]
+    base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}
     base_args["num_classes"] = model.num_classes
     settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
     config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=model.provenance.to_dict())
@@ -95,7 +95,7 @@ def load(
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder.")
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=False, img_size=img_size)
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, img_size=img_size)
     except TosaError as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be used: {error}") from error
     except Exception as error:

@@ -11,11 +11,11 @@ import timm
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, SourceError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
-from tosa_cli.model.backbone import check_supported
+from tosa_cli.model.backbone import Backbone, check_supported
 from tosa_cli.model.registry import ARCHITECTURE
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
@@ -35,7 +35,7 @@ class Source:
         revision: The revision that was asked for, if any.
     """
 
-    model: nn.Module
+    model: Backbone
     name: str
     hub_id: str | None = None
     revision: str | None = None
@@ -79,7 +79,7 @@ def load_source(
         return Source(model, hub_id, hub_id, revision or None)
     name = resolve_name(source)
     model = _create(name, source, pretrained, args)
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
     return Source(model, tagged, cfg.get("hf_hub_id"))
 
@@ -145,14 +145,14 @@ def weights_error(error: Exception, what: str) -> TosaError:
     return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}).")
 
 
-def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> nn.Module:
+def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
     if not name.startswith(("hf-hub:", "local-dir:")):
         # Refuse what cannot be converted before its weights are downloaded.
         check_supported(_build(name, source, False, {}, device="meta"))
     return _build(name, source, pretrained, args).eval()
 
 
-def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> nn.Module:
+def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> Backbone:
     try:
         return timm.create_model(name, pretrained=pretrained, device=device, **args)
     except Exception as error:
@@ -216,7 +216,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
         args = {**args, "num_classes": 0 if head is None else len(head)}
     model = _build(name, str(path), False, args).eval()
     if pretrained:
-        state = checkpoint_filter_fn(state, model)  # type: ignore[arg-type]
+        state = checkpoint_filter_fn(state, model)
         if wanted is not None and head is not None and wanted != len(head):
             state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
             state |= {

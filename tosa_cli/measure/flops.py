@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import num_heads
+from tosa_cli.model.backbone import Backbone, num_heads
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
 from tosa_cli.model.tosa_vit import TosaViT
@@ -87,7 +87,7 @@ class FlopsReport:
         return dataclasses.asdict(self)
 
 
-def count_flops(model: nn.Module, config: TosaConfig | None = None, name: str = "") -> FlopsReport:
+def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "") -> FlopsReport:
     """Count the MACs of a ToSA model, or of a dense timm ViT.
 
     Args:
@@ -114,7 +114,7 @@ def count_flops(model: nn.Module, config: TosaConfig | None = None, name: str = 
     total = outside + sum(layer.macs for layer in layers) + selector + bypass
     return FlopsReport(
         model=name,
-        img_size=tuple(backbone.patch_embed.img_size),  # type: ignore[arg-type, union-attr]
+        img_size=tuple(backbone.patch_embed.img_size),
         gmacs=total / GIGA,
         dense_gmacs=dense / GIGA,
         reduction=1 - total / dense,
@@ -126,7 +126,7 @@ def count_flops(model: nn.Module, config: TosaConfig | None = None, name: str = 
     )
 
 
-def solve_keep_rate(model: nn.Module, config: TosaConfig, target_reduction: float) -> TosaConfig:
+def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float) -> TosaConfig:
     """Find the one keep rate for all ToSA layers that saves a share of the dense MACs, selector included.
 
     Args:
@@ -158,10 +158,10 @@ def solve_keep_rate(model: nn.Module, config: TosaConfig, target_reduction: floa
     return dataclasses.replace(config, keep_rate=low / 1000)
 
 
-def _count_layers(backbone: nn.Module, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
+def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
     tokens = _num_tokens(backbone)
-    prefix: int = backbone.num_prefix_tokens  # type: ignore[assignment]
-    for layer, block in enumerate(backbone.blocks, start=1):  # type: ignore[arg-type]
+    prefix: int = backbone.num_prefix_tokens
+    for layer, block in enumerate(backbone.blocks, start=1):
         dense = _block_macs(block, tokens)
         if config is None or layer not in keep_rates:
             feeding = config is not None and layer + 1 in keep_rates and layer in config.feeding_layers
@@ -170,35 +170,35 @@ def _count_layers(backbone: nn.Module, config: TosaConfig | None, keep_rates: di
         kept = num_kept(tokens, keep_rates[layer], prefix)
         per_head = config.selection == "per-head"
         macs = _per_head_block_macs(block, tokens, kept) if per_head else _block_macs(block, kept)
-        feeder = backbone.blocks[layer - 2]  # type: ignore[index]
+        feeder = backbone.blocks[layer - 2]
         yield LayerFlops(layer, "tosa", tokens, kept, dense, macs, _selector_macs(feeder, config, tokens))
 
 
-def _num_tokens(backbone: nn.Module) -> int:
-    return int(backbone.patch_embed.num_patches) + backbone.num_prefix_tokens  # type: ignore[union-attr, arg-type, operator]
+def _num_tokens(backbone: Backbone) -> int:
+    return int(backbone.patch_embed.num_patches) + backbone.num_prefix_tokens
 
 
-def _linear_macs(module: nn.Module) -> int:
+def _linear_macs(module: Backbone) -> int:
     """MACs of all linear layers of a module for one token."""
     return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def _block_macs(block: nn.Module, tokens: int) -> int:
+def _block_macs(block: Backbone, tokens: int) -> int:
     return tokens * _linear_macs(block) + 2 * tokens * tokens * _attention_dim(block)
 
 
-def _per_head_block_macs(block: nn.Module, tokens: int, kept: int) -> int:
+def _per_head_block_macs(block: Backbone, tokens: int, kept: int) -> int:
     # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
-    projection = _linear_macs(block.attn.qkv)  # type: ignore[arg-type, union-attr]
+    projection = _linear_macs(block.attn.qkv)
     return kept * projection + tokens * (_linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
 
 
-def _attention_dim(block: nn.Module) -> int:
-    attention = getattr(block, "attn", block)
+def _attention_dim(block: Backbone) -> int:
+    attention: Any = getattr(block, "attn", block)
     return attention.num_heads * attention.head_dim
 
 
-def _selector_macs(feeder: nn.Module, config: TosaConfig, tokens: int) -> int:
+def _selector_macs(feeder: Backbone, config: TosaConfig, tokens: int) -> int:
     if not config.reads_maps:
         return 0
     rows = num_query_rows(tokens, config.query_rows)
@@ -209,22 +209,22 @@ def _selector_macs(feeder: nn.Module, config: TosaConfig, tokens: int) -> int:
     return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
 
 
-def _embed_macs(backbone: nn.Module) -> int:
+def _embed_macs(backbone: Backbone) -> int:
     embed = backbone.patch_embed
     if type(embed) is PatchEmbed:
-        return int(embed.num_patches) * embed.proj.weight.numel()  # type: ignore[union-attr, operator, arg-type]
+        return int(embed.num_patches) * embed.proj.weight.numel()
     # A convolutional stem has shapes of its own; PyTorch counts it without computing anything.
-    size = (1, backbone.in_chans, *embed.img_size)  # type: ignore[misc, union-attr]
+    size = (1, backbone.in_chans, *embed.img_size)
     with FlopCounterMode(display=False) as counter:
-        _on_meta(embed)(torch.empty(size, device="meta"))  # type: ignore[arg-type]
+        _on_meta(embed)(torch.empty(size, device="meta"))
     return counter.get_total_flops() // 2
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
+def _on_meta(module: Backbone) -> nn.Module:
     return copy.deepcopy(module).to("meta").eval()
 
 
-def _head_macs(backbone: nn.Module) -> int:
+def _head_macs(backbone: Backbone) -> int:
     heads = [getattr(backbone, name, None) for name in ("head", "head_dist")]
     macs = sum(_linear_macs(head) for head in heads if head is not None)
     pool = getattr(backbone, "attn_pool", None)
@@ -232,17 +232,17 @@ def _head_macs(backbone: nn.Module) -> int:
         return macs
     tokens = _num_tokens(backbone)
     if not backbone.pool_include_prefix:
-        tokens -= backbone.num_prefix_tokens  # type: ignore[operator]
+        tokens -= backbone.num_prefix_tokens
     if isinstance(pool, AttentionPoolLatent):
         keys = _linear_macs(pool.kv)
         dim = pool.num_heads * pool.head_dim
         return macs + tokens * keys + pool.latent_len * (_linear_macs(pool) - keys + 2 * tokens * dim)
     with FlopCounterMode(display=False) as counter:
-        _on_meta(pool)(torch.empty(1, tokens, backbone.embed_dim, device="meta"))  # type: ignore[arg-type]
+        _on_meta(pool)(torch.empty(1, tokens, backbone.embed_dim, device="meta"))
     return macs + counter.get_total_flops() // 2
 
 
-def _norm_macs(backbone: nn.Module) -> int:
+def _norm_macs(backbone: Backbone) -> int:
     tokens = _num_tokens(backbone)
     norms = (nn.LayerNorm, RmsNorm, RmsNorm2d)
     in_layers = sum(math.prod(norm.normalized_shape) for norm in backbone.modules() if isinstance(norm, norms))

@@ -3,6 +3,8 @@
 This is the one list of supported model and block types. timm's modules are called as they are, never copied.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
@@ -14,11 +16,14 @@ from torch.overrides import TorchFunctionMode
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.selection import num_query_rows, take_query_rows
 
+Backbone = Any
+"""A timm ViT. timm's attributes are set in ways that type checkers cannot follow."""
+
 SUPPORTED_MODELS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled)
 SUPPORTED_BLOCKS: tuple[type[nn.Module], ...] = (Block, ResPostBlock, ParallelScalingBlock)
 
 
-def check_supported(model: nn.Module, selection: str = "shared") -> None:
+def check_supported(model: Backbone, selection: str = "shared") -> None:
     """Check that a model can be converted. The types must match exactly: a subclass may compute something else.
 
     Args:
@@ -34,7 +39,7 @@ def check_supported(model: nn.Module, selection: str = "shared") -> None:
             f"tosa converts {_names(SUPPORTED_MODELS)}. Try `tosa convert deit_tiny`."
         )
     blocks = SUPPORTED_BLOCKS if selection == "shared" else (Block,)
-    for layer, block in enumerate(model.blocks, start=1):  # type: ignore[arg-type, union-attr]
+    for layer, block in enumerate(model.blocks, start=1):
         if type(block) not in blocks:
             raise UnsupportedModelError(
                 f"Layer {layer} of {_architecture(model)} is a {type(block).__name__}, which cannot be converted "
@@ -53,13 +58,13 @@ def check_supported(model: nn.Module, selection: str = "shared") -> None:
             )
 
 
-def embed(model: nn.Module, images: Tensor) -> Tensor:
+def embed(model: Backbone, images: Tensor) -> Tensor:
     """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1."""
     tokens = model._pos_embed(model.patch_embed(images))
     return model.norm_pre(model.patch_drop(tokens))
 
 
-def num_heads(block: nn.Module) -> int:
+def num_heads(block: Backbone) -> int:
     """Number of attention heads of a supported block."""
     return getattr(block, "attn", block).num_heads
 
@@ -124,7 +129,7 @@ def run_and_tap(block: nn.Module, tokens: Tensor, query_rows: int | str) -> tupl
     return output, tap.logits
 
 
-def run_block_per_head(block: Block, tokens: Tensor, keep_indices: Tensor) -> Tensor:
+def run_block_per_head(block: Backbone, tokens: Tensor, keep_indices: Tensor) -> Tensor:
     """Run a block in which each head attends among its own selected tokens (paper Eq. 4).
 
     A head's skipped tokens get no output from that head; the output projection and the MLP see every token.
@@ -163,7 +168,7 @@ def _attend_per_head(attention: Attention, tokens: Tensor, keep_indices: Tensor)
     return output.transpose(1, 2).reshape(batch, length, attention.attn_dim)
 
 
-def _architecture(model: nn.Module) -> str:
+def _architecture(model: Backbone) -> str:
     return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"
 
 

@@ -3,10 +3,11 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import IdentityError
+from tosa_cli.model.backbone import Backbone
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -14,7 +15,7 @@ IDENTITY_TOLERANCE = 1e-4
 """Largest accepted difference, relative to the largest value of the output: float32 rounding stays well below."""
 
 
-def insert_selectors(backbone: nn.Module, config: TosaConfig) -> TosaViT:
+def insert_selectors(backbone: Backbone, config: TosaConfig) -> TosaViT:
     """Turn a timm ViT into a ToSA model and check that with every token kept it equals its source.
 
     Args:
@@ -55,8 +56,7 @@ def check_identity(model: TosaViT) -> float:
     keep_all.keep_rates = dict.fromkeys(model.keep_rates, 1.0)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    size = (2, model.in_chans, *model.patch_embed.img_size)  # type: ignore[misc]
-    images = torch.randn(size, generator=generator).to(parameter)
+    images = torch.randn(2, model.in_chans, *model.backbone.patch_embed.img_size, generator=generator).to(parameter)
     expected = model.backbone.forward_features(images)
     tokens = keep_all.forward_features(images)
     difference = _compare("the final tokens", expected, tokens)

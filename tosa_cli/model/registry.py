@@ -45,5 +45,5 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def _fit_to_model(state: dict[str, Tensor], model: TosaViT) -> dict[str, Tensor]:
     # timm's own filter resamples the position embedding where the model is built for another image size; it reads
     # the size of the saved one from here.
-    model.backbone.pretrained_model_args = model.pretrained_model_args  # type: ignore[assignment]
-    return checkpoint_filter_fn(state, model.backbone)  # type: ignore[arg-type]
+    model.backbone.pretrained_model_args = model.pretrained_model_args
+    return checkpoint_filter_fn(state, model.backbone)

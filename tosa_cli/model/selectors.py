@@ -78,6 +78,7 @@ def _convolve_along_keys(conv: nn.Conv1d, maps: Tensor) -> Tensor:
     if conv.kernel_size == (1,):
         # The same as a matrix product, which is some fifty times faster than a convolution of so few channels.
         weight = conv.weight.squeeze(-1).expand(batch, -1, -1)
-        return torch.baddbmm(conv.bias[:, None], weight, maps.flatten(2)).unflatten(2, (rows, keys))
+        bias: Tensor = conv.bias[:, None]  # type: ignore[index]
+        return torch.baddbmm(bias, weight, maps.flatten(2)).unflatten(2, (rows, keys))
     output = conv(maps.transpose(1, 2).flatten(0, 1))
     return output.unflatten(0, (batch, rows)).transpose(1, 2)

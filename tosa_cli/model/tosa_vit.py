@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.model.backbone import (
+    Backbone,
     check_supported,
     embed,
     num_heads,
@@ -56,17 +57,17 @@ class TosaViT(nn.Module):
         ConfigError: If the backbone does not have the layers asked for.
     """
 
-    def __init__(self, backbone: nn.Module, config: TosaConfig) -> None:
+    def __init__(self, backbone: Backbone, config: TosaConfig) -> None:
         super().__init__()
         check_supported(backbone, config.selection)
-        config.check_depth(len(backbone.blocks))  # type: ignore[arg-type]
-        self.backbone = backbone
+        config.check_depth(len(backbone.blocks))
+        self.backbone: Backbone = backbone
         self.config = config
         self.keep_rates = config.keep_rates
         self.selectors = nn.ModuleDict()
         if config.selector == "attention":
             for layer in config.layers:
-                heads = num_heads(backbone.blocks[layer - 2])  # type: ignore[index]
+                heads = num_heads(backbone.blocks[layer - 2])
                 self.selectors[str(layer)] = AttentionSelector(heads, config.selector_kernel)
         self.selectors.to(next(backbone.parameters()).device)
         self.register_state_dict_post_hook(_strip_backbone_prefix)
@@ -100,7 +101,7 @@ class TosaViT(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
+        indices: int | list[int] | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
@@ -262,53 +263,53 @@ class TosaViT(nn.Module):
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Image size, crop, mean, standard deviation, class names and license, as timm has them: the backbone's."""
-        return self.backbone.pretrained_cfg  # type: ignore[return-value]
+        return self.backbone.pretrained_cfg
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
         # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
-        architecture = self.backbone.pretrained_cfg.get("architecture")  # type: ignore[union-attr, operator]
-        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}  # type: ignore[assignment]
+        architecture = self.backbone.pretrained_cfg.get("architecture")
+        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
 
     @property
     def blocks(self) -> nn.Sequential:
         """The backbone's transformer blocks."""
-        return self.backbone.blocks  # type: ignore[return-value]
+        return self.backbone.blocks
 
     @property
     def num_prefix_tokens(self) -> int:
         """Number of class, distillation and register tokens."""
-        return self.backbone.num_prefix_tokens  # type: ignore[return-value]
+        return self.backbone.num_prefix_tokens
 
     @property
     def num_classes(self) -> int:
         """Number of classes of the head; 0 without a head."""
-        return self.backbone.num_classes  # type: ignore[return-value]
+        return self.backbone.num_classes
 
     @property
     def num_features(self) -> int:
         """Width of the features that `forward_features` returns."""
-        return self.backbone.num_features  # type: ignore[return-value]
+        return self.backbone.num_features
 
     @property
     def embed_dim(self) -> int:
         """Width D of the tokens."""
-        return self.backbone.embed_dim  # type: ignore[return-value]
+        return self.backbone.embed_dim
 
     @property
     def head_hidden_size(self) -> int:
         """Width of the pooled features before the classifier."""
-        return self.backbone.head_hidden_size  # type: ignore[return-value]
+        return self.backbone.head_hidden_size
 
     @property
     def in_chans(self) -> int:
         """Number of image channels."""
-        return self.backbone.in_chans  # type: ignore[return-value]
+        return self.backbone.in_chans
 
     @property
     def patch_embed(self) -> nn.Module:
         """The backbone's patch embedding."""
-        return self.backbone.patch_embed  # type: ignore[return-value]
+        return self.backbone.patch_embed
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
