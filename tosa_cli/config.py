@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 from tosa_cli.errors import ConfigError
 
 FORMAT_VERSION = 1
+ARCHITECTURE = "tosa_vit"
+"""Name of converted models in timm's registry."""
 
 Selector = Literal["attention", "previous", "random"]
 Selection = Literal["shared", "per-head"]
@@ -49,6 +51,10 @@ class TosaConfig:
     selector_kernel: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, (list, tuple)):
+            raise ConfigError(f"layers must be a list of layer numbers such as [2, 4, 6], not {self.layers!r}.")
+        if not isinstance(self.keep_rate, (int, float, list, tuple)):
+            raise ConfigError(f"keep_rate must be a number or a list of numbers, not {self.keep_rate!r}.")
         object.__setattr__(self, "layers", tuple(self.layers))
         if not isinstance(self.keep_rate, (int, float)):
             object.__setattr__(self, "keep_rate", tuple(self.keep_rate))
@@ -101,11 +107,6 @@ class TosaConfig:
         check_keys(values, cls.field_names(), "setting")
         if "layers" not in values:
             raise ConfigError("The setting 'layers' is missing: give the ToSA layers, as in layers: [2, 4, 6].")
-        layers, keep_rate = values["layers"], values.get("keep_rate", 0.8)
-        if not isinstance(layers, (list, tuple)):
-            raise ConfigError(f"layers must be a list of layer numbers such as [2, 4, 6], not {layers!r}.")
-        if not isinstance(keep_rate, (int, float, list, tuple)):
-            raise ConfigError(f"keep_rate must be a number or a list of numbers, not {keep_rate!r}.")
         return cls(**values)
 
     @classmethod
@@ -201,6 +202,11 @@ class Provenance:
                 f"run `pip install -U tosa-cli`."
             )
         check_keys(values, (field.name for field in dataclasses.fields(cls)), "key in the tosa block:")
+        if values.get("stage", "converted") not in COMMANDS:
+            raise ConfigError(f"stage must be one of {', '.join(COMMANDS)}; not {values['stage']!r}.")
+        for name in ("steps", "results"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise ConfigError(f"{name} in the tosa block should be an object, not {values[name]!r}.")
         return cls(**values)
 
     def after(

@@ -65,7 +65,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("TOSA_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        _run(arguments)
     except TosaError as error:
         _report(str(error), debug)
         sys.exit(error.exit_code)
@@ -73,6 +73,7 @@ def main() -> None:
         console.fail("Interrupted.")
         sys.exit(130)
     except Exception as error:
+        console.speak_up()
         reason = " ".join(str(error).split())[:500]
         _report(
             f"{type(error).__name__}: {reason} This is a fault of tosa: please report it with the output of the "
@@ -80,6 +81,16 @@ def main() -> None:
             debug,
         )
         sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        app(arguments)
+    except SystemExit as exit:
+        # typer makes an exit without a word of Ctrl-C.
+        if exit.code == 130:
+            raise KeyboardInterrupt from exit
+        raise
 
 
 def _report(message: str, debug: bool) -> None:

@@ -1,5 +1,6 @@
 """`tosa bench`."""
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -24,6 +25,8 @@ def bench(
     name = resolve_model(model)
     size = parse_img_size(img_size)
 
+    # torch reads it at import: its profiler, which measures the memory, would log to stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
     from tosa_cli.cli.evaluate import dense_model

@@ -1,6 +1,8 @@
-"""The one module that prints: stdout is data, stderr is talk."""
+"""The one module that prints: stdout is data, stderr is talk. Of several processes only the main one prints."""
 
 import json
+import math
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,8 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# The launchers of `accelerate` and `torch` number their processes so.
+is_main_process = os.environ.get("RANK", "0") == "0"
+
+out = Console(soft_wrap=True, highlight=False, quiet=not is_main_process)
+err = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process)
 
 
 def say(message: str) -> None:
@@ -41,9 +46,15 @@ def show_traceback() -> None:
     err.print(traceback.format_exc(), markup=False)
 
 
+def speak_up() -> None:
+    """Let this process print from here on even if it is not the main one: it fails in a way of its own."""
+    err.quiet = False
+
+
 def print_json(values: Any) -> None:
-    """Print a report as JSON on stdout."""
-    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    """Print a report as JSON on stdout; a number that is not finite is null there."""
+    if is_main_process:
+        sys.stdout.write(json.dumps(_finite(values), indent=2) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:
@@ -95,3 +106,11 @@ def progress(description: str) -> Iterator[TrainProgress]:
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         yield TrainProgress(bar, description)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

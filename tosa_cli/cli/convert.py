@@ -1,7 +1,9 @@
 """`tosa convert`."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +24,9 @@ from tosa_cli.cli.options import (
     settings_from,
 )
 from tosa_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tosa_cli.model.tosa_vit import TosaViT
 
 
 def convert(
@@ -122,17 +127,18 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
     folder = output or default_output(settings["source"])
 
     from tosa_cli.api import convert_source
+    from tosa_cli.cli.output import check_model_output
     from tosa_cli.hub.checkpoint import save
-    from tosa_cli.hub.folder import check_output
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops, solve_keep_rate
 
+    size = settings.get("img_size")
     if not dry_run:
-        check_output(folder, overwrite)
+        check_model_output(folder, overwrite)
     loaded = load_source(
         settings["source"],
         pretrained=settings.get("pretrained", True),
-        img_size=settings.get("img_size"),
+        img_size=tuple(size) if isinstance(size, list) else size,
         num_classes=settings.get("num_classes"),
         architecture=settings.get("architecture"),
     )
@@ -141,6 +147,7 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
         config = solve_keep_rate(loaded.model, config, settings["target_reduction"])
         console.say(f"Keep rate {config.keep_rate} reaches the target.")
     model = convert_source(loaded, config, settings["source"])
+    record_source(model, settings)
     report = count_flops(model, name=folder.name)
     console.say("Checked: with every token kept, the converted model equals its source.")
     if not dry_run:
@@ -156,6 +163,17 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
         console.say(f"Wrote {folder}.")
         needs_training = config.selector == "attention"
         console.next_command("tosa distill --data-dir PHOTOS" if needs_training else "tosa eval --data-dir IMAGES")
+
+
+def record_source(model: "TosaViT", settings: Mapping[str, Any]) -> None:
+    """Record how the source was loaded, so that the dense model can be set beside a finetuned one."""
+    names = [
+        name for name in ("img_size", "num_classes", "architecture", "pretrained") if settings.get(name) is not None
+    ]
+    how = {name: list(settings[name]) if isinstance(settings[name], tuple) else settings[name] for name in names}
+    steps = model.provenance.steps
+    steps = {**steps, "convert": {**steps["convert"], **how}}
+    model.provenance = dataclasses.replace(model.provenance, steps=steps)
 
 
 def default_output(source: str) -> Path:

@@ -32,13 +32,13 @@ def demo(
     write_digits(data)
     console.say(f"Training a small dense ViT on them for {DENSE_EPOCHS} epochs ...")
     train_dense(data, dense, seed)
-    common = f"--data-dir {data} -b 64 -j 0 --seed {seed}"
+    common = f"--data-dir {data} -b 32 -j 0 --seed {seed}"
     converted, distilled, finetuned = (output / name for name in ("converted", "distilled", "finetuned"))
     _run(f"convert {dense} --layers 2,4,6 --keep-rate 0.4 -o {converted}")
     _run(f"distill {converted} {common} --epochs 3 -o {distilled}")
     _run(
         f"finetune {distilled} {common} --epochs 5 --lr 5e-4 --warmup-epochs 1 --smoothing 0 --hflip 0 "
-        f"--crop-scale 0.7 -o {finetuned}"
+        f"--crop-scale 0.95 -o {finetuned}"
     )
     _run(f"eval {finetuned} --data-dir {data} -b 64 -j 0 --compare --update-card")
     _run(f"flops {finetuned}")
@@ -61,7 +61,7 @@ def write_digits(folder: Path) -> None:
 
 
 def train_dense(data: Path, folder: Path, seed: int) -> None:
-    """Train a ViT of 6 layers and 65 tokens from scratch, and save it in timm's format."""
+    """Train a ViT of 6 layers and 37 tokens from scratch, and save it in timm's format."""
     import timm
     import torch
     from timm.models import save_for_hf
@@ -74,8 +74,8 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     from tosa_cli.train.schedule import make_scheduler
 
     torch.manual_seed(seed)
-    size = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **size)
+    size: dict[str, Any] = {"img_size": 24, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
+    model: Any = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **size)
     model.pretrained_cfg.update(mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, license="apache-2.0")
 
     class Classify(nn.Module):
@@ -89,8 +89,8 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     config = TrainConfig(
         data_dir=str(data),
         epochs=DENSE_EPOCHS,
-        batch_size=64,
-        lr=2e-3,
+        batch_size=32,
+        lr=1.5e-3,
         weight_decay=0.05,
         warmup_epochs=2,
         workers=0,
@@ -100,9 +100,9 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     images = images_to_read(
         open_dataset(str(data), split="train"),
         model,
-        batch_size=64,
+        batch_size=32,
         seed=seed,
-        augment=Augmentation(crop_scale=0.7, hflip=0.0),
+        augment=Augmentation(crop_scale=0.95, hflip=0.0),
         name=str(data),
     )
     checkpoint = folder.with_name("dense-checkpoint.safetensors")
@@ -119,7 +119,7 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
             progress=progress,
         )
     checkpoint.unlink(missing_ok=True)
-    save_for_hf(model.eval(), folder, safe_serialization=True)
+    save_for_hf(model.eval(), str(folder), safe_serialization=True)
 
 
 def _clear(output: Path, overwrite: bool) -> None:

@@ -38,17 +38,17 @@ def distill(
     config = DistillConfig.from_dict(settings_from("distill", recipe, settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import finish, load_for_training, training_images
+    from tosa_cli.cli.training import finish, load_for_training, tell_skipped, training_images
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
     from tosa_cli.train.distill import check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
     from tosa_cli.train.loop import make_accelerator
 
-    job = load_for_training(name, output, overwrite, "distill")
+    job = load_for_training(name, output, overwrite, resume, "distill")
     check_trainable(job.model)
+    accelerator = make_accelerator(config, job.tracker_folder)
     train_images, held_out = training_images(job.model, config, distill_augmentation(config))
-    accelerator = make_accelerator(config, job.folder.parent)
     job.start_trackers(accelerator, config)
     console.say(
         f"Training {len(job.model.selectors)} selectors on {train_images.num_images} images of "
@@ -56,10 +56,10 @@ def distill(
     )
 
     def measure() -> Any:
-        batches = (batch.images for batch in held_out.loader if len(batch.images))
+        batches = (batch.images for batch in held_out.batches(config.strict))
         return measure_selectors(job.model, batches, accelerator.device)
 
-    before = measure()
+    before = measure() if accelerator.is_main_process else None
     with console.progress("Distilling") as progress:
         trained = run(
             accelerator,
@@ -70,7 +70,8 @@ def distill(
             resume=resume,
             progress=progress,
         )
-    if not accelerator.is_main_process:
+    accelerator.end_training()
+    if before is None:
         return
     after = measure()
     rows = [
@@ -86,13 +87,15 @@ def distill(
         for b, a in zip(before.layers, after.layers, strict=True)
     ]
     results = {"samples": after.samples, "layers": rows}
-    finish(job, "distilled", config, results, trained)
+    skipped = [*trained.failed, *held_out.failed]
+    finish(job, "distilled", config, results)
+    tell_skipped(skipped)
     report = {
         "model": str(job.folder),
         "images_per_second": trained.images_per_second,
         "seconds": trained.seconds,
         "updates": trained.updates,
-        "skipped": trained.failed,
+        "skipped": skipped,
         "held_out": results,
     }
     if json:

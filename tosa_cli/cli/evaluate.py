@@ -48,18 +48,21 @@ def evaluate(
     """
     name = resolve_model(model)
     size = parse_img_size(img_size)
+    folder = Path(name.removeprefix("local-dir:"))
+    if update_card and not folder.is_dir():
+        raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
 
-    from tosa_cli.cli.training import tell_skipped
+    from tosa_cli.cli.training import choose_indices, tell_skipped
     from tosa_cli.hub.checkpoint import load, save, with_results
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import check_labels, images_to_read, open_dataset, split_indices
+    from tosa_cli.train.data import check_labels, images_to_read, open_dataset
     from tosa_cli.train.loop import make_accelerator
 
     converted = load(name, img_size=size)
     task = task if task != "auto" else ("classification" if converted.num_classes else "features")
     opened = open_dataset(data_dir, dataset, split, batch_size=batch_size)
-    indices = split_indices(len(opened), max_samples, hold_out=False)[0] if hasattr(opened, "__getitem__") else None
+    indices, _ = choose_indices(opened, max_samples, hold_out=False, name=dataset or data_dir)
     images = images_to_read(
         opened, converted, indices=indices, batch_size=batch_size, workers=workers, name=dataset or data_dir
     )
@@ -82,17 +85,16 @@ def evaluate(
     }
     with console.progress("Evaluating") as bar:
         bar.start(-(-images.num_images // batch_size), 0)
-        measure = _classify if task == "classification" else _compare_features
-        report.update(measure(converted, dense, images, place, amp, strict, bar))
+        if task == "classification":
+            report.update(_classify(converted, dense, images, place, amp, strict, bar))
+        elif dense is not None:
+            report.update(_compare_features(converted, dense, images, place, amp, strict, bar))
     tell_skipped(report["skipped"])
     if json:
         console.print_json(report)
     else:
         _show(report)
     if update_card:
-        folder = Path(name.removeprefix("local-dir:"))
-        if not folder.is_dir():
-            raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
         original = load(name)
         with_results(original, "eval", report)
         save(original, folder, overwrite=True)

@@ -14,6 +14,7 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
+from tosa_cli.errors import DataError
 from tosa_cli.train.config import FinetuneConfig
 
 
@@ -35,18 +36,20 @@ def finetune(
     config = FinetuneConfig.from_dict(settings_from("finetune", recipe, settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import finish, load_for_training, training_images
+    from tosa_cli.cli.training import finish, load_for_training, tell_skipped, training_images
     from tosa_cli.measure.accuracy import measure_accuracy
     from tosa_cli.train.data import check_labels
     from tosa_cli.train.finetune import finetune as run
     from tosa_cli.train.finetune import finetune_augmentation
     from tosa_cli.train.loop import make_accelerator
 
-    job = load_for_training(name, output, overwrite, "finetune")
+    job = load_for_training(name, output, overwrite, resume, "finetune")
+    accelerator = make_accelerator(config, job.tracker_folder)
     train_images, held_out = training_images(job.model, config, finetune_augmentation(config))
     check_labels(train_images, job.model.num_classes)
     check_labels(held_out, job.model.num_classes)
-    accelerator = make_accelerator(config, job.folder.parent)
+    if train_images.classes != held_out.classes:
+        raise DataError(f"The held-out images of {held_out.name} are of other classes than {train_images.name}.")
     job.start_trackers(accelerator, config)
     if len(job.model.selectors) and job.model.provenance.stage == "converted":
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
@@ -56,14 +59,17 @@ def finetune(
     )
 
     def measure() -> Any:
-        return measure_accuracy({"tosa": job.model}, held_out, device=accelerator.device, amp=config.amp)
+        return measure_accuracy(
+            {"tosa": job.model}, held_out, device=accelerator.device, amp=config.amp, strict=config.strict
+        )
 
     before = measure() if accelerator.is_main_process else None
     with console.progress("Finetuning") as progress:
         trained = run(
             accelerator, job.model, train_images, config, checkpoint=job.checkpoint, resume=resume, progress=progress
         )
-    if not accelerator.is_main_process or before is None:
+    accelerator.end_training()
+    if before is None:
         return
     after = measure()
     results = {
@@ -73,14 +79,16 @@ def finetune(
         "top5_before": before.models["tosa"].top5,
         "top5_after": after.models["tosa"].top5,
     }
-    finish(job, "finetuned", config, results, trained)
+    skipped = [*trained.failed, *held_out.failed]
+    finish(job, "finetuned", config, results)
+    tell_skipped(skipped)
     report = {
         "model": str(job.folder),
         "images_per_second": trained.images_per_second,
         "seconds": trained.seconds,
         "updates": trained.updates,
         "loss": trained.last_loss,
-        "skipped": trained.failed,
+        "skipped": skipped,
         "held_out": results,
     }
     if json:

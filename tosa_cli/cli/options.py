@@ -188,7 +188,7 @@ def _annotations(settings: type) -> dict[str, Any]:
     """Types of all settings, those of the base class first."""
     found: dict[str, Any] = {}
     for cls in reversed(settings.__mro__):
-        found |= {name: value for name, value in inspect.get_annotations(cls, eval_str=True).items()}
+        found |= inspect.get_annotations(cls, eval_str=True)
     return found
 
 

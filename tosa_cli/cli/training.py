@@ -7,15 +7,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from tosa_cli.cli import console
+from tosa_cli.cli.output import check_model_output
 from tosa_cli.config import Stage
-from tosa_cli.errors import InputError
-from tosa_cli.hub.checkpoint import is_model_folder, load, save
-from tosa_cli.hub.folder import check_output
+from tosa_cli.errors import DataError, InputError
+from tosa_cli.hub.checkpoint import load, save
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.checkpoint import checkpoint_path
+from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset, split_indices
-from tosa_cli.train.loop import TrainReport
+from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices
 
 
 @dataclass
@@ -34,6 +33,11 @@ class Job:
     checkpoint: Path
     overwrite: bool
 
+    @property
+    def tracker_folder(self) -> Path:
+        """Where trackers write: beside the model, and never into it, as it is what is pushed."""
+        return self.folder.absolute().with_name(f"{self.folder.absolute().name}-logs")
+
     def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
         """Start the trackers that were asked for."""
         if config.log_with:
@@ -41,12 +45,13 @@ class Job:
             accelerator.init_trackers("tosa", config=settings)
 
 
-def load_for_training(name: str, output: Path | None, overwrite: bool, command: str) -> Job:
+def load_for_training(name: str, output: Path | None, overwrite: bool, resume: bool, command: str) -> Job:
     """Load a model to train, and check that the result can be written before any work is done.
 
     Raises:
         InputError: If the model is on the Hub and no output folder was named.
         OutputError: If the output exists or cannot be written.
+        CheckpointError: If there is nothing to resume.
     """
     own = Path(name.removeprefix("local-dir:"))
     if output is None and not own.is_dir():
@@ -56,10 +61,13 @@ def load_for_training(name: str, output: Path | None, overwrite: bool, command: 
     folder = output or own
     may_replace = overwrite or output is None or (own.is_dir() and own.resolve() == output.resolve())
     model = load(name)
-    if may_replace and folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder):
-        may_replace = False
-    check_output(folder, may_replace)
-    return Job(model, folder, checkpoint_path(folder, command), may_replace)
+    check_model_output(folder, may_replace)
+    checkpoint = checkpoint_path(folder, command)
+    if resume:
+        check_resumable(checkpoint)
+    elif checkpoint.exists():
+        console.warn(f"{checkpoint} of an unfinished run will be replaced; --resume would go on from it.")
+    return Job(model, folder, checkpoint, may_replace)
 
 
 def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) -> tuple[Images, Images]:
@@ -72,17 +80,13 @@ def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) 
         config.data_dir, config.dataset, config.split, training=True, batch_size=config.batch_size, seed=config.seed
     )
     separate = bool(config.val_dir or config.val_split)
-    streamed = not hasattr(opened, "__getitem__")
-    if streamed and not separate:
-        raise InputError(
-            f"{config.dataset} can only be read in order, so no images of it can be held out: name "
-            f"held-out images with --val-dir or --val-split."
-        )
-    train_indices: list[int] | None = None
-    held_out_indices: list[int] | None = None
-    if not streamed:
-        train_indices, held_out_indices = split_indices(len(opened), config.max_samples, hold_out=not separate)
     name = config.dataset or config.data_dir
+    if is_streamed(opened) and not separate:
+        raise InputError(
+            f"{name} can only be read in order, so no images of it can be held out: name held-out images "
+            f"with --val-dir or --val-split."
+        )
+    train_indices, held_out_indices = choose_indices(opened, config.max_samples, hold_out=not separate, name=name)
     images = images_to_read(
         opened,
         model,
@@ -97,33 +101,52 @@ def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) 
         folder, split = config.val_dir or config.data_dir, config.val_split or config.split
         kind = "" if config.val_dir else config.dataset
         held_out_set = open_dataset(folder, kind, split, batch_size=config.batch_size)
-        if hasattr(held_out_set, "__getitem__"):
-            held_out_indices, _ = split_indices(len(held_out_set), None, hold_out=False)
+        held_out_indices = None
+        same_root = not kind and held_out_set.reader.root == getattr(opened.reader, "root", None)
+        if (same_root and not config.dataset) or (kind and split == config.split):
+            raise DataError(
+                f"The held-out images would be the training images: {folder} has no split of its own for "
+                f"{split}. Name other images with --val-dir, or leave out --val-split to hold out a share."
+            )
     else:
         held_out_set = open_dataset(config.data_dir, config.dataset, config.split)
         if not held_out_indices:
-            raise InputError(f"{name} holds only one image: training needs one more to measure on.")
+            raise DataError(f"{name} holds only one image, but training needs one more to measure on.")
     held_out = images_to_read(
         held_out_set, model, indices=held_out_indices, batch_size=config.batch_size, workers=config.workers, name=name
     )
     return images, held_out
 
 
-def finish(job: Job, stage: Stage, config: TrainConfig, results: dict[str, Any], trained: TrainReport) -> None:
-    """Write the model folder, then remove the checkpoint; tell what could not be read."""
+def choose_indices(
+    opened: Any, max_samples: int | None, hold_out: bool, name: str
+) -> tuple[list[int] | None, list[int] | None]:
+    """Choose training and held-out images as `split_indices` does; None for data that can only be read in order.
+
+    Raises:
+        DataError: If some of the images of such data are asked for.
+    """
+    if not is_streamed(opened):
+        return split_indices(len(opened), max_samples, hold_out=hold_out)
+    if max_samples is not None:
+        raise DataError(f"{name} can only be read in order, so it has to be read whole: leave out --max-samples.")
+    return None, None
+
+
+def finish(job: Job, stage: Stage, config: TrainConfig, results: dict[str, Any]) -> None:
+    """Write the model folder, then remove the checkpoint."""
     command = {"distilled": "distill", "finetuned": "finetune"}[stage]
     model = job.model.cpu().eval()
     kept = {} if stage == "finetuned" else dict(model.provenance.results)
-    model.provenance = model.provenance.after(stage, config.to_dict(), {**kept, command: results})
+    model.provenance = model.provenance.after(stage, config.recorded(), {**kept, command: results})
     save(model, job.folder, overwrite=job.overwrite)
-    job.checkpoint.unlink(missing_ok=True)
-    tell_skipped(trained.failed)
+    remove_checkpoint(job.checkpoint)
 
 
 def tell_skipped(failed: list[str]) -> None:
     """Name the images that could not be read."""
     if failed:
-        console.warn(f"{len(failed)} images could not be read and were skipped:")
+        console.warn(f"Images that could not be read were skipped, {len(failed)} in all:")
         for name in failed[:10]:
             console.say(f"  {name}")
         if len(failed) > 10:

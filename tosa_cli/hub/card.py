@@ -118,6 +118,15 @@ def _quality(results: Any) -> str:
 
 def _eval_table(measured: dict[str, Any]) -> str:
     dense = measured.get("dense")
+    conditions = (
+        f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
+        f"batch size {measured['batch_size']}, {measured['dtype']}."
+    )
+    if measured.get("task") == "features":
+        cosine = f"{measured['patch_cosine']:.4f} for patch tokens"
+        if measured.get("class_cosine") is not None:
+            cosine += f", {measured['class_cosine']:.4f} for the class token"
+        return f"{conditions} Mean cosine of the final tokens to the source model's: {cosine}."
     lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
     if dense:
         lines.append(
@@ -127,10 +136,6 @@ def _eval_table(measured: dict[str, Any]) -> str:
     lines.append(
         f"| this model | {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['gmacs']:.3f} | "
         f"{measured['images_per_second']:.1f} |"
-    )
-    conditions = (
-        f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
-        f"batch size {measured['batch_size']}, {measured['dtype']}."
     )
     return conditions + "\n\n" + "\n".join(lines)
 

@@ -12,20 +12,18 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
-from timm.models.vision_transformer import checkpoint_filter_fn
 
 import tosa_cli
-from tosa_cli.config import Provenance, TosaConfig
+from tosa_cli.config import ARCHITECTURE, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.errors import explain_hub_error
-from tosa_cli.hub.folder import atomic_folder
-from tosa_cli.hub.source import read_json, weights_error
-from tosa_cli.model.registry import ARCHITECTURE
+from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
+from tosa_cli.hub.source import weights_error
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import dump_recipe
 
-WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
+__all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
 
 
 def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -95,27 +93,20 @@ def load(
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder.")
     try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, img_size=img_size)
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except TosaError as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be used: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / CONFIG} does not describe a model ({reason}).") from error
     try:
-        model.backbone.pretrained_model_args = config["model_args"]
-        model.load_state_dict(checkpoint_filter_fn(load_file(folder / WEIGHTS), model.backbone))
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:
         raise weights_error(error, str(folder)) from error
+    if img_size is not None:
+        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
     model.provenance = provenance
     return model.eval()
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds a converted model."""
-    try:
-        return read_json(folder / CONFIG).get("architecture") == ARCHITECTURE
-    except CheckpointError:
-        return False
 
 
 def versions() -> dict[str, str]:

@@ -1,13 +1,50 @@
-"""Folders that appear whole or not at all."""
+"""Model folders as files: telling one, and writing one whole or not at all. Imports no torch."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tosa_cli.errors import OutputError
+from safetensors import SafetensorError
+
+from tosa_cli.config import ARCHITECTURE
+from tosa_cli.errors import CheckpointError, OutputError
+
+WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
+
+
+def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+        shown: What to call it in an error; None takes its path.
+
+    Raises:
+        CheckpointError: If the file is missing, is not JSON, or holds something else.
+    """
+    shown = shown or str(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a model folder.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{shown} cannot be read as JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{shown} should hold a JSON object, but holds a {type(values).__name__}.")
+    return values
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds a converted model."""
+    try:
+        return read_json(folder / CONFIG).get("architecture") == ARCHITECTURE
+    except CheckpointError:
+        return False
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -21,7 +58,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not overwrite:
             raise OutputError(f"{folder} already exists. Choose another name with -o, or pass --overwrite.")
-        if not (folder / "config.json").is_file():
+        if not is_model_folder(folder):
             raise OutputError(
                 f"{folder} is not a model folder and will not be overwritten. Choose another name with -o."
             )
@@ -58,8 +95,8 @@ def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         _replace(folder, temporary)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{folder} could not be written ({reason}). Free space or choose another place.") from error
     finally:
         if temporary is not None:

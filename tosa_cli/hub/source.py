@@ -1,25 +1,29 @@
 """From what a user names to a dense timm model: timm names, Hub ids, folders and weights files."""
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from timm.models import load_state_dict
+from timm.models._hub import load_state_dict_from_path
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, SourceError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.folder import CONFIG, read_json
 from tosa_cli.model.backbone import Backbone, check_supported
-from tosa_cli.model.registry import ARCHITECTURE
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
+
+_HEADS = ("head.", "head_dist.")
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -65,6 +69,8 @@ def load_source(
         UnsupportedModelError: If it is of a kind that cannot be converted.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if not source.partition(":")[2 if source.startswith(("hf-hub:", "local-dir:")) else 0].partition("@")[0]:
+        raise SourceError("The name of the model is empty: name a timm model such as deit_tiny, a folder or a Hub id.")
     args = {"img_size": img_size, "num_classes": num_classes}
     path = Path(source.removeprefix("local-dir:"))
     if path.is_file():
@@ -74,9 +80,7 @@ def load_source(
     if source.startswith("local-dir:") or _looks_like_path(source):
         raise SourceError(f"There is no folder or file {path}. Check the path, or name a timm model such as deit_tiny.")
     if source.startswith("hf-hub:") or "/" in source:
-        hub_id, _, revision = source.removeprefix("hf-hub:").partition("@")
-        model = _create(f"hf-hub:{source.removeprefix('hf-hub:')}", source, pretrained, args)
-        return Source(model, hub_id, hub_id, revision or None)
+        return _from_hub(source, pretrained, args)
     name = resolve_name(source)
     model = _create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
@@ -97,26 +101,10 @@ def resolve_name(name: str) -> str:
         for short in (name, name.removeprefix("dinov2_")):
             if timm.is_model(template.format(short)):
                 return template.format(short)
-    known = timm.list_models()
+    known = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+    known += sorted({model.removesuffix("_patch16_224") for model in known if model.endswith("_patch16_224")})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
     raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: If the file is missing, is not JSON, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a model folder.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, but holds a {type(values).__name__}.")
-    return values
 
 
 def weights_error(error: Exception, what: str) -> TosaError:
@@ -142,13 +130,14 @@ def weights_error(error: Exception, what: str) -> TosaError:
         problem = {"Missing": "lack the key", "Unexpected": "have the unknown key"}[keys.group(1)]
         key = keys.group(2).removeprefix("backbone.")
         return CheckpointError(f"The weights of {what} do not fit: they {problem} {key!r}.")
+    if isinstance(error, (EOFError, AttributeError, TypeError)) or "PytorchStreamReader" in text:
+        return CheckpointError(f"The weights of {what} are broken or cut short. Download or copy them again.")
     return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}).")
 
 
 def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
-    if not name.startswith(("hf-hub:", "local-dir:")):
-        # Refuse what cannot be converted before its weights are downloaded.
-        check_supported(_build(name, source, False, {}, device="meta"))
+    # Refuse what cannot be converted before its weights are downloaded.
+    check_supported(_build(name, source, False, {}, device="meta"))
     return _build(name, source, pretrained, args).eval()
 
 
@@ -163,6 +152,8 @@ def _explain(error: Exception, name: str, source: str) -> TosaError:
     text = str(error)
     if isinstance(error, TosaError):
         return error
+    if "pretrained tag" in text:
+        return SourceError(f"timm has no such weights of {source} ({text}) Leave the tag out to take the default ones.")
     if "No pretrained weights exist" in text:
         return SourceError(f"timm has no pretrained weights of {source}. Pass --no-pretrained, or name a weights file.")
     if "Unknown model" in text:
@@ -173,8 +164,6 @@ def _explain(error: Exception, name: str, source: str) -> TosaError:
         return weights_error(error, source)
     if isinstance(error, (KeyError, AttributeError, TypeError, AssertionError)):
         return CheckpointError(f"{source} has a configuration of the wrong shape ({type(error).__name__}: {text}).")
-    if isinstance(error, ValueError) and "tag" in text.lower():
-        return SourceError(f"timm has no such weights: {text}")
     return explain_hub_error(error, source)
 
 
@@ -183,25 +172,47 @@ def _is_network(error: BaseException) -> bool:
     return module.startswith(("huggingface_hub", "httpx", "requests", "urllib"))
 
 
+def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
+    name = source.removeprefix("hf-hub:")
+    hub_id, _, revision = name.partition("@")
+    try:
+        config = hf_hub_download(hub_id, CONFIG, revision=revision or None)
+    except Exception as error:
+        raise explain_hub_error(error, source) from error
+    _check_config(read_json(Path(config), f"{CONFIG} of {name}"), name)
+    return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
+
+
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
-    config = read_json(path / "config.json")
+    config = read_json(path / CONFIG)
+    _check_config(config, str(path))
+    model = _create(f"local-dir:{path}", str(path), False, args)
+    if pretrained:
+        _load_weights(model, _read_state(path), str(path), args["num_classes"])
+    return Source(model, config["architecture"])
+
+
+def _check_config(config: dict[str, Any], shown: str) -> None:
+    """Check the config.json of a dense model in timm's format."""
     architecture = config.get("architecture")
     if architecture == ARCHITECTURE:
         raise SourceError(
-            f"{path} is already a converted model. Convert its source instead, or run `tosa flops {path}`."
+            f"{shown} is already a converted model. Convert its source instead, or run `tosa flops {shown}`."
         )
     if not isinstance(architecture, str):
         kind = config.get("model_type")
         raise CheckpointError(
-            f"{path / 'config.json'} has no 'architecture', so it is not in timm's format"
+            f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format"
             + (f"; it describes a transformers model of type {kind!r}, which is not read yet." if kind else ".")
         )
     if not timm.is_model(architecture):
+        raise CheckpointError(f"{CONFIG} of {shown} names the architecture {architecture!r}, which timm does not know.")
+    args = config.get("model_args")
+    if isinstance(args, dict) and args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise CheckpointError(
-            f"{path / 'config.json'} names the architecture {architecture!r}, which timm does not know."
+            f"{CONFIG} of {shown} names {config.get('num_classes')} classes at the top, but {args['num_classes']} "
+            f"under model_args: they must be the same."
         )
-    model = _create(f"local-dir:{path}", str(path), pretrained, args)
-    return Source(model, architecture)
 
 
 def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dict[str, Any]) -> Source:
@@ -210,23 +221,27 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     name = resolve_name(architecture) if architecture else _name_from_file(path)
     check_supported(_build(name, str(path), False, {}, device="meta"))
     state = _read_state(path)
-    wanted = args["num_classes"]
     head = state.get("head.weight")
-    if args["num_classes"] is None:
-        args = {**args, "num_classes": 0 if head is None else len(head)}
-    model = _build(name, str(path), False, args).eval()
+    num_classes = args["num_classes"]
+    if num_classes is None:
+        num_classes = 0 if head is None else len(head)
+    model = _build(name, str(path), False, {**args, "num_classes": num_classes}).eval()
     if pretrained:
-        state = checkpoint_filter_fn(state, model)
-        if wanted is not None and head is not None and wanted != len(head):
-            state = {key: value for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
-            state |= {
-                key: value for key, value in model.state_dict().items() if key.startswith(("head.", "head_dist."))
-            }
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise weights_error(error, str(path)) from error
+        _load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name)
+
+
+def _load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_classes: int | None) -> None:
+    """Load weights strictly; a head of another size is left as it is only if a new one was asked for."""
+    try:
+        state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+        head = state.get("head.weight")
+        if num_classes is not None and (0 if head is None else len(head)) != num_classes:
+            new = {key: value for key, value in model.state_dict().items() if key.startswith(_HEADS)}
+            state = {key: value for key, value in state.items() if not key.startswith(_HEADS)} | new
+        model.load_state_dict(state)
+    except Exception as error:
+        raise weights_error(error, shown) from error
 
 
 def _name_from_file(path: Path) -> str:
@@ -240,8 +255,12 @@ def _name_from_file(path: Path) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    read = load_state_dict_from_path if path.is_dir() else load_state_dict
     try:
-        return load_state_dict(str(path), weights_only=True)
+        state = read(str(path), weights_only=True)
+        if not all(isinstance(key, str) for key in state):
+            raise TypeError("its keys are no names")
+        return state
     except Exception as error:
         raise weights_error(error, str(path)) from error
 

@@ -10,7 +10,6 @@ import torch
 from timm.utils import accuracy
 from torch import nn
 
-from tosa_cli.errors import DataError
 from tosa_cli.measure.speed import synchronize
 
 
@@ -52,7 +51,7 @@ class AccuracyReport:
         return dataclasses.asdict(self)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_accuracy(
     models: dict[str, nn.Module],
     images: Any,
@@ -73,22 +72,21 @@ def measure_accuracy(
         advance: Told how many images are done.
 
     Raises:
-        DataError: If no image could be read, or one could not and `strict` is set.
+        DataError: If no image could be read, or one could not and `strict` is set; or a label does not fit.
     """
     device = torch.device(device)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     models = {name: model.to(device).eval() for name, model in models.items()}
-    correct = {name: [0.0, 0.0] for name in models}
+    num_classes: Any = next(iter(models.values())).num_classes
+    correct = {name: [0, 0] for name in models}
     seconds = dict.fromkeys(models, 0.0)
     samples = 0
     start = time.perf_counter()
-    for number, batch in enumerate(images.loader):
-        images.note(batch, strict)
-        if not len(batch.images):
-            continue
+    for batch in images.batches(strict):
+        images.check_targets(batch.targets, num_classes)
         inputs, targets = batch.images.to(device), batch.targets.to(device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            if number == 0:
+            if not samples:
                 warm = time.perf_counter()
                 for model in models.values():
                     model(inputs)  # the first pass of a process is slow and not counted
@@ -101,11 +99,9 @@ def measure_accuracy(
                 seconds[name] += time.perf_counter() - began
                 top = accuracy(output.float(), targets, topk=(1, min(5, output.shape[-1])))
                 for k, value in enumerate(top):
-                    correct[name][k] += value.item() * len(inputs)
+                    correct[name][k] += round(value.item() * len(inputs) / 100)
         samples += len(inputs)
         advance(len(inputs))
-    if not samples:
-        raise DataError(f"None of the images of {images.name} can be read, the first is {next(iter(images.failed))}.")
     data_seconds = time.perf_counter() - start - sum(seconds.values())
     return AccuracyReport(
         samples,
@@ -113,7 +109,10 @@ def measure_accuracy(
         data_seconds,
         {
             name: Accuracy(
-                correct[name][0] / samples, correct[name][1] / samples, samples / seconds[name], seconds[name]
+                100 * correct[name][0] / samples,
+                100 * correct[name][1] / samples,
+                samples / seconds[name],
+                seconds[name],
             )
             for name in models
         },

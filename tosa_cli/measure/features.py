@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.errors import DataError
 from tosa_cli.measure.speed import synchronize
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -42,7 +41,7 @@ class FeatureReport:
         return dataclasses.asdict(self)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_features(
     model: TosaViT,
     dense: nn.Module,
@@ -76,10 +75,7 @@ def measure_features(
     patches = classes = 0.0
     samples = 0
     start = time.perf_counter()
-    for batch in images.loader:
-        images.note(batch, strict)
-        if not len(batch.images):
-            continue
+    for batch in images.batches(strict):
         inputs = batch.images.to(device)
         tokens: dict[str, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -99,8 +95,6 @@ def measure_features(
         classes += cosine[:, 0].sum().item()
         samples += len(inputs)
         advance(len(inputs))
-    if not samples:
-        raise DataError(f"None of the images of {images.name} can be read, the first is {next(iter(images.failed))}.")
     return FeatureReport(
         samples=samples,
         skipped=list(images.failed),

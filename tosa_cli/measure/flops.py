@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone, num_heads
+from tosa_cli.model.backbone import Backbone, check_supported, num_heads
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
 from tosa_cli.model.tosa_vit import TosaViT
@@ -97,6 +97,10 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
 
     Returns:
         The report, for one image of the model's own size.
+
+    Raises:
+        UnsupportedModelError: If a dense model cannot be converted as `config` says.
+        ConfigError: If it does not have the layers.
     """
     params = sum(parameter.numel() for parameter in model.parameters())
     keep_rates: dict[int, float] = {}
@@ -105,7 +109,10 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
     else:
         backbone = model
         if config is not None:
+            check_supported(backbone, config.selection)
+            config.check_depth(len(backbone.blocks))
             keep_rates = config.keep_rates
+            params += sum(_selector_params(backbone.blocks[layer - 2], config) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
     outside = _embed_macs(backbone) + _head_macs(backbone)
     dense = outside + sum(layer.dense_macs for layer in layers)
@@ -164,7 +171,7 @@ def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dic
     for layer, block in enumerate(backbone.blocks, start=1):
         dense = _block_macs(block, tokens)
         if config is None or layer not in keep_rates:
-            feeding = config is not None and layer + 1 in keep_rates and layer in config.feeding_layers
+            feeding = config is not None and layer + 1 in keep_rates and config.reads_maps
             yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
             continue
         kept = num_kept(tokens, keep_rates[layer], prefix)
@@ -207,6 +214,13 @@ def _selector_macs(feeder: Backbone, config: TosaConfig, tokens: int) -> int:
     if config.selector != "attention":
         return logits
     return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
+
+
+def _selector_params(feeder: Backbone, config: TosaConfig) -> int:
+    if config.selector != "attention":
+        return 0
+    heads = num_heads(feeder)
+    return 2 * EXPANSION * heads**2 * config.selector_kernel + (EXPANSION + 1) * heads
 
 
 def _embed_macs(backbone: Backbone) -> int:

@@ -54,7 +54,7 @@ def measure_selectors(model: TosaViT, batches: Iterable[Tensor], device: torch.d
 
     Args:
         model: A ToSA model whose selectors read maps.
-        batches: Images (B, C, height, width).
+        batches: Images (B, C, height, width), one batch at least.
         device: Where to compute.
     """
     model.to(device).eval()
@@ -69,9 +69,11 @@ def measure_selectors(model: TosaViT, batches: Iterable[Tensor], device: torch.d
             values, shares[layer] = _compare(model, layer, logits[layer - 1], logits[layer])
             sums[layer] += values.cpu().double() * len(images)
         samples += len(images)
-    return SelectorReport(
-        samples, [SelectorQuality(layer, *(sums[layer] / samples).tolist(), shares[layer]) for layer in layers]
-    )
+    qualities = []
+    for layer in layers:
+        kl, kl_previous, found, found_previous = (sums[layer] / samples).tolist()
+        qualities.append(SelectorQuality(layer, kl, kl_previous, found, found_previous, shares[layer]))
+    return SelectorReport(samples, qualities)
 
 
 def _compare(model: TosaViT, layer: int, feeding: Tensor, true: Tensor) -> tuple[Tensor, float]:

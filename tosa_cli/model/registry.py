@@ -7,10 +7,8 @@ from timm.models._builder import build_model_with_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.model.tosa_vit import TosaViT
-
-ARCHITECTURE = "tosa_vit"
 
 
 def build(base_architecture: str, **model_args: Any) -> TosaViT:

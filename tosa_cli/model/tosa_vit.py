@@ -165,7 +165,7 @@ class TosaViT(nn.Module):
             The final tokens, the outputs taken and the selections made.
         """
         outputs = LayerOutputs(tokens)
-        feeding = self.config.feeding_layers
+        feeding = {layer - 1 for layer in self.keep_rates} if self.config.reads_maps else set()
         take = frozenset(take)
         logits: Tensor | None = None
         for layer, block in enumerate(self.blocks[:last], start=1):

@@ -4,6 +4,7 @@ A run that is killed while it writes leaves the checkpoint before, whole. Random
 draws its own from the seed (see `loop.seed_step`).
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
+from tosa_cli.model.tosa_vit import TosaViT
 
 
 @dataclass
@@ -58,7 +60,7 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         "settings": state.settings,
         "optimizer": state.optimizer,
     }
-    temporary = path.with_name(path.name + ".writing")
+    temporary = _temporary(path)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +75,29 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         ) from error
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, and what a run that was killed while it wrote one left behind."""
+    path.unlink(missing_ok=True)
+    _temporary(path).unlink(missing_ok=True)
+
+
+def check_resumable(path: Path) -> None:
+    """Check that there is a checkpoint.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is nothing to resume: {path} does not exist. Leave out --resume to start anew.")
+
+
 def read_checkpoint(path: Path) -> TrainState:
     """Read a checkpoint.
 
     Raises:
         CheckpointError: If there is none, or it is not one.
     """
-    if not path.is_file():
-        raise CheckpointError(f"There is nothing to resume: {path} does not exist. Leave out --resume to start anew.")
+    check_resumable(path)
     try:
         with safe_open(path, framework="pt") as file:
             numbers = json.loads((file.metadata() or {})["tosa"])
@@ -88,6 +105,19 @@ def read_checkpoint(path: Path) -> TrainState:
         return TrainState(tensors=tensors, **numbers)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
+
+
+def fingerprint(model: TosaViT) -> str:
+    """What tells a model from others: a hash of its settings and weights."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".writing")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,16 +130,23 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
                 tensors[f"{index}.{key}"] = value
             else:
                 numbers[f"{index}.{key}"] = value
-    return tensors, {"state": numbers, "param_groups": state["param_groups"]}
+    # Some of timm's optimizers keep the learning rate as a tensor.
+    groups = [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"state": numbers, "param_groups": groups}
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Put back what `pack_optimizer` took."""
+    """Put back what `pack_optimizer` took, but for the learning rate, which the settings and the schedule give."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **numbers["state"]}.items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
+    current = optimizer.state_dict()["param_groups"]
     groups = [
-        {**old, **new} for old, new in zip(optimizer.state_dict()["param_groups"], numbers["param_groups"], strict=True)
+        {**old, **new, **{key: old[key] for key in ("lr", "initial_lr") if key in old}}
+        for old, new in zip(current, numbers["param_groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,14 +1,20 @@
 """Settings of `distill` and `finetune`, as frozen and strict data. Imports no torch."""
 
 import dataclasses
+import math
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args, get_origin
 
 from tosa_cli.config import check_keys
 from tosa_cli.errors import ConfigError
 
 Amp = Literal["no", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+RECORDED = ("data_dir", "epochs", "batch_size", "lr", "seed")
+"""Settings that say most about a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +33,7 @@ class TrainConfig:
         grad_accum_steps: Steps whose gradients are summed up before the optimizer's step.
         lr: Learning rate at its peak.
         opt: timm's name of the optimizer.
-        sched: timm's name of the schedule.
+        sched: timm's name of the schedule; `none` keeps the rate.
         warmup_epochs: Epochs of linear warm-up.
         min_lr: Learning rate at the end of the schedule.
         weight_decay: Weight decay.
@@ -37,7 +43,8 @@ class TrainConfig:
         seed: Seed of all that is random.
         strict: Stop at an image that cannot be read, instead of skipping it with a count.
         device: `auto`, `cpu` or `cuda`.
-        log_with: accelerate's name of a tracker (`tensorboard`, `wandb`), or empty.
+        log_with: accelerate's name of a tracker (`tensorboard`, `wandb`), which writes beside the model folder, into
+            its name with `-logs`; or empty.
         checkpoint_every: Optimizer steps between checkpoints; 0 writes one after each epoch.
 
     Raises:
@@ -64,13 +71,15 @@ class TrainConfig:
     workers: int = 2
     seed: int = 0
     strict: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     log_with: str = ""
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _read(field.name, field.type, getattr(self, field.name)))
         for name in ("epochs", "batch_size", "grad_accum_steps"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}.")
         for name in ("workers", "checkpoint_every", "warmup_epochs", "weight_decay", "min_lr"):
             if getattr(self, name) < 0:
@@ -79,8 +88,9 @@ class TrainConfig:
             raise ConfigError(f"lr must be above 0, not {self.lr!r}.")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"max_samples must be 1 or more, not {self.max_samples!r}.")
-        if self.amp not in get_args(Amp):
-            raise ConfigError(f"amp must be one of {', '.join(get_args(Amp))}; not {self.amp!r}.")
+        for name, choices in (("amp", Amp), ("device", Device)):
+            if getattr(self, name) not in get_args(choices):
+                raise ConfigError(f"{name} must be one of {', '.join(get_args(choices))}; not {getattr(self, name)!r}.")
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"warmup_epochs ({self.warmup_epochs}) cannot be more than epochs ({self.epochs}).")
 
@@ -88,23 +98,25 @@ class TrainConfig:
         """The settings as plain JSON values."""
         return dataclasses.asdict(self)
 
+    def recorded(self) -> dict[str, Any]:
+        """What a model's folder keeps of the settings: the main ones, and those that are not the default."""
+        defaults = type(self)().to_dict()
+        return {name: value for name, value in self.to_dict().items() if name in RECORDED or value != defaults[name]}
+
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """Names of all settings."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read settings, strictly.
 
         Raises:
             ConfigError: If a key is unknown or a value is wrong.
         """
         check_keys(values, cls.field_names(), "setting")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"A setting has a value of the wrong type ({error}).") from error
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,3 +171,33 @@ class FinetuneConfig(TrainConfig):
     model_ema: bool = False
     model_ema_decay: float = 0.9998
     grad_checkpointing: bool = False
+
+
+def _read(name: str, kind: Any, value: Any) -> Any:
+    """Check the type of a value; a number may be a string, as YAML reads 1e-3 as one.
+
+    Raises:
+        ConfigError: If the value is of another type.
+    """
+    if get_origin(kind) is types.UnionType:
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
+    if kind in (int, float):
+        number = _read_number(value)
+        if kind is float and number is not None:
+            return number
+        if number is not None and number.is_integer():
+            return int(number)
+    elif isinstance(value, bool if kind is bool else str):
+        return value
+    expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
+    raise ConfigError(f"{name} must be {expected}, not {value!r}.")
+
+
+def _read_number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and not isinstance(value, bool) else None

@@ -4,22 +4,31 @@ Added to timm's: an image that cannot be read is named and counted, never passed
 numbers of an image depend on seed, epoch and image alone, so that a resumed run sees what it would have seen.
 """
 
+import contextlib
+import logging
 import random
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data.dataset_factory import _search_split
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from tosa_cli.errors import DataError
 
 MAX_CONSECUTIVE_FAILURES = 50
+
+SPLIT_FOLDERS = ("train", "training", "val", "validation")
+"""Names of sub-folders that hold a split of the data."""
 
 
 class Batch(NamedTuple):
@@ -74,36 +83,34 @@ class ImageSamples(Dataset[Sample]):
         failed: list[str] = []
         for offset in range(min(len(self), MAX_CONSECUTIVE_FAILURES)):
             index = self.indices[(position + offset) % len(self)]
-            file, target, *_ = self.dataset.reader[index]
             try:
-                image = Image.open(file).convert(self.dataset.input_img_mode)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                failed.append(f"{self.dataset.filename(index, absolute=True)} ({error})")
+                file, target, *_ = self.dataset.reader[index]
+                with file:
+                    image = Image.open(file).convert(self.dataset.input_img_mode)
+            except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
+                failed.append(f"{self._name(index)} ({_reason(error)})")
                 if not self.substitute:
-                    return Sample(None, -1, failed)
+                    break
                 continue
             with _seeded(self.seed, self.epoch, index):
-                return Sample(self.transform(image), -1 if target is None else int(target), failed)
-        raise DataError(
-            f"{len(failed)} images in a row cannot be read, the first is {failed[0]}. Check the data folder."
-        )
+                return Sample(self.transform(image), _class_index(target), failed)
+        return Sample(None, -1, failed)
+
+    def _name(self, index: int) -> str:
+        return self.dataset.filename(index, absolute=True) or f"image {index}"
 
 
 class _StreamedSamples(IterableDataset[Sample]):
     """A timm data set that can only be read in order, such as WebDataset's."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = dataset
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
+        self.seed = seed
+        self.epoch = 0
+        self.transform: Any = None  # timm's create_loader sets it
 
     def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
     def set_loader_cfg(self, num_workers: int | None = None) -> None:
@@ -113,8 +120,17 @@ class _StreamedSamples(IterableDataset[Sample]):
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Sample]:
-        for image, target in self.dataset:
-            yield Sample(image, int(target), [])
+        reader, worker = self.dataset.reader, get_worker_info()
+        place = (getattr(reader, "dist_rank", 0), worker.id if worker else 0)
+        with _broken_samples(reader) as failed:
+            for number, (image, target) in enumerate(self.dataset):
+                names = failed.copy()
+                failed.clear()
+                with _seeded(self.seed, self.epoch, *place, number):
+                    sample = Sample(self.transform(image), _class_index(target), names)
+                yield sample
+            if failed and not getattr(reader, "is_training", False):
+                yield Sample(None, -1, failed.copy())
 
 
 @dataclass
@@ -136,7 +152,7 @@ class Images:
         loader: Yields `Batch`.
         samples: The data set behind it.
         num_images: Number of images a pass.
-        num_classes: Number of classes in the labels; None where it is not known.
+        classes: Names of the classes, in the order of the labels; None where they are not known.
         name: What to call the data.
         failed: Images that could not be read so far; `note` adds to it.
     """
@@ -144,19 +160,61 @@ class Images:
     loader: DataLoader[Any]
     samples: Any
     num_images: int
-    num_classes: int | None
+    classes: list[str] | None
     name: str
     failed: dict[str, None] = field(default_factory=dict)
 
-    def note(self, batch: Batch, strict: bool) -> None:
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None where it is not known."""
+        return None if self.classes is None else len(self.classes)
+
+    def note(self, failed: list[str], strict: bool) -> None:
         """Take note of images that could not be read.
 
         Raises:
             DataError: If there is one and `strict` is set.
         """
-        self.failed.update(dict.fromkeys(batch.failed))
-        if strict and batch.failed:
-            raise DataError(f"{batch.failed[0]} cannot be read. Remove it, or leave out --strict to skip such images.")
+        self.failed.update(dict.fromkeys(failed))
+        if strict and failed:
+            raise DataError(f"{failed[0]} cannot be read. Remove it, or leave out --strict to skip such images.")
+
+    def check_targets(self, targets: Tensor, num_classes: int) -> None:
+        """Check labels (B,) of data whose number of classes is not known beforehand.
+
+        Raises:
+            DataError: If there is a label that the model's head does not have, or none at all.
+        """
+        if self.num_classes is not None or not len(targets):
+            return
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0:
+            raise DataError(f"{self.name} has images without a label, but labels are needed here. Name other data.")
+        if high >= num_classes:
+            raise DataError(
+                f"{self.name} has the label {high}, but the model's head has {num_classes} classes (0 to "
+                f"{num_classes - 1}). Convert the source with --num-classes to give it another head."
+            )
+
+    def batches(self, strict: bool) -> Iterator[Batch]:
+        """Read each image once, in order.
+
+        Raises:
+            DataError: If no image can be read, or one cannot and `strict` is set.
+        """
+        some = False
+        for batch in self.loader:
+            self.note(batch.failed, strict)
+            if len(batch.images):
+                some = True
+                yield batch
+        if not some:
+            first = next(iter(self.failed), "")
+            raise DataError(
+                f"None of the images of {self.name} can be read, the first is {first}. Check the data."
+                if first
+                else f"{self.name} holds no images. Check the data."
+            )
 
 
 def open_dataset(
@@ -182,25 +240,50 @@ def open_dataset(
         DataError: If it is missing or empty, or needs a package that is not installed.
     """
     if not dataset:
-        if not data_dir:
-            raise DataError("No images were named: pass --data-dir FOLDER.")
-        if not Path(data_dir).is_dir():
-            raise DataError(f"There is no folder {data_dir}. Pass a folder of images with --data-dir.")
+        _check_folder(data_dir, split)
     try:
-        opened = create_dataset(
-            dataset, root=data_dir or None, split=split, is_training=training, batch_size=batch_size, seed=seed
-        )
-    except ImportError as error:
-        extra = dataset.partition("/")[0]
-        raise DataError(f"Reading {dataset} needs a package: run `pip install 'tosa-cli[{extra}]'`.") from error
+        # timm prints which package is missing.
+        with contextlib.redirect_stdout(sys.stderr):
+            opened = create_dataset(
+                dataset, root=data_dir or None, split=split, is_training=training, batch_size=batch_size, seed=seed
+            )
     except Exception as error:
         if "Found 0 images" in str(error):
             raise DataError(
                 f"{data_dir} holds no images (.jpg, .png, ...). Pass another folder with --data-dir."
             ) from error
         reason = " ".join(str(error).split())
+        if isinstance(error, ImportError) or "Please install" in reason:
+            extra = dataset.partition("/")[0]
+            raise DataError(f"Reading {dataset} needs a package: run `pip install 'tosa-cli[{extra}]'`.") from error
         raise DataError(f"The data set {dataset or data_dir} cannot be opened ({reason}).") from error
+    reader = opened.reader
+    if isinstance(opened, IterableDataset) and not training:
+        # Held-out images are measured by the main process, which has to see all of them.
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+    columns = getattr(getattr(reader, "dataset", None), "column_names", None)
+    if columns and reader.label_key not in columns:
+        reader.dataset = reader.dataset.add_column(reader.label_key, [-1] * len(opened))
     return opened
+
+
+def is_streamed(opened: Any) -> bool:
+    """Whether a data set from `open_dataset` can only be read in order."""
+    return isinstance(opened, IterableDataset)
+
+
+def _check_folder(data_dir: str, split: str) -> None:
+    if not data_dir:
+        raise DataError("No images were named: pass --data-dir FOLDER.")
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise DataError(f"There is no folder {data_dir}. Pass a folder of images with --data-dir.")
+    others = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    if others and Path(_search_split(data_dir, split)) == root:
+        # timm would read all splits as one.
+        raise DataError(
+            f"{data_dir} has no folder {split}, but {' and '.join(others)}. Name the split, or point at the images."
+        )
 
 
 def split_indices(
@@ -253,10 +336,10 @@ def images_to_read(
     """
     config = resolve_data_config({}, model=model)
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
-    streamed = isinstance(opened, IterableDataset)
     samples: Any
-    if streamed:
-        samples = _StreamedSamples(opened)
+    if is_streamed(opened):
+        samples = _StreamedSamples(opened, seed)
+        workers = _usable_workers(opened.reader, workers, name)
     else:
         chosen = range(len(opened)) if indices is None else indices
         samples = ImageSamples(opened, chosen, substitute=augment is not None, seed=seed)
@@ -274,9 +357,7 @@ def images_to_read(
         input_size=(config["input_size"][0], *size),
         batch_size=batch_size,
         is_training=augment is not None,
-        interpolation="random"
-        if augment is not None and config["interpolation"] == "random"
-        else config["interpolation"],
+        interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],
         crop_pct=config["crop_pct"],
@@ -287,8 +368,10 @@ def images_to_read(
         persistent_workers=False,
         **augment_args,
     )
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
     class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
-    return Images(loader, samples, len(samples), len(class_to_idx) if class_to_idx else None, name)
+    classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
+    return Images(loader, samples, len(samples), classes, name)
 
 
 def check_labels(images: Images, num_classes: int) -> None:
@@ -304,6 +387,69 @@ def check_labels(images: Images, num_classes: int) -> None:
             f"{images.name} has {images.num_classes} classes, but the model's head has {num_classes}. Point --data-dir "
             f"at the right folder, or convert the source with --num-classes {images.num_classes}."
         )
+
+
+def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    # Ctrl-C reaches all processes of a terminal, but the main one decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if start is not None:
+        start(worker)
+
+
+def _usable_workers(reader: Any, workers: int, name: str) -> int:
+    """Workers that have a shard of their own to read: with none, a worker would wait for images for ever."""
+    shards = getattr(getattr(reader, "split_info", None), "filenames", None)
+    if shards is None:
+        return workers
+    processes = getattr(reader, "dist_num_replicas", 1)
+    if len(shards) < processes:
+        raise DataError(
+            f"{name} has {len(shards)} shards, too few for {processes} processes: start fewer processes, or write more "
+            f"shards."
+        )
+    return min(workers, len(shards) // processes)
+
+
+def _class_index(target: Any) -> int:
+    return int(target) if isinstance(target, (int, np.integer)) else -1
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or broken"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _broken_samples(reader: Any) -> Iterator[list[str]]:
+    """Collect what timm's reader of WebDataset shards cannot read; by itself it logs the error without a name."""
+    failed: list[str] = []
+    current = ""
+
+    def remember(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal current
+        for sample in samples:
+            current = f"{sample.get('__url__', '')}: {sample.get('__key__', '')}"
+            yield sample
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage().removeprefix("Handling webdataset error (").removesuffix("). Ignoring.")
+            failed.append(f"{current} ({text})" if current else text)
+
+    if hasattr(reader, "_lazy_init"):
+        reader.ds = None  # a pipeline that was read before would go on with its old random numbers
+        reader._lazy_init()
+        reader.ds.pipeline.insert(-2, remember)  # before the step that decodes
+    logger, handler = logging.getLogger(type(reader).__module__), Collect(logging.WARNING)
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield failed
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _collate(samples: list[Sample]) -> Batch:

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.data import Augmentation, Images
 from tosa_cli.train.loop import Progress, TrainReport, train
 from tosa_cli.train.objectives import DistillObjective
+from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
 
 
@@ -54,21 +55,18 @@ def distill(
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the model has no selectors to train.
+        ConfigError: If the model has no selectors to train, or the optimizer or the schedule is unknown.
         TrainingError: If the loss is not finite.
     """
     check_trainable(model)
-    objective = DistillObjective(model)
-    optimizer = create_optimizer_v2(
-        list(model.selector_parameters()), opt=config.opt, lr=config.lr, weight_decay=config.weight_decay
-    )
     return train(
         accelerator,
-        objective,
+        DistillObjective(model),
         images,
-        optimizer,
+        make_optimizer(model.selector_parameters(), config),
         config,
         checkpoint=checkpoint,
+        fingerprint=fingerprint(model),
         resume=resume,
         make_scheduler=make_scheduler(config),
         progress=progress,

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from timm.data import Mixup
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.data import Augmentation, Images
 from tosa_cli.train.loop import Progress, TrainReport, train
 from tosa_cli.train.objectives import FinetuneObjective
+from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
 
 
@@ -47,37 +49,34 @@ def finetune(
 
     Raises:
         ConfigError: If the optimizer or the schedule is unknown.
+        DataError: If a label does not fit the model's head.
         TrainingError: If the loss is not finite.
     """
     if config.drop_path is not None:
         _set_drop_path(model, config.drop_path)
     model.set_grad_checkpointing(config.grad_checkpointing)
     mixup = _make_mixup(config, model.num_classes)
+
+    def change_batch(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        images.check_targets(targets, model.num_classes)
+        return mixup(inputs, targets) if mixup else (inputs, targets)
+
     loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(config.smoothing)
     objective = FinetuneObjective(model, loss).train()
-    try:
-        optimizer = create_optimizer_v2(
-            model.backbone,
-            opt=config.opt,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-        )
-    except (ValueError, AssertionError, KeyError) as error:
-        raise ConfigError(
-            f"timm cannot make the optimizer {config.opt!r} ({error}): try adamw, sgd or lamb."
-        ) from error
+    # On its device before it is copied: the average stays where the model is.
+    model.to(accelerator.device)
     ema = ModelEmaV3(model.backbone, decay=config.model_ema_decay) if config.model_ema else None
     report = train(
         accelerator,
         objective,
         images,
-        optimizer,
+        make_optimizer(model.backbone, config, config.layer_decay),
         config,
         checkpoint=checkpoint,
+        fingerprint=fingerprint(model),
         resume=resume,
         make_scheduler=make_scheduler(config),
-        change_batch=mixup,
+        change_batch=change_batch,
         ema=ema,
         progress=progress,
     )
@@ -101,9 +100,8 @@ def _make_mixup(config: FinetuneConfig, num_classes: int) -> Callable[[Tensor, T
 
 
 def _set_drop_path(model: TosaViT, rate: float) -> None:
-    from timm.layers import DropPath, calculate_drop_path_rates
-
-    for block, probability in zip(model.blocks, calculate_drop_path_rates(rate, len(model.blocks)), strict=True):
+    rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
+    for block, probability in zip(model.blocks, rates, strict=True):
         for name in ("drop_path1", "drop_path2"):
             if hasattr(block, name):
                 setattr(block, name, DropPath(probability) if probability > 0 else nn.Identity())

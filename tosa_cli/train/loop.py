@@ -1,15 +1,19 @@
 """The one training loop, which serves `distill` and `finetune`: they differ by objective and settings."""
 
 import itertools
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, gather_object, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -22,9 +26,9 @@ from tosa_cli.train.checkpoint import (
     write_checkpoint,
 )
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Images
+from tosa_cli.train.data import Batch, Images, is_streamed
 
-MAY_CHANGE_ON_RESUME = frozenset({"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad"})
+MAY_CHANGE_ON_RESUME = frozenset({"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict"})
 """Settings that a resumed run may change; with any other it would be another run."""
 
 
@@ -54,7 +58,7 @@ class TrainReport:
 
     Attributes:
         updates: Optimizer steps, those before a resume included.
-        images: Images read in this process since its start or resume.
+        images: Images read in all processes since the start or resume.
         seconds: Time that took.
         first_loss: Loss of the first batch since the start or resume.
         last_loss: Mean loss of the last epoch's batches since the start or resume.
@@ -70,7 +74,7 @@ class TrainReport:
 
     @property
     def images_per_second(self) -> float:
-        """Images a second of this process."""
+        """Images a second of all processes together."""
         return self.images / self.seconds if self.seconds else 0.0
 
 
@@ -90,6 +94,8 @@ def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accele
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
             log_with=config.log_with or None,
             project_dir=str(log_dir) if log_dir else None,
+            # The main process measures on held-out images while the others wait for it.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
     except (ImportError, ValueError) as error:
         raise ConfigError(f"Training cannot be set up like this: {error}") from error
@@ -103,6 +109,7 @@ def train(
     config: TrainConfig,
     *,
     checkpoint: Path,
+    fingerprint: str = "",
     resume: bool = False,
     make_scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
     change_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
@@ -121,6 +128,7 @@ def train(
         optimizer: Optimizer of what is trained.
         config: The settings.
         checkpoint: Where the checkpoint is written.
+        fingerprint: What tells the model to train from others; a run is resumed on the same one only.
         resume: Continue from it.
         make_scheduler: Makes a timm schedule from the optimizer and the number of updates an epoch.
         change_batch: Changes a batch on its way, as mixup does.
@@ -128,8 +136,9 @@ def train(
         progress: Told about the advance.
 
     Raises:
-        DataError: If an image cannot be read and the settings are strict, or there are too few for one step.
-        TrainingError: If the loss is not finite; the checkpoint before stays.
+        DataError: If an image cannot be read and the settings are strict, many in a row cannot be read, or there are
+            too few for one step.
+        TrainingError: If the loss or a weight is not finite; the checkpoint before stays.
         CheckpointError: If there is nothing to resume, or the settings are others.
     """
     progress = progress or NoProgress()
@@ -144,48 +153,61 @@ def train(
         )
     updates_per_epoch = batches_per_epoch // config.grad_accum_steps
     scheduler = make_scheduler(optimizer, updates_per_epoch) if make_scheduler else None
-    saver = _Saver(accelerator, checkpoint, config, trained, optimizer, ema)
-    epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
+    identity = {"num_images": images.num_images, "model": fingerprint}
+    saver = _Saver(accelerator, checkpoint, config, identity, trained, optimizer, ema)
+    first_epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
     if scheduler is not None:
         scheduler.step_update(update)
-    progress.start(batches_per_epoch * config.epochs, epoch * batches_per_epoch + batch_in_epoch)
+    progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
     started = time.perf_counter()
     try:
-        for epoch in range(epoch, config.epochs):
-            losses: list[float] = []
-            for number, batch in _batches(loader, images, epoch, batch_in_epoch, batches_per_epoch):
-                images.note(batch, config.strict)
-                inputs, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
-                seed_step(config.seed, epoch, number, accelerator.process_index)
-                if change_batch is not None:
-                    inputs, targets = change_batch(inputs, targets)
-                with accelerator.accumulate(model):
-                    with accelerator.autocast():
-                        loss = model(inputs, targets)
-                    mean = _check_loss(accelerator, loss, update, checkpoint)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients and config.clip_grad:
-                        accelerator.clip_grad_norm_(trained.values(), config.clip_grad)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                if accelerator.sync_gradients:
-                    update += 1
-                    if ema is not None:
-                        ema.update(ema_source(accelerator, model))
-                    if scheduler is not None:
-                        scheduler.step_update(update)
-                    accelerator.log({"loss": mean, "lr": optimizer.param_groups[0]["lr"]}, step=update)
-                losses.append(mean)
-                batch_in_epoch = number + 1
-                report.images += len(inputs)
-                progress.advance(len(inputs) * accelerator.num_processes, f"loss {mean:.4f}")
-                if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
-                    saver.save(epoch, batch_in_epoch, update)
-            report.last_loss = sum(losses) / len(losses) if losses else report.last_loss
-            report.first_loss = losses[0] if losses and report.first_loss != report.first_loss else report.first_loss
-            batch_in_epoch = 0
-            if not config.checkpoint_every:
-                saver.save(epoch + 1, 0, update)
+        with _Interrupts() as interrupts:
+            for epoch in range(first_epoch, config.epochs):
+                losses: list[float] = []
+                for number, batch in _batches(
+                    accelerator, loader, images, epoch, batch_in_epoch, batches_per_epoch, config
+                ):
+                    images.note(_share_failed(accelerator, batch, config.batch_size), config.strict)
+                    inputs, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
+                    seed_step(config.seed, epoch, number, accelerator.process_index)
+                    if change_batch is not None:
+                        inputs, targets = change_batch(inputs, targets)
+                    with accelerator.accumulate(model):
+                        with accelerator.autocast():
+                            loss = model(inputs, targets)
+                        mean, asked_to_stop = saver.check_loss(loss, update, interrupts.asked)
+                        if number % config.grad_accum_steps == 0:
+                            saver.save_if_due()
+                            if asked_to_stop:
+                                saver.stop_at(epoch, number, update)
+                        accelerator.backward(loss)
+                        if accelerator.sync_gradients and config.clip_grad:
+                            accelerator.clip_grad_norm_(trained.values(), config.clip_grad)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    if accelerator.sync_gradients:
+                        update += 1
+                        if ema is not None:
+                            ema.update(ema_source(accelerator, model))
+                        if scheduler is not None:
+                            scheduler.step_update(update)
+                        accelerator.log({"loss": mean, "lr": optimizer.param_groups[0]["lr"]}, step=update)
+                    losses.append(mean)
+                    batch_in_epoch = number + 1
+                    report.images += len(inputs) * accelerator.num_processes
+                    progress.advance(len(inputs) * accelerator.num_processes, f"loss {mean:.4f}")
+                    if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
+                        saver.due = (epoch, batch_in_epoch, update)
+                report.last_loss = sum(losses) / len(losses) if losses else report.last_loss
+                report.first_loss = (
+                    losses[0] if losses and report.first_loss != report.first_loss else report.first_loss
+                )
+                batch_in_epoch = 0
+                if not config.checkpoint_every:
+                    saver.due = (epoch + 1, 0, update)
+            saver.check_weights(update)
+            saver.due = (config.epochs, 0, update)
+            saver.save_if_due()
     except KeyboardInterrupt:
         raise TrainingError(saver.interrupted()) from None
     report.updates, report.seconds, report.failed = update, time.perf_counter() - started, list(images.failed)
@@ -206,16 +228,22 @@ def _prepare(
     accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, images: Images
 ) -> tuple[nn.Module, Any, Any]:
     model, optimizer = accelerator.prepare(objective, optimizer)
-    if isinstance(images.loader.dataset, torch.utils.data.IterableDataset):
+    if is_streamed(images.loader.dataset):
         # timm's readers of streams divide the work among the processes themselves.
         return model, optimizer, images.loader
     return model, optimizer, accelerator.prepare_data_loader(images.loader)
 
 
-def _batches(loader: Any, images: Images, epoch: int, skip: int, stop: int) -> Iterator[tuple[int, Any]]:
+def _batches(
+    accelerator: Accelerator, loader: Any, images: Images, epoch: int, skip: int, stop: int, config: TrainConfig
+) -> Iterator[tuple[int, Any]]:
+    # The processes that load data take their seeds from here.
+    seed_step(config.seed, epoch, 0, accelerator.process_index)
     images.samples.set_epoch(epoch)
     if hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)
+    if is_streamed(images.loader.dataset):
+        return itertools.islice(enumerate(loader), skip, stop)
     remaining = skip_first_batches(loader, skip) if skip else loader
     if skip and hasattr(remaining, "set_epoch"):
         remaining.set_epoch(epoch)
@@ -223,36 +251,96 @@ def _batches(loader: Any, images: Images, epoch: int, skip: int, stop: int) -> I
     return itertools.islice(enumerate(remaining, start=skip), stop - skip)
 
 
-def _check_loss(accelerator: Accelerator, loss: Tensor, update: int, checkpoint: Path) -> float:
-    mean = float(accelerator.reduce(loss.detach(), reduction="mean"))
-    if mean - mean != 0:
-        kept = (
-            f"The last good checkpoint is {checkpoint}: go on from it with --resume and"
-            if checkpoint.exists()
-            else "Try"
-        )
-        raise TrainingError(
-            f"The loss became {mean} after {update} steps, and training stopped. {kept} a smaller --lr."
-        )
-    return mean
+def _share_failed(accelerator: Accelerator, batch: Batch, batch_size: int) -> list[str]:
+    """What could not be read in this step, in all processes, so that all go on or all stop.
+
+    Raises:
+        DataError: If so many images in a row could not be read that one of the processes has no whole batch.
+    """
+    missing = batch_size - len(batch.images)
+    failed = batch.failed
+    if accelerator.num_processes > 1:
+        counts = torch.tensor([missing, len(failed)], device=accelerator.device)
+        missing, num_failed = accelerator.reduce(counts).tolist()
+        failed = gather_object(failed) if num_failed else []
+    if missing:
+        raise DataError(f"Too many images in a row cannot be read, the first is {failed[0]}. Check the data.")
+    return failed
+
+
+class _Interrupts:
+    """Takes note of Ctrl-C, so that a run stops between two steps; a second one stops it at once.
+
+    Python would raise `KeyboardInterrupt` anywhere, and lose it where an exception is ignored.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        self._is_main_thread = threading.current_thread() is threading.main_thread()
+        if self._is_main_thread:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main_thread:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 class _Saver:
-    """Writes and reads the checkpoint of a run."""
+    """Writes and reads the checkpoint of a run, and tells which one is the last good one.
+
+    A checkpoint that is `due` is written after the next loss, once that shows that the weights are good.
+    """
 
     def __init__(
         self,
         accelerator: Accelerator,
         path: Path,
         config: TrainConfig,
+        identity: dict[str, Any],
         trained: dict[str, nn.Parameter],
         optimizer: Any,
         ema: ModelEmaV3 | None,
     ) -> None:
-        self.accelerator, self.path, self.config = accelerator, path, config
+        self.accelerator, self.path = accelerator, path
+        self.settings = {**config.to_dict(), "processes": accelerator.num_processes, **identity}
         self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
+        self.due: tuple[int, int, int] | None = None
+        self.has_checkpoint = False
 
-    def save(self, epoch: int, batch: int, update: int) -> None:
+    def check_loss(self, loss: Tensor, update: int, asked_to_stop: bool) -> tuple[float, bool]:
+        # Of all processes, as all go on or all stop.
+        here = torch.stack([loss.detach().float(), torch.tensor(float(asked_to_stop), device=loss.device)])
+        mean, stopping = self.accelerator.reduce(here, reduction="mean").tolist()
+        if not math.isfinite(mean):
+            raise TrainingError(f"The loss became {mean} after {update} steps, and training stopped. {self._advice()}")
+        return mean, stopping > 0
+
+    def check_weights(self, update: int) -> None:
+        # The loss of the last step was measured before it.
+        if not all(bool(value.isfinite().all()) for value in self.trained.values()):
+            raise TrainingError(
+                f"A weight is not finite after {update} steps, and nothing was written. {self._advice()}"
+            )
+
+    def stop_at(self, epoch: int, batch: int, update: int) -> NoReturn:
+        if update:
+            self.due = (epoch, batch, update)
+            self.save_if_due()
+        raise KeyboardInterrupt
+
+    def save_if_due(self) -> None:
+        if self.due is None:
+            return
+        (epoch, batch, update), self.due = self.due, None
+        self.has_checkpoint = True
         if not self.accelerator.is_main_process:
             return
         optimizer_tensors, optimizer_numbers = pack_optimizer(self.optimizer)
@@ -260,33 +348,44 @@ class _Saver:
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
-        settings = {**self.config.to_dict(), "processes": self.accelerator.num_processes}
-        write_checkpoint(self.path, TrainState(epoch, batch, update, settings, tensors, optimizer_numbers))
+        if self.accelerator.scaler is not None:
+            optimizer_numbers["scaler"] = self.accelerator.scaler.state_dict()
+        write_checkpoint(self.path, TrainState(epoch, batch, update, self.settings, tensors, optimizer_numbers))
 
     @torch.no_grad()
     def restore(self) -> tuple[int, int, int]:
         state = read_checkpoint(self.path)
-        now = {**self.config.to_dict(), "processes": self.accelerator.num_processes}
-        for key, value in now.items():
+        groups = _by_prefix(state.tensors)
+        shapes = {name: value.shape for name, value in groups.get("weights", {}).items()}
+        if state.settings.get("model") != self.settings["model"] or shapes != {
+            name: value.shape for name, value in self.trained.items()
+        }:
+            raise CheckpointError(f"{self.path} belongs to another model. Leave out --resume to start anew.")
+        for key, value in self.settings.items():
             if key not in MAY_CHANGE_ON_RESUME and state.settings.get(key) != value:
                 raise CheckpointError(
-                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}. Pass the same settings, "
-                    f"or leave out --resume to start anew."
+                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}. Pass the same "
+                    f"settings, or leave out --resume to start anew."
                 )
-        groups = _by_prefix(state.tensors)
-        if groups.get("weights", {}).keys() != self.trained.keys():
-            raise CheckpointError(f"{self.path} belongs to another model. Leave out --resume to start anew.")
         for name, value in groups["weights"].items():
             self.trained[name].copy_(value)
         unpack_optimizer(self.optimizer, groups.get("optimizer", {}), state.optimizer)
         if self.ema is not None:
             self.ema.module.load_state_dict(groups["ema"])
+        if self.accelerator.scaler is not None and "scaler" in state.optimizer:
+            self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+        self.has_checkpoint = True
         return state.epoch, state.batch, state.update
 
     def interrupted(self) -> str:
-        if self.path.exists():
+        if self.has_checkpoint:
             return f"Interrupted. The last checkpoint is {self.path}: run the same command with --resume to go on."
         return "Interrupted before the first checkpoint; the model is as it was."
+
+    def _advice(self) -> str:
+        if self.has_checkpoint:
+            return f"The last good checkpoint is {self.path}: go on from it with --resume and a smaller --lr."
+        return "Try a smaller --lr."
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -9,26 +9,36 @@ from timm.scheduler import create_scheduler_v2
 from tosa_cli.errors import ConfigError
 from tosa_cli.train.config import TrainConfig
 
+SCHEDULES = ("cosine", "tanh", "step", "constant", "poly", "wsd", "rsqrt")
 
-def make_scheduler(config: TrainConfig) -> Callable[[torch.optim.Optimizer, int], Any] | None:
-    """A function that makes the schedule once the number of updates an epoch is known; None for `none`."""
-    if config.sched == "none":
-        return None
+
+def make_scheduler(config: TrainConfig) -> Callable[[torch.optim.Optimizer, int], Any]:
+    """A function that makes the schedule once the number of updates an epoch is known; `none` is constant.
+
+    Raises:
+        ConfigError: If timm does not know the schedule, or it needs more than the number of updates.
+    """
+    # timm's own `none` would leave out the warm-up and the rates of the layers.
+    name = "constant" if config.sched == "none" else config.sched
+    if name not in SCHEDULES:
+        raise ConfigError(f"sched must be one of none, {', '.join(SCHEDULES)}; not {config.sched!r}.")
 
     def make(optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=config.sched,
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
-            warmup_prefix=True,
-            warmup_lr=config.lr / 100,
-            min_lr=config.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=updates_per_epoch,
-        )
-        if scheduler is None:
-            raise ConfigError(f"timm knows no schedule {config.sched!r}: try cosine, linear, step or none.")
+        try:
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=name,
+                # timm counts the warm-up extra; without the difference the schedule would be cut short.
+                num_epochs=(config.epochs - config.warmup_epochs) or 1,  # type: ignore[arg-type]
+                warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
+                warmup_prefix=True,
+                warmup_lr=config.lr / 100,
+                min_lr=config.min_lr,
+                step_on_epochs=False,
+                updates_per_epoch=updates_per_epoch,
+            )
+        except ValueError as error:
+            raise ConfigError(f"The schedule {config.sched} does not fit so few steps ({error}).") from error
         return scheduler
 
     return make

@@ -1,0 +1,90 @@
+"""Runs `tosa` in this process as a user would, in a directory of its own with a tiny model and real images."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from timm.models import save_for_hf
+
+from tests.model.tiny_models import make_vit
+from tests.train.tiny_runs import write_digits, write_photos
+from tosa_cli.cli.app import main
+
+
+@dataclass
+class Done:
+    """What a command did: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Tosa(Protocol):
+    def __call__(self, command: str, *more: str) -> Done: ...
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def tosa(monkeypatch: pytest.MonkeyPatch) -> Tosa:
+    """Run a command; words are split at spaces, further arguments are taken as they are."""
+
+    def run(command: str, *more: str) -> Done:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        monkeypatch.setattr(sys, "argv", ["tosa", *command.split(), *more])
+        code = 0
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                main()
+            except SystemExit as exit:
+                code = int(exit.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dense` (a timm model of 10 classes), `photos` and `digits` (`train` and `validation`)."""
+    folder = tmp_path_factory.mktemp("material")
+    save_for_hf(
+        make_vit("test_vit", img_size=32, patch_size=8, num_classes=10), str(folder / "dense"), safe_serialization=True
+    )
+    write_photos(folder / "photos")
+    write_digits(folder / "digits" / "train", 40)
+    write_digits(folder / "digits" / "validation", 33)
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, material: Path) -> Path:
+    """The current directory, with a copy of the material."""
+    shutil.copytree(material, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def converted(work: Path, tosa: Tosa) -> Path:
+    """The model folder `dense-tosa`."""
+    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.5").code == 0
+    return work / "dense-tosa"

@@ -1,0 +1,327 @@
+"""Every source of images through timm: folders, Hugging Face data sets, WebDataset shards; and broken images."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tosa
+
+TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def add_broken(folder: Path, like: Path) -> list[str]:
+    """A text, an empty file and half an image among good ones, sorted between them."""
+    (folder / "0005b.png").write_text("This is not an image.")
+    (folder / "0009b.jpg").write_bytes(b"")
+    whole = like.read_bytes()
+    (folder / f"0013b{like.suffix}").write_bytes(whole[: len(whole) // 2])
+    return ["0005b.png", "0009b.jpg", f"0013b{like.suffix}"]
+
+
+def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = False) -> None:
+    """Shards of one split `train` and one `validation`, with timm's _info.json; every class in each."""
+    splits = {}
+    folder.mkdir()
+    for split in ("train", "validation"):
+        paths = sorted((images / split).rglob("*.png"), key=lambda path: path.stem)
+        names, lengths = [], []
+        for shard in range(shards):
+            names.append(f"{split}-{shard:03d}.tar")
+            mine = paths[shard::shards]
+            lengths.append(len(mine))
+            with tarfile.open(folder / names[-1], "w") as tar:
+                for number, path in enumerate(mine):
+                    content = path.read_bytes()
+                    if broken and number == 3:
+                        content = content[:60]
+                    for name, data in ((f"{path.stem}.png", content), (f"{path.stem}.cls", path.parent.name.encode())):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(data)
+                        tar.addfile(member, io.BytesIO(data))
+        splits[split] = {"name": split, "num_samples": len(paths), "filenames": names, "shard_lengths": lengths}
+    (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_split_is_read_from_its_folder(converted: Path, tosa: Tosa) -> None:
+    assert tosa("eval --data-dir digits -j 0 --json").json["samples"] == 33
+    assert tosa("eval --data-dir digits --split train -j 0 --json").json["samples"] == 40
+    assert tosa("eval --data-dir digits/train -j 0 --json").json["samples"] == 40
+    done = tosa(f"distill --data-dir digits {TRAIN}")
+    assert "on 36 images of digits; 4 images are held out" in done.err
+
+
+def test_held_out_images_may_be_a_split_or_a_folder(converted: Path, tosa: Tosa) -> None:
+    done = tosa(f"distill --data-dir digits --val-split validation {TRAIN}")
+    assert "on 40 images of digits; 33 images are held out" in done.err
+    done = tosa(f"finetune --data-dir digits --val-dir digits/validation {TRAIN}")
+    assert "on 40 images of digits; 33 images are held out" in done.err
+    done = tosa(f"distill --data-dir digits --val-dir photos {TRAIN}")
+    assert "on 40 images of digits; 24 images are held out" in done.err
+
+
+def test_images_are_never_held_out_of_themselves(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    for command in (
+        f"distill --data-dir photos --val-split validation {TRAIN}",
+        f"distill --data-dir photos --val-dir photos {TRAIN}",
+        f"finetune --data-dir digits --val-split train {TRAIN}",
+    ):
+        done = tosa(command)
+        assert done.code == 2 and "The held-out images would be the training images" in done.err, done.err
+    assert contents(converted) == before
+
+
+def test_a_split_that_is_not_there_is_not_replaced_by_all_images(converted: Path, tosa: Tosa) -> None:
+    shutil.rmtree("digits/validation")
+    done = tosa("eval --data-dir digits -j 0")
+    assert done.code == 2
+    assert "digits has no folder validation, but train. Name the split, or point at the images." in done.err
+
+
+def test_some_of_the_images_are_enough(converted: Path, tosa: Tosa) -> None:
+    done = tosa(f"distill --data-dir photos --max-samples 12 {TRAIN}")
+    assert "on 11 images of photos; 1 images are held out" in done.err
+    assert tosa("eval --data-dir digits --max-samples 7 -b 3 -j 2 --json").json["samples"] == 7
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 33, 64])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_counts_every_image_whatever_the_batch(converted: Path, tosa: Tosa, batch_size: int, workers: int) -> None:
+    report = tosa(f"eval --data-dir digits -b {batch_size} -j {workers} --json").json
+    assert report["samples"] == 33
+    assert report["top1"] == tosa("eval --data-dir digits -b 11 -j 0 --json").json["top1"]
+
+
+def test_held_out_images_of_other_classes_are_refused(converted: Path, tosa: Tosa) -> None:
+    Path("digits/validation/9").rename("digits/validation/nine")
+    done = tosa(f"finetune --data-dir digits --val-split validation {TRAIN}")
+    assert done.code == 2 and "are of other classes than" in done.err
+
+
+# ---------------------------------------------------------------- broken images
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_eval_names_and_counts_what_it_cannot_read(converted: Path, tosa: Tosa, workers: int) -> None:
+    broken = add_broken(Path("digits/validation/3"), Path("digits/validation/3/0003.png"))
+    done = tosa(f"eval --data-dir digits -b 4 -j {workers} --json")
+    report = done.json
+    assert done.code == 0 and report["samples"] == 33 and len(report["skipped"]) == 3
+    assert "could not be read were skipped, 3 in all" in done.err
+    for name in broken:
+        assert name in done.err and any(name in skipped for skipped in report["skipped"])
+    assert "\n" not in report["skipped"][0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_distill_names_and_counts_what_it_cannot_read(converted: Path, tosa: Tosa, workers: int) -> None:
+    broken = add_broken(Path("photos"), Path("photos/003.jpg"))
+    done = tosa(f"distill --data-dir photos -b 6 -j {workers} --epochs 2 --device cpu --json")
+    assert done.code == 0, done.err
+    assert len(done.json["skipped"]) == 3 and done.json["updates"] == 8
+    assert all(name in done.err for name in broken)
+
+
+def test_a_broken_image_among_the_held_out_ones_is_named_too(converted: Path, tosa: Tosa) -> None:
+    Path("digits/validation/0/0000.png").write_bytes(b"")
+    for command in ("distill", "finetune"):
+        done = tosa(f"{command} --data-dir digits --val-split validation {TRAIN} --json")
+        assert done.json["held_out"]["samples"] == 32
+        assert len(done.json["skipped"]) == 1 and "0000.png" in done.err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --data-dir digits --strict",
+        "distill --data-dir digits --split validation --strict -b 8",
+        "finetune --data-dir digits --split validation --strict -b 8",
+    ],
+)
+def test_strict_stops_at_a_broken_image(converted: Path, tosa: Tosa, command: str, workers: int) -> None:
+    add_broken(Path("digits/validation/3"), Path("digits/validation/3/0003.png"))
+    before = contents(converted)
+    done = tosa(f"{command} -j {workers}")
+    assert done.code == 2 and done.out == ""
+    last = done.err.splitlines()[-1]
+    assert last.startswith("Error: digits/validation/3/00") and "cannot be read. Remove it, or leave out" in last
+    assert contents(converted) == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("command", ["eval", f"distill {TRAIN}", f"finetune {TRAIN}"])
+def test_a_folder_of_broken_images_is_refused(converted: Path, tosa: Tosa, command: str, workers: int) -> None:
+    for label in range(10):
+        for i in range(4):
+            path = Path(f"bad/{label}/{i}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"bad")
+    done = tosa(f"{command} dense-tosa --data-dir bad -j {workers}")
+    assert done.code == 2 and "Traceback" not in done.err
+    assert "None of the images of bad can be read, the first is bad/" in done.err
+
+
+def test_many_broken_images_in_a_row_stop_the_training(converted: Path, tosa: Tosa) -> None:
+    for i in range(200):
+        Path(f"photos/x{i:03d}.jpg").write_bytes(b"bad")
+    for workers in (0, 2):
+        done = tosa(f"distill --data-dir photos --val-dir digits -b 8 --epochs 1 --device cpu -j {workers}")
+        assert done.code == 2 and "Too many images in a row cannot be read, the first is photos/x" in done.err
+        assert "Traceback" not in done.err
+
+
+# ---------------------------------------------------------------- Hugging Face data sets
+
+
+@pytest.fixture
+def parquet(work: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The digits as a local data set of parquet files, with and without labels, images embedded."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for split in ("train", "validation"):
+        loaded = datasets.load_dataset("imagefolder", data_dir=str(work / "digits" / split), split="train")
+        loaded.to_parquet(str(work / "parquet" / f"{split}.parquet"))
+        loaded.remove_columns("label").to_parquet(str(work / "unlabelled" / f"{split}.parquet"))
+    return str(work / "parquet")
+
+
+def test_a_local_hugging_face_data_set_trains_and_measures(converted: Path, tosa: Tosa, parquet: str) -> None:
+    source = f"--dataset hfds/{parquet} --data-dir cache"
+    done = tosa(f"distill {source} {TRAIN} --val-split validation --json")
+    assert done.code == 0, done.err
+    assert done.json["held_out"]["samples"] == 33 and done.json["updates"] == 5
+    done = tosa(f"finetune {source} {TRAIN} --max-samples 24 --json")
+    assert done.code == 0 and done.json["held_out"]["samples"] == 2, done.err
+    report = tosa(f"eval {source} -j 2 -b 10 --json").json
+    assert report["samples"] == 33
+    assert report["top1"] == tosa("eval --data-dir digits -j 0 --json").json["top1"]
+    assert "Generating" not in done.err
+
+
+def test_a_data_set_without_labels_serves_distillation_and_nothing_else(
+    converted: Path, tosa: Tosa, parquet: str
+) -> None:
+    source = f"--dataset hfds/{Path(parquet).with_name('unlabelled')} --data-dir cache"
+    done = tosa(f"distill {source} {TRAIN}")
+    assert done.code == 0, done.err
+    for command in ("finetune", "eval --split train"):
+        done = tosa(f"{command} {source} -j 0")
+        assert done.code == 2 and "has images without a label, but labels are needed here" in done.err
+
+
+def test_a_data_set_that_is_not_there_or_has_no_such_split(converted: Path, tosa: Tosa, parquet: str) -> None:
+    done = tosa("eval --dataset hfds//no/such/folder --data-dir cache -j 0")
+    assert done.code == 2 and "cannot be opened" in done.err and "Traceback" not in done.err
+    done = tosa(f"eval --dataset hfds/{parquet} --data-dir cache --split test -j 0")
+    assert done.code == 2 and "cannot be opened" in done.err and "test" in done.err
+
+
+# ---------------------------------------------------------------- WebDataset
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_webdataset_shards_train_and_measure(converted: Path, tosa: Tosa, workers: int) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), Path("digits"))
+    source = f"--dataset wds/digits --data-dir shards -j {workers} --device cpu"
+    done = tosa(f"distill {source} -b 8 --epochs 1 --val-split validation --json")
+    assert done.code == 0, done.err
+    assert done.json["held_out"]["samples"] == 33 and done.json["updates"] in (5, 6)
+    done = tosa(f"finetune {source} -b 8 --epochs 1 --val-split validation --json")
+    assert done.code == 0 and done.json["held_out"]["samples"] == 33
+    report = tosa(f"eval {source} -b 10 --json").json
+    assert report["samples"] == 33
+    assert report["top1"] == tosa("eval --data-dir digits -j 0 --json").json["top1"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_broken_images_in_shards_are_named_and_counted(converted: Path, tosa: Tosa, workers: int) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), Path("digits"), broken=True)
+    source = f"--dataset wds/digits --data-dir shards -j {workers} --device cpu"
+    done = tosa(f"eval {source} --json")
+    assert done.json["samples"] == 31 and len(done.json["skipped"]) == 2
+    assert "validation-000.tar: 0006" in done.err and "validation-001.tar: 0007" in done.err
+    assert "Handling webdataset error" not in done.err
+    done = tosa(f"distill {source} -b 8 --epochs 1 --val-split validation --json")
+    assert done.code == 0, done.err
+    assert any("train-000.tar: 0006" in name for name in done.json["skipped"])
+    before = contents(converted)
+    for command in ("eval", "distill --val-split validation", "finetune --val-split validation"):
+        done = tosa(f"{command} {source} --strict")
+        assert done.code == 2 and "cannot be read. Remove it, or leave out --strict" in done.err
+    assert contents(converted) == before
+
+
+def test_a_stream_is_read_whole_and_needs_its_own_held_out_images(converted: Path, tosa: Tosa) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), Path("digits"))
+    source = "--dataset wds/digits --data-dir shards -j 0"
+    done = tosa(f"distill {source}")
+    assert done.code == 2 and "so no images of it can be held out: name held-out images with --val-dir" in done.err
+    done = tosa(f"distill {source} --val-split train")
+    assert done.code == 2 and "The held-out images would be the training images" in done.err
+    done = tosa(f"eval {source} --max-samples 3")
+    assert done.code == 2 and "so it has to be read whole: leave out --max-samples" in done.err
+    done = tosa(f"eval {source} --split nope")
+    assert done.code == 2 and "cannot be opened" in done.err
+
+
+def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    from tosa_cli.cli import console
+
+    write_shards(Path("shards"), Path("digits"))
+    advance = console.TrainProgress.advance
+
+    def interrupt(bar: console.TrainProgress, num_images: int, text: str = "") -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        advance(bar, num_images, text)
+
+    for workers in (0, 2):
+        command = (
+            f"finetune dense-tosa --dataset wds/digits --data-dir shards --val-split validation -b 8 --epochs 2 "
+            f"--checkpoint-every 1 --mixup 0.8 --drop-path 0.3 --lr 1e-3 --device cpu -j {workers}"
+        )
+        assert tosa(f"{command} -o whole{workers}").code == 0
+        for stop in (3, 5):
+            left = stop
+            with monkeypatch.context() as patched:
+                patched.setattr(console.TrainProgress, "advance", interrupt)
+                done = tosa(f"{command} -o part{workers}" + " --resume" * (stop == 5))
+            assert done.code == 1 and "Interrupted." in done.err
+        assert tosa(f"{command} -o part{workers} --resume").code == 0
+        whole, part = (Path(f"{name}{workers}/model.safetensors").read_bytes() for name in ("whole", "part"))
+        assert whole == part
+
+
+def test_a_package_that_is_missing_is_named(converted: Path, tosa: Tosa) -> None:
+    code = (
+        "import sys\nsys.modules['datasets'] = None\nsys.modules['webdataset'] = None\n"
+        "from tosa_cli.cli.app import main\nmain()"
+    )
+    for name in ("hfds", "wds"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *f"eval dense-tosa --dataset {name}/digits --data-dir shards -j 0".split()],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and done.stdout == ""
+        assert f"needs a package: run `pip install 'tosa-cli[{name}]'`." in done.stderr

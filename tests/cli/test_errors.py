@@ -1,0 +1,397 @@
+"""A mistake is told in one sentence: what was given, what was expected, what to do next; nothing is written."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import Done, Tosa
+from tosa_cli import load
+from tosa_cli.hub import checkpoint
+from tosa_cli.train import checkpoint as checkpoints
+
+TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
+    assert done.code == code, done.err
+    assert done.out == "" and "Traceback" not in done.err
+    message = done.err.splitlines()[-1]
+    assert message.startswith("Error: ") and message.endswith("."), message
+    for part in sentence:
+        assert part in message, message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("deit_tny --layers 2", "timm knows no model 'deit_tny'. Did you mean"),
+        ("dense --layers 0", "Layer 0 was given, but layers are whole numbers from 1 up."),
+        ("dense --layers 7", "Layer 7 was asked for, but the model has 6 layers (1 to 6)."),
+        ("deit_tiny --layers 2,13 --no-pretrained", "Layer 13 was asked for, but the model has 12 layers (1 to 12)."),
+        ("dense --layers 1,3", "Layer 1 cannot be a ToSA layer: its selector needs a standard layer before it."),
+        ("dense --layers 2,3", "Layers 2 and 3 are adjacent, but a ToSA layer needs a standard layer before it."),
+        ("dense --layers 2,4,4", "Layer 4 was given twice: name each ToSA layer once."),
+        ("dense --layers 4,2", "Layers must be in rising order, not 4,2."),
+        ("dense --layers two", "--layers should be layer numbers with commas, as in 2,4,6; not 'two'."),
+        ("dense", "The setting 'layers' is missing: give the ToSA layers"),
+        ("dense --layers 2,4 --keep-rate 0", "The keep rate of layer 2 is 0.0, but must be above 0 and at most 1."),
+        ("dense --layers 2,4 --keep-rate 1.5", "The keep rate of layer 2 is 1.5, but must be above 0 and at most 1."),
+        ("dense --layers 2,4 --keep-rate=-1", "The keep rate of layer 2 is -1.0, but must be"),
+        ("dense --layers 2,4 --keep-rate 0.5,2", "The keep rate of layer 4 is 2.0, but must be"),
+        ("dense --layers 2,4 --keep-rate 0.5,0.5,0.5", "3 keep rates were given for 2 ToSA layers"),
+        ("dense --layers 2,4 --keep-rate most", "--keep-rate should be a number, or one a layer"),
+        ("dense --layers 2,4 --keep-rate nan", "The keep rate of layer 2 is nan, but must be"),
+        ("dense --layers 2 --target-reduction 0.9", "The target reduction 90.0% cannot be reached: layers 2 save at"),
+        ("dense --layers 2 --target-reduction 0.1 --keep-rate 0.5", "Both --keep-rate and --target-reduction were"),
+        ("dense --layers 2 --query-rows some", "--query-rows should be a number or 'all', not 'some'."),
+        ("dense --layers 2 --selector best", "selector must be one of: attention, previous, random; not 'best'."),
+        ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
+        ("resnet18 --layers 2 --no-pretrained", "resnet18"),
+        ("swin_tiny_patch4_window7_224 --layers 2 --no-pretrained", "swin"),
+        ("test_vit_relpos --layers 2 --no-pretrained", "RelPos"),
+        ("no/such/folder --layers 2", "There is no folder or file no/such/folder. Check the path, or name a timm"),
+        ("dense/config.json --layers 2", "is not a weights file: expected one of .safetensors"),
+        ("--layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
+        ("dense --recipe nope", "There is no recipe 'nope'. Known: deit_tiny_imagenet_paper"),
+    ],
+)
+def test_convert_refuses(work: Path, tosa: Tosa, arguments: str, sentence: str) -> None:
+    before = contents(work)
+    done = tosa(f"convert {arguments}")
+    assert done.code == 2 and done.out == "" and "Traceback" not in done.err, done.err
+    assert done.err.startswith("Error: ") and done.err.count("\n") == 1, done.err
+    assert sentence.lower() in done.err.lower()
+    assert contents(work) == before
+
+
+def test_an_unknown_option_or_command_is_a_usage_error(tosa: Tosa) -> None:
+    for command in ("convert --layer 2", "distil", "distill --epochs many"):
+        done = tosa(command)
+        assert done.code == 2 and done.out == "" and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune", "eval", "flops", "bench", "push me/model"])
+def test_without_a_model_and_without_a_last_one_a_model_is_asked_for(work: Path, tosa: Tosa, command: str) -> None:
+    check_refused(tosa(command), "No model was named, and none was converted in this directory.", "tosa convert")
+
+
+@pytest.mark.parametrize("command", ["distill", "flops"])
+def test_a_last_model_that_is_gone_is_named(converted: Path, tosa: Tosa, command: str) -> None:
+    shutil.rmtree(converted)
+    check_refused(tosa(command), "No model was named, and dense-tosa, the last one converted here, is gone.")
+    (Path(".tosa.json")).write_text("{broken")
+    check_refused(tosa(command), "none was converted in this directory")
+
+
+@pytest.mark.parametrize("command", ["distill", "finetune", "eval"])
+def test_missing_and_empty_data_are_refused(converted: Path, tosa: Tosa, command: str) -> None:
+    before = contents(converted)
+    Path("empty").mkdir()
+    check_refused(tosa(f"{command} dense-tosa"), "No images were named: pass --data-dir FOLDER.")
+    check_refused(tosa(f"{command} dense-tosa --data-dir nowhere"), "There is no folder nowhere.")
+    check_refused(tosa(f"{command} dense-tosa --data-dir empty"), "empty holds no images (.jpg, .png, ...).")
+    check_refused(tosa(f"{command} dense-tosa --data-dir dense"), "dense holds no images")
+    assert contents(converted) == before
+
+
+def test_one_image_is_not_enough_to_train(converted: Path, tosa: Tosa) -> None:
+    Path("one").mkdir()
+    shutil.copy("photos/000.jpg", "one")
+    check_refused(tosa(f"distill --data-dir one {TRAIN}"), "one holds only one image, but training needs one more")
+
+
+@pytest.mark.parametrize("command", ["finetune", "eval"])
+def test_a_wrong_number_of_classes_is_refused(converted: Path, tosa: Tosa, command: str) -> None:
+    for split in ("train", "validation"):
+        shutil.rmtree(f"digits/{split}/9")
+    check_refused(
+        tosa(f"{command} --data-dir digits"),
+        "digits has 9 classes, but the model's head has 10.",
+        "convert the source with --num-classes 9.",
+    )
+
+
+def test_an_output_that_exists_is_refused_before_any_work(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    check_refused(tosa("convert dense --layers 2"), "dense-tosa already exists. Choose another name with -o, or pass")
+    check_refused(tosa(f"distill dense-tosa --data-dir photos -o dense {TRAIN}"), "dense already exists")
+    check_refused(
+        tosa(f"distill dense-tosa --data-dir photos -o photos --overwrite {TRAIN}"),
+        "photos is not a model folder and will not be overwritten",
+    )
+    check_refused(tosa(f"distill dense-tosa --data-dir photos -o .tosa.json {TRAIN}"), "is a file, but a folder is")
+    for command in ("convert dense --layers 2", f"distill dense-tosa --data-dir photos {TRAIN}"):
+        check_refused(tosa(f"{command} -o dense --overwrite"), "dense is not a converted model and will not be over")
+    assert contents(converted) == before
+    assert tosa("convert dense --layers 2 --overwrite").code == 0 and load("dense-tosa").config.layers == (2,)
+
+
+@pytest.mark.parametrize("place", ["dense/config.json/model", "/proc/model", "/dev/null/model"])
+def test_a_place_that_cannot_be_written_to_is_refused(converted: Path, tosa: Tosa, place: str) -> None:
+    before = contents(converted)
+    for command in ("convert dense --layers 2", f"distill dense-tosa --data-dir photos {TRAIN}"):
+        check_refused(
+            tosa(f"{command} -o {place}"), "could not be written" if "/proc" in place else "cannot be written"
+        )
+    assert contents(converted) == before
+
+
+def test_a_full_disk_leaves_the_old_model_and_the_checkpoint(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(converted)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_file", full)
+        check_refused(tosa("convert dense --layers 2 -o other"), "other could not be written (No space left on device)")
+        check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "could not be written (No space left on device)")
+    assert contents(converted) == before and not Path("other").exists()
+    assert not list(Path().glob(".*dense*"))
+    # The work is not lost: nothing is left to train, only to write.
+    done = tosa(f"distill --data-dir photos {TRAIN} --resume --json")
+    assert done.code == 0 and load("dense-tosa").provenance.stage == "distilled"
+    assert not list(Path().glob("*checkpoint*"))
+
+
+def test_a_full_disk_during_training_keeps_the_last_checkpoint(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(converted)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    done = tosa(f"distill --data-dir photos {TRAIN} --checkpoint-every 1")
+    check_refused(done, "could not be written", "No space left on device", "Free space and add --resume.")
+    assert contents(converted) == before and not list(Path().glob("*checkpoint*"))
+
+
+def change_config(folder: Path, change: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda c: c["tosa"].update(format_version=99),
+            "format_version 99, but this tosa reads up to 1: run `pip inst",
+        ),
+        (lambda c: c.pop("tosa"), "should hold an object under 'tosa'"),
+        (lambda c: c["model_args"].pop("layers"), "lacks 'layers' under model_args"),
+        (lambda c: c["model_args"].update(layers=[1]), "Layer 1 cannot be a ToSA layer"),
+        (lambda c: c["model_args"].update(num_classes=3), "they must be the same"),
+        (lambda c: c.update(architecture="test_vit"), "is not converted yet: run `tosa convert"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval --data-dir digits", "distill --data-dir photos", "bench"])
+def test_a_config_of_the_wrong_shape_is_refused(
+    converted: Path, tosa: Tosa, change: Any, sentence: str, command: str
+) -> None:
+    change_config(converted, change)
+    before = contents(converted)
+    check_refused(tosa(command), sentence)
+    assert contents(converted) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "not json"])
+def test_a_config_that_is_no_json_object_is_refused(converted: Path, tosa: Tosa, text: str) -> None:
+    (converted / "config.json").write_text(text)
+    check_refused(tosa("bench"), "config.json")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.01, 0])
+def test_truncated_weights_are_refused(converted: Path, tosa: Tosa, share: float) -> None:
+    for weights in (converted / "model.safetensors", Path("dense/model.safetensors")):
+        content = weights.read_bytes()
+        weights.write_bytes(content[: int(len(content) * share)])
+    check_refused(tosa("eval --data-dir digits"), "dense-tosa", "broken or cut short")
+    check_refused(tosa("convert dense --layers 2 -o other"), "dense", "broken or cut short")
+
+
+def test_foreign_weights_are_refused(converted: Path, tosa: Tosa) -> None:
+    state = load_file(converted / "model.safetensors")
+    for changed, sentence in (
+        ({key: value for key, value in state.items() if key != "norm.weight"}, "lack the key 'norm.weight'"),
+        ({**state, "extra": torch.zeros(1)}, "have the unknown key 'extra'"),
+        ({**state, "head.weight": torch.zeros(3, 64)}, "head.weight has shape [3, 64], expected [10, 64]"),
+    ):
+        save_file(changed, converted / "model.safetensors", metadata={"format": "pt"})
+        check_refused(tosa("eval --data-dir digits"), sentence)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        return (os.system, ("touch executed",))
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(work: Path, tosa: Tosa) -> None:
+    torch.save({"head.weight": Evil()}, "test_vit.pth")
+    check_refused(tosa("convert test_vit.pth --layers 2"), "a pickle that holds more than tensors", ".safetensors")
+    Path("test_vit.pt").write_bytes(pickle.dumps(Evil()))
+    check_refused(tosa("convert test_vit.pt --layers 2"), "test_vit.pt")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("distill dense-tosa --epochs 0", "epochs must be a whole number from 1 up, not 0."),
+        ("distill dense-tosa --lr 0", "lr must be above 0, not 0.0."),
+        ("finetune dense-tosa --warmup-epochs 99", "warmup_epochs (99.0) cannot be more than epochs (30)."),
+        ("distill dense-tosa --data-dir photos --opt nope -j 0", "opt 'nope' cannot be used"),
+        ("distill dense-tosa --data-dir photos --sched nope -j 0", "sched must be one of none, cosine"),
+        ("distill dense-tosa --data-dir photos --log-with nope -j 0", "Training cannot be set up like this"),
+        ("distill dense-tosa --data-dir photos -b 100 -j 0", "22 images are too few for one step of 100 images"),
+        ("finetune dense-tosa --data-dir digits -b 7 --mixup 1 -j 0", "need an even batch size, not 7."),
+        ("distill dense-tosa --data-dir photos --resume -j 0", "There is nothing to resume"),
+        ("distill me/model --data-dir photos", "me/model is on the Hub: name the folder to write with -o."),
+        ("distill dense --data-dir photos", "dense holds test_vit, which is not converted yet"),
+        ("eval dense --data-dir digits", "dense holds test_vit, which is not converted yet"),
+        ("eval nowhere --data-dir digits", "There is no model folder nowhere."),
+        ("distill nowhere --data-dir photos", "There is no model folder nowhere."),
+        ("eval dense-tosa --data-dir digits --device cuda", "There is no CUDA device here"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(converted: Path, tosa: Tosa, command: str, sentence: str) -> None:
+    if "cuda" in command and torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    before = contents(Path())
+    done = tosa(command)
+    assert done.code == 2 and done.out == "" and "Traceback" not in done.err, done.err
+    assert sentence in done.err.splitlines()[-1]
+    assert contents(Path()) == before
+
+
+def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:
+    Path("mine.yaml").write_text("distill:\n  epochs: five\n")
+    check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "epochs must be a whole number, not 'five'.")
+
+
+def test_a_selector_without_weights_is_not_distilled(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 2,4 --selector previous").code == 0
+    check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "The selector 'previous' has nothing to train.")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_model_as_it_was(converted: Path, tosa: Tosa) -> None:
+    state = load_file(converted / "model.safetensors")
+    state["selectors.2.conv1.weight"][0, 0] = float("nan")
+    save_file(state, converted / "model.safetensors", metadata={"format": "pt"})
+    before = contents(converted)
+    done = tosa(f"distill --data-dir photos {TRAIN}")
+    check_refused(done, "The loss became nan after 0 steps, and training stopped. Try a smaller --lr.", code=1)
+    assert contents(converted) == before
+
+
+def test_a_rate_that_is_far_too_high_stops_with_the_model_as_it_was(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    done = tosa(f"finetune --data-dir digits {TRAIN} --lr 1e30 --checkpoint-every 1")
+    assert done.code == 1 and "and training stopped" in done.err and "Traceback" not in done.err
+    assert contents(converted) == before
+
+
+def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tosa_cli.cli import console
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = f"distill --data-dir photos {TRAIN} --epochs 2 --checkpoint-every 1"
+    with monkeypatch.context() as patched:
+        advance, calls = console.TrainProgress.advance, []
+
+        def stop(bar: Any, num_images: int, text: str = "") -> None:
+            calls.append(advance(bar, num_images, text))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        patched.setattr(console.TrainProgress, "advance", stop)
+        check_refused(tosa(command), "Interrupted. The last checkpoint is", "with --resume to go on.", code=1)
+    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.8 --overwrite").code == 0
+    check_refused(tosa(f"{command} --resume"), "belongs to another model. Leave out --resume to start anew.")
+
+
+def test_ctrl_c_keeps_the_model_and_a_checkpoint_to_go_on_from(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    command = "distill --data-dir photos -b 8 -j 2 --device cpu --epochs 300 --checkpoint-every 1"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tosa_cli.cli.app", *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    kept = Path("dense-tosa.distill-checkpoint.safetensors")
+    while not kept.exists() and child.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    os.killpg(child.pid, signal.SIGINT)  # as the terminal does: the processes that load data get it too
+    out, err = child.communicate()
+    assert child.returncode == 1 and out == "", err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Error: Interrupted. The last checkpoint is ")
+    assert contents(converted) == before
+    state = checkpoints.read_checkpoint(kept)
+    assert state.update > 0 and state.settings["epochs"] == 300
+
+
+def test_ctrl_c_before_the_training_is_told_as_well(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tosa_cli.measure import flops
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flops, "count_flops", interrupt)
+    check_refused(tosa("flops"), "Interrupted.", code=130)
+
+
+def test_debug_shows_the_traceback(work: Path, tosa: Tosa) -> None:
+    for command in ("--debug convert dense --layers 0", "convert dense --layers 0 --debug"):
+        done = tosa(command)
+        assert done.code == 2 and "Traceback (most recent call last)" in done.err
+        assert done.err.splitlines()[-1].startswith("Error: Layer 0 was given")
+
+
+def test_a_fault_of_tosa_asks_for_a_report(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tosa_cli.measure import flops
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("something\nunforeseen")
+
+    monkeypatch.setattr(flops, "count_flops", fail)
+    check_refused(tosa("flops"), "RuntimeError: something unforeseen", "This is a fault of tosa", code=1)
+
+
+def test_only_the_main_process_talks(converted: Path) -> None:
+    for rank, lines in (("0", True), ("1", False)):
+        done = subprocess.run(
+            [sys.executable, "-m", "tosa_cli.cli.app", "flops"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "RANK": rank, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        assert done.returncode == 0 and bool(done.stdout) == bool(done.stderr) == lines

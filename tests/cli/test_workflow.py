@@ -1,0 +1,256 @@
+"""The commands, one after another, as in the usage: stdout is data, stderr is talk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.cli.conftest import Tosa
+from tosa_cli import load
+from tosa_cli.recipe import load_recipe
+
+TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
+
+FLOPS_KEYS = {
+    *("model", "img_size", "gmacs", "dense_gmacs", "reduction", "selector_gmacs", "bypass_gmacs", "params", "layers")
+}
+LAYER_KEYS = {"layer", "kind", "tokens", "kept", "macs", "selector_macs", "bypass_macs"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_convert_distill_finetune_eval_and_flops_without_naming_the_model(work: Path, tosa: Tosa) -> None:
+    done = tosa("convert dense --layers 2,4,6 --keep-rate 0.5")
+    assert done.code == 0 and "Wrote dense-tosa." in done.err and "Next: tosa distill" in done.err
+    assert "GMACs" in done.out
+    for command, stage in (
+        (f"distill --data-dir photos {TRAIN}", "distilled"),
+        (f"finetune --data-dir digits {TRAIN} --val-split validation", "finetuned"),
+    ):
+        done = tosa(command)
+        assert done.code == 0, done.err
+        assert "Working on dense-tosa, the last model converted here." in done.err and "Next: tosa eval" in done.err
+        assert load("dense-tosa").provenance.stage == stage
+    done = tosa("eval --data-dir digits -j 0 -b 10")
+    assert done.code == 0 and "33 images of digits" in done.out
+    done = tosa("flops")
+    assert done.code == 0 and "Working on dense-tosa" in done.err and "Working on" not in done.out
+    assert sorted(path.name for path in work.iterdir()) == [".tosa.json", "dense", "dense-tosa", "digits", "photos"]
+
+
+def test_json_is_all_that_is_on_stdout(converted: Path, tosa: Tosa) -> None:
+    for command in (
+        "convert dense --layers 2 -o other --json",
+        f"distill --data-dir photos {TRAIN} --json",
+        f"finetune --data-dir digits {TRAIN} --json",
+        "eval --data-dir digits -j 0 --json",
+        "eval --data-dir photos -j 0 --task features --json",
+        "flops --json",
+        "bench -b 2 --rounds 1 --json",
+        "inspect dense --json",
+        "recipes --json",
+        "push me/model --dry-run --json",
+    ):
+        done = tosa(command)
+        assert done.code == 0, done.err
+        json.loads(done.out)
+        assert "━" not in done.err  # no bar without a terminal
+
+
+def test_flops_json_has_the_keys_that_are_promised(converted: Path, tosa: Tosa) -> None:
+    report = tosa("flops --json").json
+    assert set(report) >= FLOPS_KEYS
+    assert all(set(layer) >= LAYER_KEYS for layer in report["layers"])
+    assert [layer["kind"] for layer in report["layers"]] == ["feeding", "tosa"] * 3
+    assert report["reduction"] == pytest.approx(1 - report["gmacs"] / report["dense_gmacs"])
+    dense = tosa("flops dense --json").json
+    assert dense["gmacs"] == report["dense_gmacs"] and dense["reduction"] == 0
+    assert tosa("flops --img-size 64 --json").json["img_size"] == [64, 64]
+
+
+def test_eval_sets_the_dense_model_beside_it_on_the_same_images(converted: Path, tosa: Tosa) -> None:
+    report = tosa("eval --data-dir digits -j 0 -b 10 --compare --json").json
+    assert {"task", "samples", "top1", "top5", "images_per_second", "gmacs", "dense_gmacs", "reduction"} <= set(report)
+    assert report["task"] == "classification" and report["samples"] == 33 and report["skipped"] == []
+    assert {"top1", "top5", "images_per_second"} <= set(report["dense"])
+    keep_all = "convert dense --layers 2,4,6 --keep-rate 1.0 -o same"
+    assert tosa(keep_all).code == 0
+    report = tosa("eval same --data-dir digits -j 0 --compare --json").json
+    assert report["top1"] == report["dense"]["top1"] and report["top5"] == report["dense"]["top5"]
+
+
+def test_a_finetuned_model_is_compared_with_the_source_it_came_from(converted: Path, tosa: Tosa) -> None:
+    before = tosa("eval --data-dir digits -j 0 --compare --json").json["dense"]["top1"]
+    assert tosa(f"finetune --data-dir digits {TRAIN} --lr 2e-3 --epochs 15 --smoothing 0 --hflip 0").code == 0
+    report = tosa("eval --data-dir digits -j 0 --compare --json").json
+    assert report["dense"]["top1"] == before and report["top1"] > before
+
+
+def test_eval_measures_a_model_without_a_head_by_its_features(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 2,4 --num-classes 0 -o headless").code == 0
+    done = tosa("eval headless --data-dir photos -j 0 -b 7 --json")
+    report = done.json
+    assert report["task"] == "features" and report["samples"] == 24
+    assert 0 < report["patch_cosine"] < 1 and 0 < report["class_cosine"] < 1
+    assert "images_per_second" in report["dense"]
+    assert "patch cosine" in tosa("eval headless --data-dir photos -j 0").out
+    done = tosa("eval headless --data-dir digits -j 0 --task classification")
+    assert done.code == 2 and "The model has no classification head." in done.err
+
+
+def test_eval_writes_its_result_into_the_card(converted: Path, tosa: Tosa) -> None:
+    weights = (converted / "model.safetensors").read_bytes()
+    done = tosa("eval --data-dir digits -j 0 --compare --update-card --json")
+    top1 = done.json["top1"]
+    assert done.code == 0 and "Wrote the result into" in done.err
+    config = json.loads((converted / "config.json").read_text())
+    assert config["tosa"]["results"]["eval"]["top1"] == top1
+    assert (converted / "model.safetensors").read_bytes() == weights
+
+
+def test_bench_json_has_the_keys_that_are_promised(converted: Path, tosa: Tosa) -> None:
+    done = tosa("bench -b 2 --rounds 1 --device cpu --json")
+    report = done.json
+    assert {"device", "dtype", "batch_size", "img_size", "torch", "compile", "speedup", "ideal_speedup"} <= set(report)
+    for model in ("dense", "tosa"):
+        assert {"median_s", "min_s", "max_s", "peak_memory_mb"} <= set(report[model])
+        assert report[model]["peak_memory_mb"] > 0
+    assert report["batch_size"] == 2 and report["img_size"] == [32, 32]
+
+
+def test_bench_says_nothing_but_what_it_measures(converted: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tosa_cli.cli.app",
+            *["bench", "dense-tosa", "-b", "2", "--rounds", "1", "--device", "cpu"],
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("Timing 1 turns") and lines[1].startswith("cpu")
+
+
+def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> None:
+    report = tosa("inspect dense --json").json
+    assert report["convertible"] and report["depth"] == 6 and report["num_prefix_tokens"] == 1
+    saved = [s["reduction"] for s in report["savings"] if s["layers"] == [2, 4] and s["selection"] == "shared"]
+    assert len(saved) == 6 and saved == sorted(saved)
+    done = tosa("inspect dense")
+    assert done.code == 0 and "can be converted: 6 layers" in done.out and "Next: tosa convert dense" in done.err
+
+
+def test_a_dry_run_writes_nothing(work: Path, tosa: Tosa) -> None:
+    before = contents(work)
+    done = tosa("convert dense --layers 2,4 --dry-run")
+    assert done.code == 0 and "Dry run: nothing was written." in done.err and "GMACs" in done.out
+    assert contents(work) == before
+
+
+def test_each_layer_may_have_its_own_keep_rate(work: Path, tosa: Tosa) -> None:
+    done = tosa("convert dense --layers 2,4,6 --keep-rate 0.9,0.5,0.25 --json")
+    assert [layer["kept"] for layer in done.json["layers"] if layer["kind"] == "tosa"] == [15, 8, 4]
+    assert load("dense-tosa").keep_rates == {2: 0.9, 4: 0.5, 6: 0.25}
+
+
+@pytest.mark.parametrize("target", [0.1, 0.258])
+def test_a_target_reduction_finds_the_keep_rate(work: Path, tosa: Tosa, target: float) -> None:
+    done = tosa(f"convert dense --layers 2,4,6 --img-size 96 --target-reduction {target} --json")
+    assert done.code == 0 and "reaches the target" in done.err
+    assert done.json["reduction"] == pytest.approx(target, abs=0.005)
+
+
+def test_a_recipe_gives_settings_and_the_command_line_goes_before_it(work: Path, tosa: Tosa) -> None:
+    recipe: dict[str, Any] = {
+        "name": "mine",
+        "convert": {"source": "dense", "layers": [2, 4], "keep_rate": 0.5, "query_rows": "all"},
+        "distill": {"epochs": 3, "lr": "1e-3", "batch_size": 8, "workers": 0},
+    }
+    (work / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert tosa("convert --recipe mine.yaml --keep-rate 0.25 -o a").code == 0
+    config = load("a").config
+    assert (config.layers, config.keep_rate, config.query_rows) == ((2, 4), 0.25, "all")
+    assert tosa("convert --recipe mine.yaml --target-reduction 0.1 -o b").code == 0
+    done = tosa("distill a --recipe mine.yaml --data-dir photos --epochs 1 --json")
+    assert done.code == 0 and done.json["updates"] == 2
+    settings = load("a").provenance.steps["distill"]
+    assert settings["lr"] == 1e-3 and settings["epochs"] == 1 and "opt" not in settings
+    # What is saved beside the weights is a recipe itself.
+    assert load_recipe("a/recipe.yaml").sections["distill"]["epochs"] == 1
+    assert tosa("convert --recipe a/recipe.yaml -o again").code == 0
+
+
+def test_what_convert_was_told_about_its_source_is_recorded(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert test_vit --no-pretrained --num-classes 10 --layers 2 --img-size 96").code == 0
+    step = load("test_vit-tosa").provenance.steps["convert"]
+    assert (step["pretrained"], step["num_classes"], step["img_size"]) == (False, 10, 96)
+
+
+def test_recipes_are_listed_and_printed(tosa: Tosa) -> None:
+    done = tosa("recipes")
+    assert done.code == 0 and "deit_tiny_imagenet_paper" in done.out and "dinov2_small_photos" in done.out
+    assert yaml.safe_load(tosa("recipes deit_tiny_imagenet_paper").out)["convert"]["keep_rate"] == 0.8
+    assert {recipe["name"] for recipe in tosa("recipes --json").json} >= {"dinov2_small_photos"}
+
+
+def test_without_output_a_model_is_brought_to_its_next_stage_in_place(converted: Path, tosa: Tosa) -> None:
+    (converted / "notes.txt").write_text("mine")
+    before = load_file(converted / "model.safetensors")
+    assert tosa(f"distill dense-tosa --data-dir photos {TRAIN}").code == 0
+    after = load_file(converted / "model.safetensors")
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed and all(name.startswith("selectors.") for name in changed)
+    assert (converted / "notes.txt").read_text() == "mine"
+
+
+def test_with_output_the_model_stays_as_it_was(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    assert tosa(f"distill dense-tosa --data-dir photos {TRAIN} -o distilled").code == 0
+    assert contents(converted) == before and load("distilled").provenance.stage == "distilled"
+
+
+def test_the_summary_names_kl_and_share_found_by_layer(converted: Path, tosa: Tosa) -> None:
+    report = tosa(f"distill --data-dir photos {TRAIN} --json").json
+    layers = report["held_out"]["layers"]
+    assert [row["layer"] for row in layers] == [2, 4, 6] and report["held_out"]["samples"] == 2
+    for row in layers:
+        assert row["kl_after"] >= 0 and row["kl_before"] > 0 and 0 <= row["found"] <= 1
+    out = tosa(f"distill --data-dir photos {TRAIN}").out
+    assert "KL before" in out and "KL after" in out and "by chance" in out
+
+
+def test_a_tracker_writes_beside_the_model(converted: Path, tosa: Tosa) -> None:
+    pytest.importorskip("tensorboard")
+    assert tosa(f"distill --data-dir photos {TRAIN} --log-with tensorboard").code == 0
+    assert list(Path("dense-tosa-logs").rglob("events.out.tfevents.*"))
+    assert not list(converted.rglob("events*"))
+
+
+def test_help_is_quick_as_it_imports_neither_torch_nor_timm() -> None:
+    code = (
+        "import sys\nfrom tosa_cli.cli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print({'torch', 'timm', 'accelerate', 'sklearn', 'numpy'} & set(sys.modules))"
+    )
+    for arguments in (["--help"], ["distill", "--help"], ["finetune", "--help"], ["--version"], ["recipes"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "set()", arguments
+
+
+def test_the_help_of_a_setting_tells_what_it_does_and_its_default(tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = " ".join(tosa("distill --help").out.replace("│", " ").split())
+    assert "Passes over the data. [default: 5]" in out and "-logs" in out
+    assert "Learning rate at its peak. [default: 0.01]" in out

@@ -1,0 +1,637 @@
+"""A model folder: written whole or not at all, read strictly, and loaded by timm as well as by tosa."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_for_hf
+from torch import nn
+
+import tosa_cli
+from tosa_cli.api import convert
+from tosa_cli.config import FORMAT_VERSION, Provenance, TosaConfig
+from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
+from tosa_cli.hub import checkpoint
+from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
+from tosa_cli.measure.flops import count_flops
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.recipe import load_recipe
+from tosa_cli.train.config import DistillConfig, FinetuneConfig
+
+from ..model.test_backbone import SHRUNK
+from ..model.tiny_models import MODELS, make_images, make_tosa, make_vit
+from .stub_hub import (
+    StubHub,
+    start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
+)
+
+FILES = {"model.safetensors", "config.json", "README.md", "recipe.yaml"}
+
+
+@pytest.fixture
+def model() -> TosaViT:
+    """A converted model of five classes."""
+    return make_tosa(make_vit(num_classes=5), keep_rate=(0.3, 0.5, 0.7))
+
+
+@pytest.fixture
+def folder(model: TosaViT, tmp_path: Path) -> Path:
+    """Its folder, alone in an empty one."""
+    return save(model, tmp_path / "model")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same(loaded: nn.Module, model: nn.Module, size: int | tuple[int, int] = 160) -> None:
+    assert torch.equal(loaded(make_images(size=size)), model(make_images(size=size)))
+
+
+def load_error(folder: Path | str, kind: type[TosaError] = CheckpointError) -> str:
+    with pytest.raises(TosaError) as failure:
+        load(folder)
+    message = str(failure.value)
+    assert type(failure.value) is kind, message
+    assert "\n" not in message and message.endswith(".") and str(folder) in message
+    return message
+
+
+# ---------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"selection": "per-head", "query_rows": "all"}, {"selector_kernel": 3}], ids=str
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_saved_model_loads_with_bit_equal_outputs(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    model = make_tosa(name, **settings)
+    loaded = load(save(model, tmp_path / "model"))
+    assert_same(loaded, model)
+    assert loaded.config == model.config and not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_timm_loads_it_with_bit_equal_outputs_too(name: str, tmp_path: Path) -> None:
+    model = make_tosa(name)
+    loaded = timm.create_model(f"local-dir:{save(model, tmp_path / 'model')}", pretrained=True).eval()
+    assert type(loaded) is TosaViT
+    assert_same(loaded, model)
+
+
+def test_a_new_process_that_imports_tosa_and_timm_alone_loads_it(folder: Path, model: TosaViT, tmp_path: Path) -> None:
+    save_file({"images": make_images()}, tmp_path / "images")
+    code = (
+        "import sys, tosa_cli, timm, torch; from safetensors.torch import load_file, save_file;"
+        "torch.set_num_threads(1); folder, work = sys.argv[1:]; images = load_file(work + '/images')['images'];"
+        "one = timm.create_model('local-dir:' + folder, pretrained=True).eval(); other = tosa_cli.load(folder);"
+        "save_file({'timm': one(images), 'tosa': other(images)}, work + '/outputs')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path)], check=True, capture_output=True)
+    outputs = load_file(tmp_path / "outputs")
+    assert torch.equal(outputs["timm"], model(make_images()))
+    assert torch.equal(outputs["tosa"], model(make_images()))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"reg_tokens": 2},
+        {"qk_norm": True},
+        {"global_pool": "avg"},
+        {"in_chans": 1},
+        {"init_values": 0.1},
+    ],
+    ids=str,
+)
+def test_what_timm_was_told_when_the_source_was_built_is_kept(args: dict[str, Any], tmp_path: Path) -> None:
+    model = make_tosa(make_vit(num_classes=5, **args))
+    loaded = load(save(model, tmp_path / "model"))
+    images = make_images()[:, : model.in_chans]
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_dynamic_image_size_is_kept(tmp_path: Path) -> None:
+    model = make_tosa(make_vit(num_classes=5, dynamic_img_size=True))
+    assert_same(load(save(model, tmp_path / "model")), model, size=(64, 128))
+
+
+@pytest.mark.parametrize(
+    ("change", "size"),
+    [
+        (lambda model: model.reset_classifier(3), 160),
+        (lambda model: model.reset_classifier(0), 160),
+        (lambda model: model.reset_classifier(3, "avg"), 160),
+        (lambda model: model.set_input_size(img_size=(96, 128)), (96, 128)),
+    ],
+    ids=["classes", "no-head", "pool", "size"],
+)
+def test_what_was_changed_after_conversion_is_kept(
+    model: TosaViT, tmp_path: Path, change: Callable[[TosaViT], None], size: Any
+) -> None:
+    change(model)
+    assert_same(load(save(model, tmp_path / "model")), model, size)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_rpn_224", "vit_base_patch16_xp_224", "deit_tiny_distilled_patch16_224"]
+)
+def test_other_architectures_survive_too(name: str, tmp_path: Path) -> None:
+    model = make_tosa(make_vit(name, **SHRUNK))
+    assert_same(load(save(model, tmp_path / "model")), model, 64)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(96, 96), (96, 208)], ids=str)
+def test_a_model_loads_at_another_image_size(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    model = make_tosa(name)
+    folder = save(model, tmp_path / "model")
+    loaded = load(folder, img_size=size)
+    assert loaded.patch_embed.img_size == size
+    model.set_input_size(img_size=size)
+    assert torch.allclose(loaded(make_images(size=size)), model(make_images(size=size)), atol=1e-4)
+    by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size).eval()
+    assert_same(by_timm, loaded, size)
+
+
+def test_one_number_is_a_square(folder: Path) -> None:
+    assert load(folder, img_size=64).patch_embed.img_size == (64, 64)
+
+
+def test_timm_replaces_the_head_when_asked_for_another_number_of_classes(folder: Path, model: TosaViT) -> None:
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).eval()
+    assert loaded(make_images()).shape == (2, 3)
+    assert torch.equal(loaded.forward_features(make_images()), model.forward_features(make_images()))
+
+
+def test_provenance_is_kept(tmp_path: Path, model: TosaViT) -> None:
+    model.provenance = Provenance(source="test_vit", base_model="test_vit.r160_in1k", license="mit").after(
+        "distilled", DistillConfig().to_dict(), {"distill": {"samples": 4, "layers": []}}
+    )
+    assert load(save(model, tmp_path / "model")).provenance == model.provenance
+
+
+def test_a_saved_model_is_saved_again_without_loss(folder: Path, model: TosaViT) -> None:
+    before = contents(folder)
+    save(load(folder), folder, overwrite=True)
+    assert contents(folder) == before
+
+
+def test_a_repository_on_the_hub_loads(stub_hub: StubHub, folder: Path, model: TosaViT) -> None:
+    commit = stub_hub.put("me/model", contents(folder))
+    stub_hub.put("me/model", {"config.json": b"{}"})
+    assert_same(load(f"me/model@{commit.oid}"), model)
+    assert_same(load("hf-hub:me/model", revision=commit.oid), model)
+    assert_same(timm.create_model(f"hf-hub:me/model@{commit.oid}", pretrained=True).eval(), model)
+    with pytest.raises(CheckpointError):
+        load("me/model")
+
+
+# ---------------------------------------------------------------------- what is written
+
+
+def test_a_folder_holds_weights_configuration_card_and_recipe(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_no_file_is_a_pickle(folder: Path) -> None:
+    for path in folder.iterdir():
+        with pytest.raises((pickle.UnpicklingError, EOFError, KeyError, ValueError, IndexError)):
+            pickle.loads(path.read_bytes())
+        assert path.suffix not in (".bin", ".pth", ".pt", ".pkl")
+
+
+def test_the_weights_have_timms_own_key_names_and_those_of_the_selectors(folder: Path) -> None:
+    keys = set(load_file(folder / "model.safetensors"))
+    assert {key for key in keys if not key.startswith("selectors.")} == set(make_vit(num_classes=5).state_dict())
+    assert {key.split(".")[1] for key in keys if key.startswith("selectors.")} == {"2", "4", "6"}
+
+
+def test_the_configuration_has_timms_shape(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "tosa_vit"  # so timm without tosa refuses it, where it would load it as dense
+    assert config["num_classes"] == config["model_args"]["num_classes"] == 5 and config["num_features"] == 64
+    args = config["model_args"]
+    assert args["base_architecture"] == "test_vit" and args["img_size"] == [160, 160]
+    assert {name: args[name] for name in TosaConfig.field_names()} == make_tosa(
+        keep_rate=(0.3, 0.5, 0.7)
+    ).config.to_dict()
+    assert config["tosa"]["format_version"] == FORMAT_VERSION
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5] and "architecture" not in config["pretrained_cfg"]
+
+
+def test_describing_a_model_does_not_change_it(model: TosaViT) -> None:
+    before = describe(model)
+    assert describe(model) == before == json.loads(json.dumps(before))
+
+
+def test_everybody_who_may_read_files_here_may_read_these(model: TosaViT, tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        folder = save(model, tmp_path / "model")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o644}
+
+
+def test_the_recipe_is_what_made_the_model(model: TosaViT, tmp_path: Path) -> None:
+    model = convert(make_vit(num_classes=5), model.config)
+    provenance = model.provenance.after("distilled", DistillConfig(data_dir="photos", lr=0.02).to_dict())
+    model.provenance = provenance.after("finetuned", FinetuneConfig(data_dir="photos").to_dict())
+    folder = save(model, tmp_path / "model")
+    sections = load_recipe(str(folder / "recipe.yaml")).sections
+    assert sections["convert"]["layers"] == [2, 4, 6] and sections["convert"]["keep_rate"] == [0.3, 0.5, 0.7]
+    assert DistillConfig.from_dict(sections["distill"]) == DistillConfig(data_dir="photos", lr=0.02)
+    assert FinetuneConfig.from_dict(sections["finetune"]) == FinetuneConfig(data_dir="photos")
+    versions = yaml.safe_load((folder / "recipe.yaml").read_text())["versions"]
+    assert versions["tosa-cli"] == tosa_cli.__version__ and versions["torch"] == str(torch.__version__)
+
+
+# ---------------------------------------------------------------------- nothing is lost
+
+
+def test_a_folder_is_not_overwritten_unless_asked(folder: Path, model: TosaViT) -> None:
+    before = contents(folder)
+    with pytest.raises(
+        OutputError, match=f"{folder} already exists. Choose another name with -o, or pass --overwrite."
+    ):
+        save(model, folder)
+    assert contents(folder) == before
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(model: TosaViT, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_same(load(save(model, tmp_path / "empty")), model)
+    assert_same(load(save(model, tmp_path / "not" / "yet" / "there")), model)
+
+
+def test_files_of_the_user_survive_an_overwrite(folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    (folder / "runs" / "first").mkdir(parents=True)
+    (folder / "runs" / "first" / "curve.csv").write_text("1,2")
+    (folder / "link").symlink_to("notes.txt")
+    other = make_tosa(make_vit(seed=5, num_classes=5))
+    save(other, folder, overwrite=True)
+    assert_same(load(folder), other)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "runs" / "first" / "curve.csv").read_text() == "1,2"
+    assert (folder / "link").is_symlink() and (folder / "link").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_is_no_model_is_never_overwritten(model: TosaViT, tmp_path: Path) -> None:
+    for name, content in {"notes.txt": "mine", "config.json": '{"name": "my-app"}'}.items():
+        precious = tmp_path / name
+        precious.mkdir()
+        (precious / name).write_text(content)
+        with pytest.raises(OutputError, match=f"{precious} is not a model folder and will not be overwritten"):
+            save(model, precious, overwrite=True)
+        assert contents(precious) == {name: content.encode()}
+
+
+def test_the_folder_of_a_dense_model_is_not_overwritten_by_its_converted_one(model: TosaViT, tmp_path: Path) -> None:
+    source = tmp_path / "dense"
+    save_for_hf(make_vit(num_classes=5), str(source), safe_serialization=True)
+    before = contents(source)
+    with pytest.raises(OutputError):
+        save(model, source, overwrite=True)
+    assert contents(source) == before
+
+
+def test_a_file_is_not_overwritten(model: TosaViT, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="is a file, but a folder is written"):
+        save(model, tmp_path / "file", overwrite=True)
+    with pytest.raises(OutputError, match="cannot be written to"):
+        save(model, tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """No file may grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000, 100_000])
+def test_a_full_disk_leaves_the_old_folder_as_it_was(folder: Path, tmp_path: Path, size_bytes: int) -> None:
+    before = contents(folder)
+    model = make_tosa(make_vit(seed=5, num_classes=5))
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OutputError) as failure, room_for(size_bytes):
+            save(model, target, overwrite=True)
+        assert f"{target} could not be written (" in str(failure.value)
+        assert "Free space or choose another place." in str(failure.value)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
+)
+@pytest.mark.parametrize("step", ["save_file", "render_card"])
+def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
+    folder: Path, model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    before = contents(folder)
+    monkeypatch.setattr(checkpoint, step, fail)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
+            save(model, target, overwrite=True)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
+    folder: Path, model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = contents(folder), Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.parent == folder.parent and self.name.startswith("."):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(OutputError, match="Input/output error"):
+        save(model, folder, overwrite=True)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state.pop("norm.weight"), "do not fit: they lack the key 'norm.weight'."),
+        (lambda state: state.pop("selectors.4.conv2.bias"), "do not fit: they lack the key 'selectors.4.conv2.bias'."),
+        (lambda state: state.update(surplus=torch.ones(1)), "do not fit: they have the unknown key 'surplus'."),
+        (lambda state: state.update(mask_token=torch.ones(1, 64)), "they have the unknown key 'mask_token'."),
+        (
+            lambda state: state.update({"pre_logits.fc.weight": torch.ones(1)}),
+            "the unknown key 'pre_logits.fc.weight'.",
+        ),
+        (
+            lambda state: state.update({"selectors.3.conv1.bias": torch.ones(1)}),
+            "they have the unknown key 'selectors.3.conv1.bias'.",
+        ),
+        (
+            lambda state: state.update({"head.weight": torch.ones(7, 64)}),
+            "head.weight has shape [7, 64], expected [5, 64].",
+        ),
+        (
+            lambda state: state.update({"selectors.2.conv1.bias": torch.ones(7)}),
+            "selectors.2.conv1.bias has shape [7], expected [8].",
+        ),
+        (
+            lambda state: state.update(pos_embed=torch.ones(1, 50, 64)),
+            "pos_embed has shape [1, 50, 64], expected [1, 101, 64].",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_key(
+    folder: Path, change: Callable[[dict[str, Any]], Any], sentence: str
+) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    assert sentence in load_error(folder)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.01, 0])
+def test_weights_that_are_cut_short_are_called_broken(folder: Path, share: float) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
+    assert f"The weights of {folder} are broken or cut short (" in load_error(folder)
+
+
+def set_value(*keys: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(config: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            config = config[key]
+        config[keys[-1]] = value
+
+    return change
+
+
+def drop(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def change(config: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            config = config[key]
+        del config[keys[-1]]
+
+    return change
+
+
+ARGS = "model_args"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (set_value("tosa", "format_version", value=FORMAT_VERSION + 1), "run `pip install -U tosa-cli`."),
+        (set_value("tosa", "format_version", value="1"), "format_version should be a whole number from 1 up"),
+        (drop("tosa", "format_version"), "format_version should be a whole number from 1 up, but is None."),
+        (set_value("tosa", "sorce", value="x"), "Unknown key in the tosa block: 'sorce'. Did you mean 'source'?"),
+        (drop("tosa"), "should hold an object under 'tosa', but holds None."),
+        (set_value("tosa", value=[]), "should hold an object under 'tosa', but holds []."),
+        (drop(ARGS), "should hold an object under 'model_args', but holds None."),
+        (set_value(ARGS, value=3), "should hold an object under 'model_args', but holds 3."),
+        (set_value("pretrained_cfg", value=None), "should hold an object under 'pretrained_cfg', but holds None."),
+        (set_value("pretrained_cfg", "no", value=1), "config.json does not describe a model (Pretrained"),
+        (drop(ARGS, "base_architecture"), "config.json lacks 'base_architecture' under model_args."),
+        (set_value(ARGS, "base_architecture", value="vit_of_mine"), "does not describe a model (Unknown model"),
+        (set_value(ARGS, "base_architecture", value=5), "config.json does not describe a model"),
+        (set_value(ARGS, "base_architecture", value="test_vit_relpos"), "config.json"),
+        (set_value(ARGS, "base_architecture", value="tosa_vit"), "config.json does not describe a model"),
+        (drop(ARGS, "layers"), "config.json lacks 'layers' under model_args."),
+        (set_value(ARGS, "layers", value="2,4,6"), "layers must be a list of layer numbers such as [2, 4, 6]"),
+        (set_value(ARGS, "layers", value=[2, 4, 9]), "Layer 9 was asked for, but the model has 6 layers"),
+        (set_value(ARGS, "layers", value=[2, 3, 6]), "Layers 2 and 3 are adjacent"),
+        (set_value(ARGS, "keep_rate", value=3), "The keep rate of layer 2 is 3, but must be above 0"),
+        (set_value(ARGS, "keep_rat", value=0.5), "unexpected keyword argument 'keep_rat'"),
+        (set_value(ARGS, "selector", value="oracle"), "selector must be one of: attention, previous, random"),
+        (set_value(ARGS, "img_size", value="big"), "config.json does not describe a model"),
+        (
+            set_value(ARGS, "selector_kernel", value=3),
+            "do not fit its configuration: selectors.2.conv1.weight has shape",
+        ),
+        (set_value(ARGS, "selector", value="random"), "do not fit: they have the unknown key 'selectors.2.conv1."),
+        (set_value("num_classes", value=7), "names 7 classes at the top, but 5 under model_args"),
+        (set_value(ARGS, "num_classes", value=7), "names 5 classes at the top, but 7 under model_args"),
+        (set_value("architecture", value="test_vit"), "holds test_vit, which is not converted yet: run `tosa convert"),
+        (drop("architecture"), "holds a model of another kind, which is not converted yet: run `tosa convert"),
+    ],
+)
+def test_a_configuration_of_the_wrong_shape_is_told(
+    folder: Path, change: Callable[[dict[str, Any]], None], sentence: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sentence in load_error(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"{", "cannot be read as JSON"), (b"", "cannot be read as JSON"), (b"[]", "holds a list"), (b"\xff", "as JSON")],
+)
+def test_a_configuration_that_is_no_object_is_told(folder: Path, content: bytes, sentence: str) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert sentence in load_error(folder)
+    assert not is_model_folder(folder)
+
+
+def test_a_folder_that_lacks_a_file_is_told(folder: Path) -> None:
+    assert is_model_folder(folder)
+    (folder / "model.safetensors").unlink()
+    assert load_error(folder) == f"{folder} has no model.safetensors, so it is not a whole model folder."
+    (folder / "config.json").unlink()
+    assert load_error(folder) == f"{folder} has no config.json, so it is not a model folder."
+    assert not is_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "/no/where", "a/b/c"])
+def test_a_folder_that_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(SourceError, match=r"There is no model folder .*Make one with `tosa convert`"):
+        load(name)
+
+
+# ---------------------------------------------------------------------- the card
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], str]:
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\n")
+    metadata, _, body = text.removeprefix("---\n").partition("\n---\n")
+    return yaml.safe_load(metadata), body
+
+
+EVAL = {
+    "task": "classification",
+    "samples": 100,
+    "dataset": "digits",
+    "top1": 71.25,
+    "top5": 95.5,
+    "gmacs": 0.03,
+    "dense_gmacs": 0.04,
+    "reduction": 0.25,
+    "images_per_second": 812.0,
+    "device": "a processor",
+    "batch_size": 8,
+    "dtype": "float32",
+    "dense": {"top1": 72.5, "top5": 96.0, "images_per_second": 700.0},
+}
+
+
+def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path: Path, model: TosaViT) -> None:
+    model.provenance = Provenance(base_model="org/base", base_hub_id="org/base", license="apache-2.0")
+    folder = save(model, tmp_path / "model")
+    metadata, _ = read_card(folder)
+    assert metadata["library_name"] == "tosa" and metadata["pipeline_tag"] == "image-classification"
+    assert metadata["base_model"] == "org/base" and metadata["base_model_relation"] == "finetune"
+    assert metadata["license"] == "apache-2.0" and "tosa" in metadata["tags"]
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "tosa" and card.data.base_model == "org/base"
+
+
+def test_the_card_claims_nothing_that_is_not_known(folder: Path) -> None:
+    metadata, body = read_card(folder)
+    assert not {"model-index", "base_model", "base_model_relation", "license"} & set(metadata)
+    assert "## Measured" not in body
+
+
+def test_a_model_without_a_head_is_for_features(tmp_path: Path) -> None:
+    metadata, _ = read_card(save(make_tosa(make_vit(num_classes=0)), tmp_path / "model"))
+    assert metadata["pipeline_tag"] == "image-feature-extraction"
+
+
+def test_results_stand_in_the_card_once_measured_with_their_conditions(folder: Path, model: TosaViT) -> None:
+    with_results(model, "eval", EVAL)
+    save(model, folder, overwrite=True)
+    metadata, body = read_card(folder)
+    (entry,) = metadata["model-index"]
+    assert entry["name"] == "model"
+    metrics = [metric for result in entry["results"] for metric in result["metrics"]]
+    assert {metric["name"]: metric["value"] for metric in metrics} == {"top-1": 71.25, "top-5": 95.5}
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert results is not None and {result.dataset_name for result in results} == {"digits"}
+    assert "100 images of digits, a processor, batch size 8, float32." in body
+    assert "| source | 72.50 | 96.00 | 0.040 | 700.0 |" in body
+    assert "| this model | 71.25 | 95.50 | 0.030 | 812.0 |" in body
+    assert load(folder).provenance.results == {"eval": EVAL}
+
+
+def test_results_on_features_have_no_accuracy_and_still_stand_in_the_card(folder: Path, model: TosaViT) -> None:
+    features = {key: value for key, value in EVAL.items() if key not in ("top1", "top5", "dense")}
+    with_results(model, "eval", {**features, "task": "features", "patch_cosine": 0.9512, "class_cosine": None})
+    save(model, folder, overwrite=True)
+    metadata, body = read_card(folder)
+    assert "model-index" not in metadata and "0.9512" in body
+
+
+def test_results_of_distillation_stand_in_the_card(folder: Path, model: TosaViT) -> None:
+    layer = {"layer": 2, "kl_before": 1.5, "kl_after": 0.25, "found": 0.9, "found_previous": 0.8, "found_random": 0.3}
+    with_results(model, "distill", {"samples": 16, "layers": [layer]})
+    save(model, folder, overwrite=True)
+    metadata, body = read_card(folder)
+    assert "model-index" not in metadata
+    assert "Selectors on 16 held-out images" in body and "| 2 | 1.500 | 0.250 | 90.0% | 80.0% | 30.0% |" in body
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"), [("distilled", "Its selectors are trained"), ("finetuned", "was finetuned")]
+)
+def test_the_card_says_what_was_done(folder: Path, model: TosaViT, stage: Any, says: str) -> None:
+    _, body = read_card(folder)
+    assert "Its selectors are not trained yet." in body and "was not finetuned" in body
+    model.provenance = model.provenance.after(stage, {"data_dir": "photos", "lr": 0.01})
+    save(model, folder, overwrite=True)
+    _, body = read_card(folder)
+    assert says in body and "data_dir photos, lr 0.01" in body
+    assert ("The backbone was not finetuned" in body) == (stage != "finetuned")
+
+
+def test_the_card_gives_the_macs_of_the_model_and_how_to_load_it(folder: Path, model: TosaViT) -> None:
+    _, body = read_card(folder)
+    report = count_flops(model)
+    assert f"{report.gmacs:.3f} GMACs for an image of 160x160 pixels" in body and f"{report.reduction:.1%} less" in body
+    assert body.count("| feeding |") == 3 and body.count("| tosa |") == 3
+    assert "| keep_rate | 0.3, 0.5, 0.7 |" in body
+    assert 'tosa_cli.load("model")' in body and 'timm.create_model("local-dir:model", pretrained=True)' in body
+
+
+@pytest.mark.parametrize("name", ["model: of mine", "modèle", "it's #1", "{a}"])
+def test_a_strange_name_of_a_folder_does_not_break_the_card(model: TosaViT, tmp_path: Path, name: str) -> None:
+    with_results(model, "eval", EVAL)
+    folder = save(model, tmp_path / name)
+    metadata, body = read_card(folder)
+    assert metadata["model-index"][0]["name"] == name and f"# {name}\n" in body
+    assert_same(load(folder), model)

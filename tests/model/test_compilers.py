@@ -1,0 +1,93 @@
+"""A ToSA model compiles and exports whole, without a graph break."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from .tiny_models import MODELS, make_images, make_tosa, make_vit
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_graphs() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("test_vit", {}),
+        ("test_vit", {"selection": "per-head"}),
+        ("test_vit2", {"selector": "previous"}),
+        ("test_vit3", {"selector_kernel": 3}),
+        ("test_vit4", {"selection": "per-head", "query_rows": "all"}),
+    ],
+    ids=str,
+)
+def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str, settings: dict[str, Any]) -> None:
+    model = make_tosa(name, **settings)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-4)
+
+
+def test_a_compiled_model_takes_another_number_of_images() -> None:
+    model = make_tosa(query_rows="all")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for batch in (2, 3, 1):
+            assert torch.allclose(compiled(make_images(batch)), model(make_images(batch)), atol=1e-4)
+
+
+def test_a_model_with_random_selection_compiles_too() -> None:
+    model = make_tosa(selector="random", layers=(1, 2), keep_rate=0.5)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.manual_seed(0)
+    expected = model(make_images())
+    torch.manual_seed(0)
+    assert torch.allclose(compiled(make_images()), expected, atol=1e-4)
+
+
+def test_a_compiled_model_trains_with_the_same_gradients() -> None:
+    gradients = []
+    for compile_it in (False, True):
+        model = make_tosa().train()
+        run = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
+        run(make_images()).square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.backbone_parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
+
+
+@pytest.mark.slow
+def test_the_default_backend_computes_the_same() -> None:
+    model = make_tosa(keep_rate=0.5)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"query_rows": "all"}, {"selection": "per-head"}], ids=str)
+def test_an_exported_model_takes_any_number_of_images(settings: dict[str, Any]) -> None:
+    model = make_tosa(**settings)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (make_images(2),), dynamic_shapes={"images": {0: batch}})
+    for count in (1, 2, 5):
+        images = make_images(count)
+        assert torch.allclose(program.module()(images), model(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS[1:])
+def test_every_test_model_exports(name: str) -> None:
+    model = make_tosa(name)
+    program = torch.export.export(model, (make_images(),))
+    assert torch.allclose(program.module()(make_images()), model(make_images()), atol=1e-4)
+
+
+def test_an_exported_model_still_skips_tokens() -> None:
+    # A constant selection, baked in while exporting, would give the right answer for the exported image alone.
+    model = make_tosa(keep_rate=0.3)
+    program = torch.export.export(model, (make_images(seed=0),))
+    for seed in (1, 2):
+        assert torch.allclose(program.module()(make_images(seed=seed)), model(make_images(seed=seed)), atol=1e-4)
+    dense = make_vit()(make_images(seed=1))
+    assert not torch.allclose(program.module()(make_images(seed=1)), dense, atol=1e-2)

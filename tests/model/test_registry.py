@@ -1,0 +1,64 @@
+"""timm finds converted models, in whatever order the two packages are imported."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import tosa_cli
+from tosa_cli.errors import ConfigError, UnsupportedModelError
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def run(code: str) -> str:
+    process = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+BUILD = (
+    "model = timm.create_model('tosa_vit', base_architecture='test_vit', layers=[2, 4], num_classes=3);"
+    "print(type(model).__name__, model.num_classes, list(model.keep_rates))"
+)
+
+
+def test_importing_tosa_alone_brings_neither_torch_nor_timm() -> None:
+    code = "import sys, tosa_cli; print(sorted({'torch', 'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("imports", ["import tosa_cli, timm.layers, timm", "import timm, tosa_cli"])
+def test_timm_builds_a_converted_model_in_either_order_of_imports(imports: str) -> None:
+    assert run(f"{imports}; {BUILD}") == "TosaViT 3 [2, 4]"
+
+
+def test_timm_lists_the_entry_point_once() -> None:
+    assert timm.list_models("tosa*") == ["tosa_vit"]
+
+
+def test_timm_builds_a_model_from_its_settings_and_passes_the_rest_on() -> None:
+    model = timm.create_model(
+        "tosa_vit", base_architecture="test_vit2", layers=[2], keep_rate=[0.3], img_size=64, drop_path_rate=0.1
+    )
+    assert isinstance(model, TosaViT)
+    assert model.config == tosa_cli.TosaConfig(layers=(2,), keep_rate=(0.3,))
+    assert model.patch_embed.img_size == (64, 64) and model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_wrong_settings_are_refused_with_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="layers must be a list of layer numbers"):
+        timm.create_model("tosa_vit", base_architecture="test_vit", layers="2,4")
+    with pytest.raises(ConfigError, match="The setting 'layers' is missing"):
+        timm.create_model("tosa_vit", base_architecture="test_vit")
+    with pytest.raises(UnsupportedModelError, match="test_vit_relpos is a VisionTransformerRelPos"):
+        timm.create_model("tosa_vit", base_architecture="test_vit_relpos", layers=[2])
+
+
+def test_what_is_imported_lazily_is_there_and_nothing_else() -> None:
+    assert tosa_cli.TosaViT is TosaViT
+    assert callable(tosa_cli.convert) and callable(tosa_cli.load) and callable(tosa_cli.save)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = tosa_cli.nonsense

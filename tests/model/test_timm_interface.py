@@ -1,0 +1,287 @@
+"""A ToSA model speaks timm's language: features, heads, key names."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tosa_cli.hub.checkpoint import save
+
+from .test_backbone import SHRUNK
+from .tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
+
+
+def flatten(features: Any) -> list[tuple[str, Tensor]]:
+    """All tensors of a nested result, each with its place in it."""
+    if isinstance(features, Tensor):
+        return [("", features)]
+    items = features.items() if isinstance(features, dict) else enumerate(features)
+    return [(f"{type(features).__name__}/{key}{rest}", t) for key, value in items for rest, t in flatten(value)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"indices": 1},
+        {"indices": 3},
+        {"indices": [0, 2, 5]},
+        {"indices": (1, -1)},
+        {"indices": [3], "stop_early": True},
+        {"indices": [1], "stop_early": True},
+        {"indices": [2, 4], "stop_early": True, "intermediates_only": True, "norm": True},
+        {"output_fmt": "NLC"},
+        {"output_fmt": "NLC", "return_prefix_tokens": True},
+        {"return_prefix_tokens": True, "norm": True},
+        {"intermediates_only": True},
+        {"intermediates_only": True, "return_prefix_tokens": True, "output_fmt": "NLC"},
+        {"output_dict": True},
+        {"output_dict": True, "return_prefix_tokens": True, "norm": True},
+        {"output_dict": True, "intermediates_only": True, "output_fmt": "NLC"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_intermediates_have_timms_form_and_at_keep_rate_one_its_values(name: str, options: dict[str, Any]) -> None:
+    source, images = make_vit(name), make_images()
+    expected = flatten(source.forward_intermediates(images, **options))
+    for keep_rate in (1.0, 0.5):
+        features = flatten(make_tosa(source, keep_rate=keep_rate).forward_intermediates(images, **options))
+        assert [place for place, _ in features] == [place for place, _ in expected]
+        assert [t.shape for _, t in features] == [t.shape for _, t in expected]
+        same = [torch.allclose(a, b, atol=1e-3) for (_, a), (_, b) in zip(features, expected, strict=True)]
+        assert all(same) == (keep_rate == 1.0)
+
+
+def test_intermediates_are_the_tokens_behind_each_layer() -> None:
+    model, images = make_tosa(keep_rate=0.4), make_images()
+    final, intermediates = model.forward_intermediates(images, indices=[1, 5], output_fmt="NLC", norm=True)
+    assert torch.equal(final, model.forward_features(images))
+    assert torch.equal(intermediates[1], final[:, 1:])
+    _, (behind_layer_2,) = model.forward_intermediates(images, indices=[1], output_fmt="NLC", stop_early=True)
+    assert not torch.allclose(behind_layer_2, intermediates[0], atol=1e-2)  # the latter is normalised
+    assert torch.allclose(model.backbone.norm(behind_layer_2), intermediates[0], atol=1e-5)
+
+
+def test_an_intermediate_map_has_each_token_in_its_place() -> None:
+    model, images = make_tosa(make_vit(img_size=(64, 96))), make_images(size=(64, 96))
+    maps = model.forward_intermediates(images, indices=1, intermediates_only=True)[0]
+    tokens = model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NLC")[0]
+    assert maps.shape == (2, 64, 4, 6)
+    for row in range(4):
+        for column in range(6):
+            assert torch.equal(maps[:, :, row, column], tokens[:, 6 * row + column])
+
+
+def test_stopping_early_stops() -> None:
+    model, runs = make_tosa(), []
+    for layer, block in enumerate(model.blocks, start=1):
+        block.register_forward_hook(lambda *_, layer=layer: runs.append(layer))
+    model.forward_intermediates(make_images(), indices=[0, 3], stop_early=True)
+    assert runs == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("output_fmt", ["NCL", "NHWC"])
+def test_a_form_that_timm_does_not_give_either_is_refused(output_fmt: str) -> None:
+    with pytest.raises(ValueError, match=f"output_fmt must be NCHW or NLC, not '{output_fmt}'"):
+        make_tosa().forward_intermediates(make_images(), output_fmt=output_fmt)
+
+
+@pytest.mark.parametrize("index", [6, [0, 6]])
+def test_a_layer_that_is_not_there_is_refused_as_timm_does(index: int | list[int]) -> None:
+    with pytest.raises(AssertionError):
+        make_vit().forward_intermediates(make_images(), indices=[6])
+    with pytest.raises(AssertionError):
+        make_tosa().forward_intermediates(make_images(), indices=[0, 6] if isinstance(index, list) else [index])
+
+
+# ---------------------------------------------------------------------- features_only
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_timm_builds_a_feature_extractor_of_a_saved_model(name: str, tmp_path: Any) -> None:
+    model = make_tosa(name, keep_rate=0.5)
+    save(model, tmp_path / "model")
+    options: dict[str, Any] = {"pretrained": True, "features_only": True, "out_indices": [1, 3]}
+    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", **options).eval()
+    images = make_images()
+    expected = model.forward_intermediates(images, indices=[1, 3], intermediates_only=True)
+    maps = extractor(images)
+    assert [torch.equal(a, b) for a, b in zip(maps, expected, strict=True)] == [True, True]
+    dim = model.embed_dim
+    assert extractor.feature_info.channels() == [dim, dim] and extractor.feature_info.reduction() == [16, 16]
+    assert [item.shape for item in maps] == [(2, dim, 10, 10)] * 2
+
+
+def test_a_feature_extractor_gives_the_last_layers_unless_told(tmp_path: Any) -> None:
+    save(make_tosa(), tmp_path / "model")
+    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, features_only=True)
+    assert len(extractor(make_images())) == 3
+
+
+@pytest.mark.parametrize(("indices", "layers"), [([2], [2]), ([3], [2, 4]), (1, [2, 4, 6]), ([0], [])])
+def test_layers_that_are_not_needed_are_dropped_with_their_selectors(indices: Any, layers: list[int]) -> None:
+    model, images = make_tosa(), make_images()
+    expected = model.forward_intermediates(images, indices=indices, intermediates_only=True)
+    kept = model.prune_intermediate_layers(indices)
+    assert len(model.blocks) == max(kept) + 1
+    assert list(model.keep_rates) == layers and sorted(model.selectors) == [str(layer) for layer in layers]
+    assert model.num_classes == 0 and isinstance(model.get_classifier(), nn.Identity)
+    maps = model.forward_intermediates(images, indices=kept, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+def test_pruning_may_drop_the_norm_and_keep_the_head() -> None:
+    model = make_tosa()
+    model.prune_intermediate_layers([3], prune_norm=True, prune_head=False)
+    assert isinstance(model.backbone.norm, nn.Identity) and model.num_classes == 1000
+    assert model(make_images()).shape == (2, 1000)
+
+
+# ---------------------------------------------------------------------- head and traits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_can_be_replaced_and_taken_off(name: str) -> None:
+    model, images = make_tosa(name), make_images()
+    tokens = model.forward_features(images)
+    model.reset_classifier(7)
+    assert model.num_classes == 7 and model(images).shape == (2, 7)
+    assert model.get_classifier() is model.backbone.head
+    pooled = model.forward_head(tokens, pre_logits=True)
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    assert torch.equal(model(images), pooled)
+    assert pooled.shape == (2, model.head_hidden_size)
+
+
+def test_the_pooling_can_be_changed_as_in_timm() -> None:
+    model, source, images = make_tosa(keep_rate=1.0), make_vit(), make_images()
+    for one in (model, source):
+        one.reset_classifier(0, "avg")
+    assert torch.allclose(model(images), source(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "vit_base_patch16_rpn_224"])
+def test_what_timm_reads_from_a_model_is_that_of_the_source(name: str) -> None:
+    source = make_vit(name, **({} if name in MODELS else SHRUNK))
+    model = make_tosa(source)
+    for trait in ("num_classes", "num_features", "embed_dim", "head_hidden_size", "in_chans", "num_prefix_tokens"):
+        assert getattr(model, trait) == getattr(source, trait), trait
+    assert model.pretrained_cfg == source.pretrained_cfg and model.feature_info == source.feature_info
+    assert timm.data.resolve_model_data_config(model) == timm.data.resolve_model_data_config(source)
+
+
+def test_weight_decay_leaves_alone_what_it_leaves_alone_in_the_source() -> None:
+    def spared(module: nn.Module) -> set[int]:
+        groups = param_groups_weight_decay(module, 0.1, no_weight_decay_list=module.no_weight_decay())
+        return {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
+
+    model = make_tosa()
+    selectors = {id(parameter) for parameter in model.selector_parameters()}
+    assert spared(model) - selectors == spared(model.backbone)
+    assert {id(model.backbone.cls_token), id(model.backbone.pos_embed)} <= spared(model)
+
+
+# ---------------------------------------------------------------------- state
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_keys_are_timms_own_and_those_of_the_selectors(name: str) -> None:
+    source = make_vit(name)
+    model = make_tosa(source)
+    keys = set(model.state_dict())
+    assert {key for key in keys if not key.startswith("selectors.")} == set(source.state_dict())
+    assert {key for key in keys if key.startswith("selectors.")} == {
+        f"selectors.{layer}.conv{n}.{kind}" for layer in LAYERS for n in (1, 2) for kind in ("weight", "bias")
+    }
+    # So any timm tool reads the backbone.
+    plain = timm.create_model(name)
+    state = {key: value for key, value in model.state_dict().items() if key in source.state_dict()}
+    plain.load_state_dict(state)
+    assert torch.equal(plain.eval()(make_images()), source(make_images()))
+
+
+def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
+    assert torch.equal(one(make_images()), other(make_images()))
+
+
+def test_a_state_loads_strictly_into_another_model() -> None:
+    model, other = make_tosa(), make_tosa(make_vit(seed=5))
+    assert not torch.equal(model(make_images()), other(make_images()))
+    result = other.load_state_dict(model.state_dict())
+    assert not result.missing_keys and not result.unexpected_keys
+    assert_equal_models(model, other)
+
+
+def test_the_given_state_is_left_as_it_was() -> None:
+    model = make_tosa()
+    state = model.state_dict()
+    keys = list(state)
+    model.load_state_dict(state)
+    assert list(state) == keys
+
+
+def test_a_state_with_a_missing_or_unknown_key_is_refused() -> None:
+    model = make_tosa()
+    for key in ("norm.weight", "selectors.4.conv1.weight"):
+        state = model.state_dict()
+        del state[key]
+        with pytest.raises(RuntimeError, match=f"Missing key.*{key}"):
+            model.load_state_dict(state)
+    for key in ("norm.scale", "selectors.3.conv1.weight"):
+        with pytest.raises(RuntimeError, match=f"Unexpected key.*{key}"):
+            model.load_state_dict(model.state_dict() | {key: torch.ones(1)})
+
+
+def test_the_keys_keep_their_names_inside_another_module() -> None:
+    wrapped = nn.ModuleDict({"encoder": make_tosa(), "decoder": nn.Linear(2, 2)})
+    keys = set(wrapped.state_dict())
+    assert keys == {f"encoder.{key}" for key in make_tosa().state_dict()} | {"decoder.weight", "decoder.bias"}
+    other = nn.ModuleDict({"encoder": make_tosa(make_vit(seed=5)), "decoder": nn.Linear(2, 2)})
+    other.load_state_dict(wrapped.state_dict())
+    assert_equal_models(wrapped["encoder"], other["encoder"])
+    assert torch.equal(wrapped["decoder"].weight, other["decoder"].weight)
+    # Two names of which one begins with the other must not be taken for each other.
+    pair = nn.ModuleDict({"a": make_tosa(), "ab": make_tosa(make_vit(seed=5))})
+    pair.load_state_dict(pair.state_dict())
+    assert_equal_models(pair["a"], make_tosa())
+
+
+def test_a_copy_is_independent_of_the_original() -> None:
+    original = make_tosa()
+    images = make_images()
+    expected, state = original(images), {key: value.clone() for key, value in original.state_dict().items()}
+    for duplicate in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert torch.equal(duplicate(images), expected)
+        for parameter in duplicate.parameters():
+            nn.init.zeros_(parameter)
+        assert torch.equal(original(images), expected)
+        assert set(duplicate.state_dict()) == set(state)
+        duplicate.load_state_dict(state)
+        assert torch.equal(duplicate(images), expected)
+
+
+def test_a_copy_outlives_the_original() -> None:
+    model = make_tosa()
+    duplicate, state, expected = copy.deepcopy(model), model.state_dict(), model(make_images())
+    del model
+    duplicate.load_state_dict(state)
+    assert torch.equal(duplicate(make_images()), expected)
+
+
+def test_an_average_of_the_weights_is_kept_as_timm_does() -> None:
+    model = make_tosa()
+    average = ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        model.backbone.head.bias += 1
+    before = average.module.backbone.head.bias.clone()
+    average.update(model, step=10)
+    assert torch.allclose(average.module.backbone.head.bias, before + 0.5, atol=1e-6)
+    assert set(average.module.state_dict()) == set(model.state_dict())

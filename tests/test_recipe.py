@@ -1,0 +1,82 @@
+"""Recipes are data, read strictly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tosa_cli.errors import ConfigError
+from tosa_cli.recipe import SECTIONS, dump_recipe, load_recipe
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_recipe_has_a_header_and_one_section_a_command(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(tmp_path, "description: Quick.\nconvert:\n  layers: [2, 4]\n  keep_rate: 0.5\ndistill:\n  lr: 0.01\n")
+    )
+    assert recipe.name == "mine" and recipe.description == "Quick." and recipe.expected == ""
+    assert recipe.sections == {"convert": {"layers": [2, 4], "keep_rate": 0.5}, "distill": {"lr": 0.01}, "finetune": {}}
+
+
+def test_a_name_in_the_header_wins_over_that_of_the_file(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, "name: paper\n")).name == "paper"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("convrt:\n  layers: [2]\n", "Unknown recipe section 'convrt'. Did you mean 'convert'?"),
+        (
+            "convert:\n  layer: [2]\n",
+            "Unknown setting in the section convert of mine.yaml: 'layer'. Did you mean 'layers'?",
+        ),
+        (
+            "distill:\n  learning_rate: 1\n",
+            "Unknown setting in the section distill of mine.yaml: 'learning_rate'.",
+        ),
+        ("convert: 3\n", "The section convert of the recipe"),
+        ("convert:\n- layers\n", "The section convert of the recipe"),
+        ("- convert\n", "should hold sections such as convert: and distill:"),
+        ("", "should hold sections such as convert: and distill:"),
+        ("convert: [\n", "cannot be read"),
+        ("convert: !!python/object/apply:os.getcwd []\n", "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_recipe(write(tmp_path, text))
+    message = str(failure.value)
+    assert sentence in message and "\n" not in message
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\x00name")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(str(path))
+
+
+@pytest.mark.parametrize("name", ["no_such_recipe", "no/such.yaml"])
+def test_a_missing_recipe_is_named_with_what_there_is(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"There is no recipe '{name}'. Known: .*or give the path of a .yaml file"):
+        load_recipe(name)
+
+
+def test_what_is_dumped_loads_again_and_names_the_versions(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {
+        "convert": {"source": "deit_tiny", "layers": [2, 4], "keep_rate": [0.5, 0.25], "query_rows": "all"},
+        "distill": {"lr": 0.01, "max_samples": None},
+    }
+    text = dump_recipe(sections, {"tosa-cli": "0.1.0"})
+    assert load_recipe(write(tmp_path, text)).sections == {**sections, "finetune": {}}
+    assert yaml.safe_load(text)["versions"] == {"tosa-cli": "0.1.0"}
+
+
+def test_every_setting_of_a_conversion_can_stand_in_a_recipe() -> None:
+    assert {"source", "layers", "keep_rate", "selector", "query_rows", "target_reduction"} <= set(SECTIONS["convert"])

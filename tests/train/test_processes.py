@@ -1,0 +1,89 @@
+"""Two processes on the CPU train one model together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.tiny_runs import tiny_tosa, write_digits, write_photos
+from tosa_cli import load, save
+
+LAUNCH = [
+    sys.executable,
+    *[
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ],
+    *["--dynamo_backend", "no", "--main_process_port", "0", "-m"],
+]
+TOSA = [*LAUNCH, "tosa_cli.cli.app"]
+
+
+def launch(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def run_tosa(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return launch([*TOSA, *arguments.split(), "--device", "cpu", "-j", "0", "-b", "4"], folder)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "photos")
+    write_digits(tmp_path / "digits", 40)
+    write_photos(tmp_path / "broken")
+    (tmp_path / "broken" / "005.jpg").write_bytes(b"not an image")
+    model = tiny_tosa()
+    save(model, tmp_path / "model")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> None:
+    done = launch([*LAUNCH, "tests.train.two_processes", str(work)], work)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["processes"] == 2
+    for command, images in (("distill", 24), ("finetune", 40)):
+        first, second = (found[f"{command}_read"][i] for i in range(2))
+        assert len(first) == len(second) == images and sorted(first + second) == sorted([*range(images)] * 2)
+        assert found[f"{command}_updates"] == images // 4 and found[f"{command}_images"] == 2 * images
+        assert "run the same command with --resume" in found[f"{command}_interrupted"]
+        assert found[f"{command}_resumes"] == [True, True] and found[f"{command}_agree"]
+    assert [name.split()[0] for names in found["broken"] for name in names] == ["005.jpg", "005.jpg"]
+    assert len(found["strict"]) == 2 and all("005.jpg (not an image, or broken) cannot" in x for x in found["strict"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["distill --data-dir photos", "finetune --data-dir digits --lr 1e-3"])
+def test_only_the_main_process_talks_and_writes(work: Path, command: str) -> None:
+    done = run_tosa(f"{command} model --epochs 1 -o trained --json".replace(" ", " ", 1), work)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["updates"] == {"distill": 2, "finetune": 4}[command.split()[0]]
+    lines = [line for line in done.stderr.splitlines() if "held out" in line or line.startswith(("Wrote", "Next:"))]
+    assert len(lines) == 3, done.stderr
+    assert (
+        load(work / "trained").provenance.stage == {"distill": "distilled", "finetune": "finetuned"}[command.split()[0]]
+    )
+    names = sorted(path.name for path in work.iterdir())
+    assert names == ["broken", "digits", "model", "photos", "trained"]
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(work: Path) -> None:
+    done = run_tosa("distill model --data-dir nowhere", work)
+    assert done.returncode != 0 and done.stdout == ""
+    assert done.stderr.count("There is no folder nowhere.") == 1

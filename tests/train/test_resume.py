@@ -1,0 +1,300 @@
+"""An interrupted run that is resumed ends in the same weights as one that was never interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.tiny_runs import (
+    StopAt,
+    run_distill,
+    run_finetune,
+    same,
+    tiny_tosa,
+    weights,
+    write_digits,
+    write_photos,
+)
+from tosa_cli.errors import CheckpointError, OutputError, TrainingError
+from tosa_cli.train import checkpoint as checkpoints
+
+RICH = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "model_ema": True,
+    "model_ema_decay": 0.7,
+    "drop_path": 0.3,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.3,
+    "reprob": 0.5,
+    "layer_decay": 0.8,
+    "warmup_epochs": 1,
+}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    return write_digits(tmp_path / "digits")
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop"),
+    [
+        ({"checkpoint_every": 1}, 2),
+        ({"checkpoint_every": 1}, 3),
+        ({"checkpoint_every": 2}, 5),
+        ({}, 4),
+        ({"workers": 2, "checkpoint_every": 1}, 5),
+        ({"grad_accum_steps": 2, "batch_size": 4, "checkpoint_every": 1}, 6),
+        ({"amp": "bf16", "checkpoint_every": 1}, 4),
+    ],
+)
+def test_distillation_resumes_exactly(photos: Path, tmp_path: Path, settings: dict[str, Any], stop: int) -> None:
+    whole = tiny_tosa()
+    run_distill(whole, photos, tmp_path / "whole", **settings)
+    with pytest.raises(TrainingError, match=r"run the same command with --resume"):
+        run_distill(tiny_tosa(), photos, tmp_path / "part", progress=StopAt(stop), **settings)
+    resumed = tiny_tosa()
+    report = run_distill(resumed, photos, tmp_path / "part", resume=True, **settings)
+    assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
+    assert report.updates == 6 and report.images < 48
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [3, 7])
+def test_finetuning_with_all_that_is_random_resumes_exactly(
+    digits: Path, tmp_path: Path, workers: int, stop: int
+) -> None:
+    settings = {**RICH, "workers": workers, "checkpoint_every": 1}
+    whole = tiny_tosa()
+    run_finetune(whole, digits, tmp_path / "whole", **settings)
+    with pytest.raises(TrainingError, match=r"Interrupted"):
+        run_finetune(tiny_tosa(), digits, tmp_path / "part", progress=StopAt(stop), **settings)
+    resumed = tiny_tosa()
+    run_finetune(resumed, digits, tmp_path / "part", resume=True, **settings)
+    assert same(weights(whole, "backbone"), weights(resumed, "backbone"))
+
+
+@pytest.mark.parametrize("opt", ["sgd", "lamb", "adopt", "lion", "muon"])
+def test_other_optimizers_resume_exactly(digits: Path, tmp_path: Path, opt: str) -> None:
+    whole, resumed = tiny_tosa(), tiny_tosa()
+    run_finetune(whole, digits, tmp_path / "whole", checkpoint_every=1, opt=opt)
+    with pytest.raises(TrainingError):
+        run_finetune(tiny_tosa(), digits, tmp_path / "part", progress=StopAt(4), checkpoint_every=1, opt=opt)
+    run_finetune(resumed, digits, tmp_path / "part", resume=True, checkpoint_every=1, opt=opt)
+    assert same(weights(whole, "backbone"), weights(resumed, "backbone"))
+
+
+def test_the_number_of_workers_does_not_change_what_is_trained(digits: Path, tmp_path: Path) -> None:
+    models = []
+    for workers in (0, 2):
+        models.append(tiny_tosa())
+        run_finetune(models[-1], digits, tmp_path / f"{workers}", workers=workers, **RICH)
+    assert same(weights(models[0], "backbone"), weights(models[1], "backbone"))
+
+
+def test_another_seed_trains_other_weights(photos: Path, tmp_path: Path) -> None:
+    models = []
+    for seed in (0, 1):
+        models.append(tiny_tosa())
+        run_distill(models[-1], photos, tmp_path / f"{seed}", seed=seed)
+    assert not same(weights(models[0], "selectors"), weights(models[1], "selectors"))
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    model, again = tiny_tosa(), tiny_tosa()
+    run_distill(model, photos, tmp_path / "run")
+    assert run_distill(again, photos, tmp_path / "run", resume=True).images == 0
+    assert same(weights(model, "selectors"), weights(again, "selectors"))
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.train import tiny_runs
+from tosa_cli.train import checkpoint
+
+hang_at, hang_in = int(sys.argv[4]), sys.argv[5]
+writes = 0
+real = getattr(checkpoint.os if hang_in == "replace" else checkpoint, hang_in)
+
+def hang(*args, **kwargs):
+    global writes
+    writes += 1
+    if writes == hang_at:
+        if hang_in == "save_file":  # as far as a write got when the kill came
+            Path(args[1]).write_bytes(b"half a checkpoint")
+        print("hanging", flush=True)
+        time.sleep(60)
+    return real(*args, **kwargs)
+
+setattr(checkpoint.os if hang_in == "replace" else checkpoint, hang_in, hang)
+run = getattr(tiny_runs, sys.argv[1])
+run(tiny_runs.tiny_tosa(), Path(sys.argv[2]), Path(sys.argv[3]), checkpoint_every=1, **eval(sys.argv[6]))
+"""
+
+
+def kill_while_writing(command: str, data: Path, checkpoint: Path, write: int, where: str, settings: Any) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, command, str(data), str(checkpoint), str(write), where, repr(settings)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "hanging\n"
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "part", "where"),
+    [
+        ("run_distill", {}, "selectors", "save_file"),
+        ("run_distill", {}, "selectors", "replace"),
+        ("run_finetune", RICH, "backbone", "save_file"),
+    ],
+)
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_resumes_from_the_one_before(
+    photos: Path, digits: Path, tmp_path: Path, command: str, settings: dict[str, Any], part: str, where: str
+) -> None:
+    run, data = (run_distill, photos) if command == "run_distill" else (run_finetune, digits)
+    kill_while_writing(command, data, tmp_path / "part", 4, where, settings)
+    assert checkpoints.read_checkpoint(tmp_path / "part").update == 3
+    whole, resumed = tiny_tosa(), tiny_tosa()
+    run(whole, data, tmp_path / "whole", checkpoint_every=1, **settings)
+    run(resumed, data, tmp_path / "part", resume=True, checkpoint_every=1, **settings)
+    assert same(weights(whole, part), weights(resumed, part))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["part", "whole"]
+
+
+def test_a_run_that_is_killed_between_checkpoints_resumes_exactly(photos: Path, tmp_path: Path) -> None:
+    arguments = ["run_distill", str(photos), str(tmp_path / "part"), "0", "replace", repr({"epochs": 400})]
+    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments])
+    while not (tmp_path / "part").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    start = checkpoints.read_checkpoint(tmp_path / "part").update
+    assert 0 < start < 1200
+    whole, resumed = tiny_tosa(), tiny_tosa()
+    epochs = {"epochs": 400, "checkpoint_every": 1}
+    stop = start + 20
+    for model, name, first in ((whole, "whole", 0), (resumed, "part", start)):
+        with pytest.raises(TrainingError):
+            progress = StopAt(stop - first)
+            run_distill(model, photos, tmp_path / name, resume=first > 0, progress=progress, **epochs)
+    assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 4}, "The run to resume had batch_size 8, now it is 4. Pass the same settings"),
+        ({"seed": 1}, "had seed 0, now it is 1"),
+        ({"epochs": 3}, "had epochs 2, now it is 3"),
+        ({"opt": "sgd"}, "had opt adamw, now it is sgd"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(
+    photos: Path, tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=sentence):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, **change)
+
+
+def test_a_run_is_not_resumed_on_another_number_of_images(photos: Path, tmp_path: Path) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    (photos / "000.jpg").unlink()
+    with pytest.raises(CheckpointError, match=r"had num_images 24, now it is 23"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("other", [{"keep_rate": 0.8}, {"layers": (2, 4)}, {"selector_kernel": 3}])
+def test_a_run_is_not_resumed_on_another_model(photos: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"belongs to another model. Leave out --resume"):
+        run_distill(tiny_tosa(**other), photos, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "none"])
+def test_a_resumed_run_takes_the_learning_rate_that_is_given(photos: Path, tmp_path: Path, schedule: str) -> None:
+    settings = {"checkpoint_every": 1, "sched": schedule}
+    for lr in (1e-2, 1e-30):
+        with pytest.raises(TrainingError):
+            run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(3), **settings)
+        stopped = checkpoints.read_checkpoint(tmp_path / "run")
+        model = tiny_tosa()
+        run_distill(model, photos, tmp_path / "run", resume=True, lr=lr, **settings)
+        saved = {name.removeprefix("weights.model.selectors."): value for name, value in stopped.tensors.items()}
+        assert all(saved[name].equal(value) for name, value in weights(model, "selectors").items()) == (lr == 1e-30)
+
+
+def test_there_may_be_nothing_to_resume(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"There is nothing to resume: .* does not exist. Leave out --resume"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04cos\nsystem\n."])
+def test_a_foreign_file_is_not_resumed_from(photos: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint of tosa .* Delete it and start anew"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+
+
+def test_a_weights_file_is_not_resumed_from(photos: Path, tmp_path: Path) -> None:
+    checkpoints.save_file({"weight": torch.zeros(2)}, tmp_path / "run", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint of tosa"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(3), checkpoint_every=1)
+    kept = (tmp_path / "run").read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OutputError, match=r"No space left on device.* Free space and add --resume"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, checkpoint_every=1)
+    assert (tmp_path / "run").read_bytes() == kept
+
+
+def test_ctrl_c_stops_between_two_steps_with_a_checkpoint_of_that_moment(photos: Path, tmp_path: Path) -> None:
+    class Interrupt(StopAt):
+        def advance(self, num_images: int, text: str) -> None:
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    settings = {"grad_accum_steps": 2, "batch_size": 4}
+    whole, resumed = tiny_tosa(), tiny_tosa()
+    run_distill(whole, photos, tmp_path / "whole", **settings)
+    for batches, update in ((3, 2), (4, 2)):
+        with pytest.raises(TrainingError, match=r"Interrupted. The last checkpoint is .*part: run the same command"):
+            run_distill(tiny_tosa(), photos, tmp_path / "part", progress=Interrupt(batches), **settings)
+        assert checkpoints.read_checkpoint(tmp_path / "part").update == update
+    run_distill(resumed, photos, tmp_path / "part", resume=True, **settings)
+    assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_before_the_first_checkpoint_does_not_speak_of_an_older_one(photos: Path, tmp_path: Path) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"Interrupted before the first checkpoint; the model is as it was"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(1))

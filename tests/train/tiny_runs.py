@@ -1,0 +1,113 @@
+"""Real images in small, a ViT of 17 tokens, and training runs of a second."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tests.model.tiny_models import make_tosa, make_vit
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
+from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
+from tosa_cli.train.distill import distill, distill_augmentation
+from tosa_cli.train.finetune import finetune, finetune_augmentation
+from tosa_cli.train.loop import TrainReport, make_accelerator
+
+Tensors = dict[str, Tensor]
+
+
+@functools.cache
+def photos() -> list[np.ndarray]:
+    """scikit-learn's two photos."""
+    from sklearn.datasets import load_sample_images
+
+    return load_sample_images().images
+
+
+def write_photos(folder: Path, count: int = 24, size: int = 40) -> Path:
+    """Write different cut-outs of the photos as JPEG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        photo = photos()[i % 2]
+        top, left = (37 * i) % (photo.shape[0] - 100), (61 * i) % (photo.shape[1] - 100)
+        cut = Image.fromarray(photo[top : top + 100, left : left + 100]).resize((size, size))
+        cut.save(folder / f"{i:03d}.jpg", quality=90)
+    return folder
+
+
+def write_digits(folder: Path, count: int = 40) -> Path:
+    """Write scikit-learn's digits as PNG, a folder a class; every class occurs."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for i in range(count):
+        path = folder / str(digits.target[i]) / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (digits.images[i] * (255 / 16)).astype("uint8")
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def tiny_tosa(**settings: Any) -> TosaViT:
+    """A ToSA model of 6 layers, 16 patches and a class token."""
+    return make_tosa(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10), **settings)
+
+
+def read(model: TosaViT, folder: Path, config: TrainConfig, augment: Augmentation | None) -> Images:
+    return images_to_read(
+        open_dataset(str(folder)),
+        model,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        augment=augment,
+        name=str(folder),
+    )
+
+
+def run_distill(
+    model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, progress: Any = None, **settings: Any
+) -> TrainReport:
+    config = DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **settings})
+    images = read(model, folder, config, distill_augmentation(config))
+    return distill(
+        make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
+    )
+
+
+def run_finetune(
+    model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, progress: Any = None, **settings: Any
+) -> TrainReport:
+    defaults = {"batch_size": 8, "workers": 0, "epochs": 2, "lr": 1e-3, "device": "cpu", "hflip": 0.0}
+    config = FinetuneConfig(**{**defaults, **settings})
+    images = read(model, folder, config, finetune_augmentation(config))
+    return finetune(
+        make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
+    )
+
+
+def weights(model: TosaViT, part: str) -> Tensors:
+    """A copy of the weights of `selectors` or `backbone`."""
+    return {name: value.clone() for name, value in getattr(model, part).state_dict().items()}
+
+
+def same(before: Tensors, after: Tensors) -> bool:
+    return all(before[name].equal(after[name]) for name in before)
+
+
+class StopAt:
+    """Progress that interrupts the run, as Ctrl-C would, after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def start(self, total: int, done: int) -> None:
+        pass
+
+    def advance(self, num_images: int, text: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
