@@ -136,7 +136,7 @@ def test_an_output_that_exists_is_refused_before_any_work(converted: Path, tosa:
     )
     check_refused(tosa(f"distill dense-tosa --data-dir photos -o .tosa.json {TRAIN}"), "is a file, but a folder is")
     for command in ("convert dense --layers 2", f"distill dense-tosa --data-dir photos {TRAIN}"):
-        check_refused(tosa(f"{command} -o dense --overwrite"), "dense is not a converted model and will not be over")
+        check_refused(tosa(f"{command} -o dense --overwrite"), "dense is not a model folder and will not")
     assert contents(converted) == before
     assert tosa("convert dense --layers 2 --overwrite").code == 0 and load("dense-tosa").config.layers == (2,)
 

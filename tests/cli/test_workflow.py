@@ -12,8 +12,11 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Tosa
-from tosa_cli import load
-from tosa_cli.recipe import load_recipe
+from tosa_cli import TosaConfig, load
+from tosa_cli.cli import demo
+from tosa_cli.cli.app import app
+from tosa_cli.recipe import Recipe, list_recipes, load_recipe
+from tosa_cli.train.config import DistillConfig
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
@@ -128,19 +131,14 @@ def test_bench_json_has_the_keys_that_are_promised(converted: Path, tosa: Tosa) 
 
 def test_bench_says_nothing_but_what_it_measures(converted: Path) -> None:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tosa_cli.cli.app",
-            *["bench", "dense-tosa", "-b", "2", "--rounds", "1", "--device", "cpu"],
-        ],
+        [sys.executable, "-m", "tosa_cli.cli.app", "bench", "-b", "2", "--rounds", "1", "--device", "cpu"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("Timing 1 turns") and lines[1].startswith("cpu")
+    assert len(lines) == 3 and lines[1].startswith("Timing 1 turns") and lines[2].startswith("cpu")
 
 
 def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> None:
@@ -252,5 +250,37 @@ def test_help_is_quick_as_it_imports_neither_torch_nor_timm() -> None:
 def test_the_help_of_a_setting_tells_what_it_does_and_its_default(tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     out = " ".join(tosa("distill --help").out.replace("│", " ").split())
-    assert "Passes over the data. [default: 5]" in out and "-logs" in out
-    assert "Learning rate at its peak. [default: 0.01]" in out
+    assert f"Passes over the data. [default: {DistillConfig().epochs}]" in out and "-logs" in out
+    assert f"Learning rate at its peak. [default: {DistillConfig().lr}]" in out
+
+
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
+def test_the_commands_of_every_recipe_are_commands(recipe: Recipe) -> None:
+    """Each line parses; `--help` at its end keeps it from running."""
+    convert = recipe.sections["convert"]
+    TosaConfig.from_dict({key: value for key, value in convert.items() if key in TosaConfig.field_names()})
+    lines = recipe.command.splitlines()
+    assert lines and lines[0].startswith("tosa convert")
+    for line in lines:
+        words = line.split()
+        words = words[words.index("tosa") + 1 :] if "tosa" in words else words[words.index("tosa_cli.cli.app") + 1 :]
+        with pytest.raises(SystemExit) as exit:
+            app([*words, "--help"])
+        assert not exit.value.code
+
+
+@pytest.mark.slow
+def test_the_demo_runs_through_and_each_step_does_its_work(
+    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
+    done = tosa("demo -o demo")
+    assert done.code == 0, done.err
+    for command in ("convert", "distill", "finetune", "eval", "flops"):
+        assert f"$ tosa {command} demo/" in done.err
+    for stage in ("dense", "converted", "distilled", "finetuned"):
+        assert stage in done.out
+    assert load("demo/finetuned").provenance.stage == "finetuned" and Path("demo/finetuned/README.md").is_file()
+    again = tosa("demo -o demo")
+    assert again.code == 2 and "demo already exists" in again.err

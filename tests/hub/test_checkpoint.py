@@ -170,6 +170,17 @@ def test_a_model_loads_at_another_image_size(name: str, size: tuple[int, int], t
     assert_same(by_timm, loaded, size)
 
 
+def test_positions_saved_for_a_tall_image_are_read_as_such(tmp_path: Path) -> None:
+    # 72 positions fit 6 x 12 and 9 x 8 patches: which of them, the folder has to say.
+    model = make_tosa(make_vit(num_classes=5, img_size=(96, 192)))
+    folder = save(model, tmp_path / "model")
+    model.set_input_size(img_size=(144, 128))
+    by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=(144, 128)).eval()
+    for loaded in (load(folder, img_size=(144, 128)), by_timm):
+        outputs = loaded(make_images(size=(144, 128)))
+        assert torch.allclose(outputs, model(make_images(size=(144, 128))), atol=1e-4)
+
+
 def test_one_number_is_a_square(folder: Path) -> None:
     assert load(folder, img_size=64).patch_embed.img_size == (64, 64)
 

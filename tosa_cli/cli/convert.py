@@ -127,14 +127,14 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
     folder = output or default_output(settings["source"])
 
     from tosa_cli.api import convert_source
-    from tosa_cli.cli.output import check_model_output
     from tosa_cli.hub.checkpoint import save
+    from tosa_cli.hub.folder import check_output
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops, solve_keep_rate
 
     size = settings.get("img_size")
     if not dry_run:
-        check_model_output(folder, overwrite)
+        check_output(folder, overwrite)
     loaded = load_source(
         settings["source"],
         pretrained=settings.get("pretrained", True),

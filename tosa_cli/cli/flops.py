@@ -1,5 +1,6 @@
 """`tosa flops`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,14 +27,11 @@ def flops(
     name = resolve_model(model)
     size = parse_img_size(img_size)
 
-    from pathlib import Path
-
-    from tosa_cli.hub.checkpoint import is_model_folder, load
+    from tosa_cli.hub.checkpoint import load
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops
 
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.is_dir() and is_model_folder(folder):
+    if _is_converted(name):
         report = count_flops(load(name, img_size=size), name=name)
     else:
         source = load_source(name, pretrained=False, img_size=size)
@@ -42,6 +40,21 @@ def flops(
         console.print_json(report.to_dict())
     else:
         show_flops(report)
+
+
+def _is_converted(name: str) -> bool:
+    from timm.models import load_model_config_from_hf
+
+    from tosa_cli.config import ARCHITECTURE
+    from tosa_cli.hub.folder import is_model_folder
+
+    folder = Path(name.removeprefix("local-dir:"))
+    if folder.exists() or "/" not in name:
+        return is_model_folder(folder)
+    try:
+        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[1] == ARCHITECTURE
+    except Exception:
+        return False  # whoever loads it tells why it cannot be loaded
 
 
 def show_flops(report: "FlopsReport") -> None:

@@ -7,10 +7,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from tosa_cli.cli import console
-from tosa_cli.cli.output import check_model_output
 from tosa_cli.config import Stage
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub.folder import check_output
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
@@ -61,7 +61,7 @@ def load_for_training(name: str, output: Path | None, overwrite: bool, resume: b
     folder = output or own
     may_replace = overwrite or output is None or (own.is_dir() and own.resolve() == output.resolve())
     model = load(name)
-    check_model_output(folder, may_replace)
+    check_output(folder, may_replace)
     checkpoint = checkpoint_path(folder, command)
     if resume:
         check_resumable(checkpoint)

@@ -127,7 +127,8 @@ class DistillConfig(TrainConfig):
         crop_scale: Smallest share of an image that a training crop covers.
     """
 
-    epochs: int = 5
+    epochs: int = 3
+    batch_size: int = 8
     lr: float = 1e-2
     warmup_epochs: float = 0.0
     crop_scale: float = 0.35

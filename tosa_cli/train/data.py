@@ -471,7 +471,8 @@ class _seeded:
         self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         random.seed(self.seed)
         np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
+        # Images are changed on the CPU alone; torch.manual_seed would seed every device, a millisecond an image.
+        torch.default_generator.manual_seed(self.seed)
 
     def __exit__(self, *_: object) -> None:
         random.setstate(self.states[0])

@@ -199,9 +199,8 @@ def train(
                     if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
                         saver.due = (epoch, batch_in_epoch, update)
                 report.last_loss = sum(losses) / len(losses) if losses else report.last_loss
-                report.first_loss = (
-                    losses[0] if losses and report.first_loss != report.first_loss else report.first_loss
-                )
+                if losses and math.isnan(report.first_loss):
+                    report.first_loss = losses[0]
                 batch_in_epoch = 0
                 if not config.checkpoint_every:
                     saver.due = (epoch + 1, 0, update)
