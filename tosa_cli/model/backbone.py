@@ -66,7 +66,8 @@ def embed(model: Backbone, images: Tensor) -> Tensor:
 
 def num_heads(block: Backbone) -> int:
     """Number of attention heads of a supported block."""
-    return getattr(block, "attn", block).num_heads
+    attention: Any = getattr(block, "attn", block)
+    return attention.num_heads
 
 
 class AttentionTap(TorchFunctionMode):

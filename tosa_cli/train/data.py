@@ -1,136 +1,24 @@
-"""Images to tensors, through timm's data sets, transforms and loaders.
-
-Added to timm's: an image that cannot be read is named and counted, never passed over in silence; and the random
-numbers of an image depend on seed, epoch and image alone, so that a resumed run sees what it would have seen.
-"""
+"""Images to tensors, through timm's data sets, transforms and loaders."""
 
 import contextlib
-import logging
-import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.data.dataset_factory import _search_split
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from tosa_cli.errors import DataError
-
-MAX_CONSECUTIVE_FAILURES = 50
+from tosa_cli.train.samples import Batch, ImageSamples, StreamedSamples, collate
 
 SPLIT_FOLDERS = ("train", "training", "val", "validation")
 """Names of sub-folders that hold a split of the data."""
-
-
-class Batch(NamedTuple):
-    """Images of one step.
-
-    Attributes:
-        images: Normalised images (B, C, height, width).
-        targets: Class indices (B,); -1 where there is no label.
-        failed: Names of images that could not be read, with the reason.
-    """
-
-    images: Tensor
-    targets: Tensor
-    failed: list[str]
-
-
-class Sample(NamedTuple):
-    """One image (C, height, width), or None where it could not be read; its class; what failed."""
-
-    image: Tensor | None
-    target: int
-    failed: list[str]
-
-
-class ImageSamples(Dataset[Sample]):
-    """Some images of a timm data set.
-
-    Args:
-        dataset: timm's data set.
-        indices: Which of its images.
-        substitute: Give the next readable image in the place of a broken one, so that batches stay of one size;
-            otherwise leave it out.
-        seed: Seed of the augmentation.
-    """
-
-    def __init__(self, dataset: Any, indices: Sequence[int], substitute: bool, seed: int) -> None:
-        self.dataset = dataset
-        self.indices = indices
-        self.substitute = substitute
-        self.seed = seed
-        self.epoch = 0
-        self.transform: Any = None  # timm's create_loader sets it
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, on which the augmentation depends."""
-        self.epoch = epoch
-
-    def __getitem__(self, position: int) -> Sample:
-        failed: list[str] = []
-        for offset in range(min(len(self), MAX_CONSECUTIVE_FAILURES)):
-            index = self.indices[(position + offset) % len(self)]
-            try:
-                file, target, *_ = self.dataset.reader[index]
-                with file:
-                    image = Image.open(file).convert(self.dataset.input_img_mode)
-            except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
-                failed.append(f"{self._name(index)} ({_reason(error)})")
-                if not self.substitute:
-                    break
-                continue
-            with _seeded(self.seed, self.epoch, index):
-                return Sample(self.transform(image), _class_index(target), failed)
-        return Sample(None, -1, failed)
-
-    def _name(self, index: int) -> str:
-        return self.dataset.filename(index, absolute=True) or f"image {index}"
-
-
-class _StreamedSamples(IterableDataset[Sample]):
-    """A timm data set that can only be read in order, such as WebDataset's."""
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.epoch = 0
-        self.transform: Any = None  # timm's create_loader sets it
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.dataset.set_epoch(epoch)
-
-    def set_loader_cfg(self, num_workers: int | None = None) -> None:
-        self.dataset.set_loader_cfg(num_workers=num_workers)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[Sample]:
-        reader, worker = self.dataset.reader, get_worker_info()
-        place = (getattr(reader, "dist_rank", 0), worker.id if worker else 0)
-        with _broken_samples(reader) as failed:
-            for number, (image, target) in enumerate(self.dataset):
-                names = failed.copy()
-                failed.clear()
-                with _seeded(self.seed, self.epoch, *place, number):
-                    sample = Sample(self.transform(image), _class_index(target), names)
-                yield sample
-            if failed and not getattr(reader, "is_training", False):
-                yield Sample(None, -1, failed.copy())
 
 
 @dataclass
@@ -338,7 +226,7 @@ def images_to_read(
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     samples: Any
     if is_streamed(opened):
-        samples = _StreamedSamples(opened, seed)
+        samples = StreamedSamples(opened, seed)
         workers = _usable_workers(opened.reader, workers, name)
     else:
         chosen = range(len(opened)) if indices is None else indices
@@ -363,7 +251,7 @@ def images_to_read(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         use_prefetcher=False,
         persistent_workers=False,
         **augment_args,
@@ -408,73 +296,3 @@ def _usable_workers(reader: Any, workers: int, name: str) -> int:
             f"shards."
         )
     return min(workers, len(shards) // processes)
-
-
-def _class_index(target: Any) -> int:
-    return int(target) if isinstance(target, (int, np.integer)) else -1
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or broken"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextlib.contextmanager
-def _broken_samples(reader: Any) -> Iterator[list[str]]:
-    """Collect what timm's reader of WebDataset shards cannot read; by itself it logs the error without a name."""
-    failed: list[str] = []
-    current = ""
-
-    def remember(samples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        nonlocal current
-        for sample in samples:
-            current = f"{sample.get('__url__', '')}: {sample.get('__key__', '')}"
-            yield sample
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage().removeprefix("Handling webdataset error (").removesuffix("). Ignoring.")
-            failed.append(f"{current} ({text})" if current else text)
-
-    if hasattr(reader, "_lazy_init"):
-        reader.ds = None  # a pipeline that was read before would go on with its old random numbers
-        reader._lazy_init()
-        reader.ds.pipeline.insert(-2, remember)  # before the step that decodes
-    logger, handler = logging.getLogger(type(reader).__module__), Collect(logging.WARNING)
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield failed
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-
-
-def _collate(samples: list[Sample]) -> Batch:
-    read = [sample for sample in samples if sample.image is not None]
-    failed = [name for sample in samples for name in sample.failed]
-    if not read:
-        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), failed)
-    images = torch.stack([sample.image for sample in read])  # type: ignore[misc]
-    return Batch(images, torch.tensor([sample.target for sample in read]), failed)
-
-
-class _seeded:
-    """Draws random numbers that depend on the given numbers alone, and puts the old state back."""
-
-    def __init__(self, *numbers: int) -> None:
-        self.seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-    def __enter__(self) -> None:
-        self.states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        # Images are changed on the CPU alone; torch.manual_seed would seed every device, a millisecond an image.
-        torch.default_generator.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        random.setstate(self.states[0])
-        np.random.set_state(self.states[1])
-        torch.set_rng_state(self.states[2])

@@ -1,0 +1,132 @@
+"""When the checkpoint of a run is written, and what is put back from it."""
+
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tosa_cli.errors import CheckpointError, TrainingError
+from tosa_cli.train.checkpoint import (
+    TrainState,
+    pack_optimizer,
+    read_checkpoint,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from tosa_cli.train.config import TrainConfig
+
+MAY_CHANGE_ON_RESUME = frozenset({"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict"})
+"""Settings that a resumed run may change; with any other it would be another run."""
+
+
+class Saver:
+    """Writes and reads the checkpoint of a run, and tells which one is the last good one.
+
+    A checkpoint that is `due` is written after the next loss, once that shows that the weights are good.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        config: TrainConfig,
+        identity: dict[str, Any],
+        trained: dict[str, nn.Parameter],
+        optimizer: Any,
+        ema: ModelEmaV3 | None,
+    ) -> None:
+        self.accelerator, self.path = accelerator, path
+        self.settings = {**config.to_dict(), "processes": accelerator.num_processes, **identity}
+        self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
+        self.due: tuple[int, int, int] | None = None
+        self.has_checkpoint = False
+
+    def check_loss(self, loss: Tensor, update: int, asked_to_stop: bool) -> tuple[float, bool]:
+        """Mean loss of all processes, and whether any was asked to stop; raises `TrainingError` if it is not finite."""
+        # Of all processes, as all go on or all stop.
+        here = torch.stack([loss.detach().float(), torch.tensor(float(asked_to_stop), device=loss.device)])
+        mean, stopping = self.accelerator.reduce(here, reduction="mean").tolist()
+        if not math.isfinite(mean):
+            raise TrainingError(f"The loss became {mean} after {update} steps, and training stopped. {self._advice()}")
+        return mean, stopping > 0
+
+    def check_weights(self, update: int) -> None:
+        """Raise `TrainingError` if a weight is not finite."""
+        # The loss of the last step was measured before it.
+        if not all(bool(value.isfinite().all()) for value in self.trained.values()):
+            raise TrainingError(
+                f"A weight is not finite after {update} steps, and nothing was written. {self._advice()}"
+            )
+
+    def stop_at(self, epoch: int, batch: int, update: int) -> NoReturn:
+        """Write a checkpoint of this moment, then raise `KeyboardInterrupt`."""
+        if update:
+            self.due = (epoch, batch, update)
+            self.save_if_due()
+        raise KeyboardInterrupt
+
+    def save_if_due(self) -> None:
+        """Write the checkpoint that is due, if there is one."""
+        if self.due is None:
+            return
+        (epoch, batch, update), self.due = self.due, None
+        self.has_checkpoint = True
+        if not self.accelerator.is_main_process:
+            return
+        optimizer_tensors, optimizer_numbers = pack_optimizer(self.optimizer)
+        tensors: dict[str, Tensor] = {f"weights.{name}": value for name, value in self.trained.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors.items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
+        if self.accelerator.scaler is not None:
+            optimizer_numbers["scaler"] = self.accelerator.scaler.state_dict()
+        write_checkpoint(self.path, TrainState(epoch, batch, update, self.settings, tensors, optimizer_numbers))
+
+    @torch.no_grad()
+    def restore(self) -> tuple[int, int, int]:
+        """Read the checkpoint; returns epoch, batch and update. Raises `CheckpointError` if it is of another run."""
+        state = read_checkpoint(self.path)
+        groups = _by_prefix(state.tensors)
+        shapes = {name: value.shape for name, value in groups.get("weights", {}).items()}
+        if state.settings.get("model") != self.settings["model"] or shapes != {
+            name: value.shape for name, value in self.trained.items()
+        }:
+            raise CheckpointError(f"{self.path} belongs to another model. Leave out --resume to start anew.")
+        for key, value in self.settings.items():
+            if key not in MAY_CHANGE_ON_RESUME and state.settings.get(key) != value:
+                raise CheckpointError(
+                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}. Pass the same "
+                    f"settings, or leave out --resume to start anew."
+                )
+        for name, value in groups["weights"].items():
+            self.trained[name].copy_(value)
+        unpack_optimizer(self.optimizer, groups.get("optimizer", {}), state.optimizer)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(groups["ema"])
+        if self.accelerator.scaler is not None and "scaler" in state.optimizer:
+            self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+        self.has_checkpoint = True
+        return state.epoch, state.batch, state.update
+
+    def interrupted(self) -> str:
+        """What to tell when the run was interrupted."""
+        if self.has_checkpoint:
+            return f"Interrupted. The last checkpoint is {self.path}: run the same command with --resume to go on."
+        return "Interrupted before the first checkpoint; the model is as it was."
+
+    def _advice(self) -> str:
+        if self.has_checkpoint:
+            return f"The last good checkpoint is {self.path}: go on from it with --resume and a smaller --lr."
+        return "Try a smaller --lr."
+
+
+def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition(".")
+        groups.setdefault(prefix, {})[rest] = value
+    return groups
