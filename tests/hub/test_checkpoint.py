@@ -1,5 +1,6 @@
 """A model folder: written whole or not at all, read strictly, and loaded by timm as well as by tosa."""
 
+import copy
 import errno
 import json
 import os
@@ -646,3 +647,11 @@ def test_a_strange_name_of_a_folder_does_not_break_the_card(model: TosaViT, tmp_
     metadata, body = read_card(folder)
     assert metadata["model-index"][0]["name"] == name and f"# {name}\n" in body
     assert_same(load(folder), model)
+
+
+def test_a_pruned_model_is_not_saved(model: TosaViT, tmp_path: Path) -> None:
+    pruned = copy.deepcopy(model)
+    pruned.prune_intermediate_layers([1])
+    with pytest.raises(OutputError, match="pruned"):
+        save(pruned, tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()

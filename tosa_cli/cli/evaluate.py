@@ -96,7 +96,10 @@ def evaluate(
         _show(report)
     if update_card:
         original = load(name)
-        with_results(original, "eval", report)
+        # Names of local files and folders are nobody else's business, and the folder may be pushed.
+        with_results(
+            original, "eval", {**report, "model": original.provenance.base_model, "skipped": len(report["skipped"])}
+        )
         save(original, folder, overwrite=True)
         console.say(f"Wrote the result into {folder / 'README.md'}.")
 

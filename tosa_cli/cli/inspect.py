@@ -1,12 +1,12 @@
 """`tosa inspect`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Selection, TosaConfig
 
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
@@ -21,6 +21,7 @@ def inspect(
 
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops
+    from tosa_cli.model.backbone import is_supported
 
     loaded = load_source(source, pretrained=False, img_size=size)
     model: Any = loaded.model
@@ -32,6 +33,7 @@ def inspect(
         "every other layer of the second half": tuple(range(depth // 2 // 2 * 2 + 2, depth, 2)),
     }
     choices = {name: layers for name, layers in choices.items() if layers}
+    selections: list[Selection] = [selection for selection in get_args(Selection) if is_supported(model, selection)]
     savings = [
         {
             "layers": list(layers),
@@ -40,7 +42,7 @@ def inspect(
             "reduction": count_flops(model, TosaConfig(layers=layers, keep_rate=rate, selection=selection)).reduction,
         }
         for layers in choices.values()
-        for selection in ("shared", "per-head")
+        for selection in selections
         for rate in KEEP_RATES
     ]
     report = {
@@ -75,7 +77,7 @@ def inspect(
             *(f"{s['reduction']:.1%}" for s in savings if s["layers"] == list(layers) and s["selection"] == selection),
         ]
         for layers in choices.values()
-        for selection in ("shared", "per-head")
+        for selection in selections
     ]
     console.print_table(
         "MACs saved, selectors included, by keep rate",

@@ -143,7 +143,7 @@ def _eval_table(measured: dict[str, Any]) -> str:
 def _how_made(model: TosaViT) -> str:
     steps = [
         f"- `tosa {command}` with "
-        + ", ".join(f"{key} {_show(value)}" for key, value in settings.items() if value not in (None, "", False, ()))
+        + ", ".join(f"{key} {_show(value)}" for key, value in settings.items() if _is_set(value))
         for command, settings in model.provenance.steps.items()
     ]
     return "## How it was made\n\n" + "\n".join(steps) + "\n\n`recipe.yaml` has this as data." if steps else ""
@@ -163,6 +163,10 @@ def _limits(model: TosaViT) -> str:
     if model.provenance.stage != "finetuned":
         warning += "The backbone was not finetuned: expect a loss of accuracy, and measure it on your task."
     return "## Limits\n\n" + warning
+
+
+def _is_set(value: Any) -> bool:
+    return value not in (None, "") and value is not False and value != ()
 
 
 def _show(value: Any) -> str:

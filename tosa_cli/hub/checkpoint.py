@@ -15,7 +15,7 @@ from timm.models._hub import save_config_for_hf
 
 import tosa_cli
 from tosa_cli.config import ARCHITECTURE, Provenance, TosaConfig
-from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
+from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
@@ -38,9 +38,11 @@ def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path
         The folder.
 
     Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written.
+        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
     """
     folder = Path(folder)
+    if len(model.keep_rates) != len(model.config.layers):
+        raise OutputError("The model's layers were pruned, and a pruned model cannot be saved: save it before pruning.")
     with atomic_folder(folder, overwrite) as target:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})

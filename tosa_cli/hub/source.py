@@ -85,7 +85,7 @@ def load_source(
     model = _create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
-    return Source(model, tagged, cfg.get("hf_hub_id"))
+    return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
 
 
 def resolve_name(name: str) -> str:

@@ -58,6 +58,15 @@ def check_supported(model: Backbone, selection: str = "shared") -> None:
             )
 
 
+def is_supported(model: Backbone, selection: str) -> bool:
+    """Whether a model can be converted with this selection."""
+    try:
+        check_supported(model, selection)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
 def embed(model: Backbone, images: Tensor) -> Tensor:
     """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1."""
     tokens = model._pos_embed(model.patch_embed(images))

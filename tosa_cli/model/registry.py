@@ -1,6 +1,6 @@
 """The one generic entry point in timm's registry: `tosa_vit` rebuilds any converted model from its config.json."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from timm.models import create_model, register_model
 from timm.models._builder import build_model_with_cfg
@@ -8,10 +8,12 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
-from tosa_cli.model.tosa_vit import TosaViT
+
+if TYPE_CHECKING:
+    from tosa_cli.model.tosa_vit import TosaViT
 
 
-def build(base_architecture: str, **model_args: Any) -> TosaViT:
+def build(base_architecture: str, **model_args: Any) -> "TosaViT":
     """Build a ToSA model without its weights.
 
     Args:
@@ -22,6 +24,9 @@ def build(base_architecture: str, **model_args: Any) -> TosaViT:
         ConfigError: If a setting is wrong.
         UnsupportedModelError: If the architecture cannot be converted.
     """
+    # Not at the top: this module is imported while timm is, which may be while `tosa_vit` is.
+    from tosa_cli.model.tosa_vit import TosaViT
+
     names = TosaConfig.field_names()
     config = TosaConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
     return TosaViT(create_model(base_architecture, pretrained=False, **model_args), config)
@@ -40,7 +45,7 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     )
 
 
-def _fit_to_model(state: dict[str, Tensor], model: TosaViT) -> dict[str, Tensor]:
+def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
     # timm's own filter resamples the position embedding where the model is built for another image size; it reads
     # the size of the saved one from here.
     model.backbone.pretrained_model_args = model.pretrained_model_args

@@ -153,6 +153,24 @@ class TosaViT(nn.Module):
             listed = list(zip(spatial, prefixes, strict=True))
         return listed if intermediates_only else (self.backbone.norm(outputs.tokens), listed)
 
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | list[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """Features of the last n layers, or of layers counted from 0, as in DINO's interface; see timm's own."""
+        return self.forward_intermediates(
+            x,
+            n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+
     def run_layers(self, tokens: Tensor, take: Iterable[int] = (), last: int | None = None) -> LayerOutputs:
         """Run the layers on embedded tokens.
 
