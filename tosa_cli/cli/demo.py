@@ -34,8 +34,8 @@ def demo(
     train_dense(data, dense, seed)
     common = f"--data-dir {data} -b 32 -j 0 --seed {seed}"
     converted, distilled, finetuned = (output / name for name in ("converted", "distilled", "finetuned"))
-    _run(f"convert {dense} --layers 2,4,6 --keep-rate 0.4 -o {converted}")
-    _run(f"distill {converted} {common} --epochs 3 -o {distilled}")
+    _run(f"convert {dense} --layers 2,4,6 --keep-rate 0.25 -o {converted}")
+    _run(f"distill {converted} {common} --epochs 5 -o {distilled}")
     _run(
         f"finetune {distilled} {common} --epochs 5 --lr 5e-4 --warmup-epochs 1 --smoothing 0 --hflip 0 "
         f"--crop-scale 0.95 -o {finetuned}"
@@ -155,24 +155,28 @@ def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
     models |= {folder.name: load(folder) for folder in folders}
     images = images_to_read(open_dataset(str(data), split="validation"), models["dense"], batch_size=64)
     accuracy = measure_accuracy(models, images).models
-    found = {}
-    for name, model in models.items():
-        rows = model.provenance.results.get("distill", {}).get("layers", []) if name != "dense" else []
-        if rows:
-            found[name] = sum(row["found"] for row in rows) / len(rows)
-            found["converted"] = sum(row["found_previous"] for row in rows) / len(rows)
     rows = [
-        [
-            name,
-            f"{accuracy[name].top1:.2f}",
-            f"{count_flops(model).gmacs:.4f}",
-            f"{found[name]:.1%}" if name in found else "-",
-        ]
+        [name, f"{accuracy[name].top1:.2f}", f"{count_flops(model).gmacs:.4f}", *_selector_quality(name, models)]
         for name, model in models.items()
     ]
     console.say("")
     console.print_table(
         f"The four stages on {images.num_images} test images that none of them saw",
-        ["stage", "top-1 %", "GMACs", "true top-K found"],
+        ["stage", "top-1 %", "GMACs", "selectors: KL", "true top-K found"],
         rows,
     )
+
+
+def _selector_quality(stage: str, models: dict[str, Any]) -> list[str]:
+    """Mean KL and share found of the selectors of a stage, which distillation measured before and after itself."""
+    layers = models["distilled"].provenance.results["distill"]["layers"]
+    kl, found = {
+        "converted": ("kl_before", "found_previous"),
+        "distilled": ("kl_after", "found"),
+    }.get(stage, ("", ""))
+    if not kl:
+        return ["-", "-"]
+    return [
+        f"{sum(layer[kl] for layer in layers) / len(layers):.2f}",
+        f"{sum(layer[found] for layer in layers) / len(layers):.1%}",
+    ]
