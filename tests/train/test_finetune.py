@@ -156,5 +156,5 @@ def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
 
     model = tiny_tosa()
     images = read(model, write_photos(tmp_path / "photos", 3), FinetuneConfig(workers=0), None)
-    with pytest.raises(DataError, match=r"has 1 classes, but the model's head has 10"):
+    with pytest.raises(DataError, match=r"has no class folders, or one, but the model's head has 10 classes"):
         check_labels(images, model.num_classes)

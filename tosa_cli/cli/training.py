@@ -137,8 +137,7 @@ def finish(job: Job, stage: Stage, config: TrainConfig, results: dict[str, Any])
     """Write the model folder, then remove the checkpoint."""
     command = {"distilled": "distill", "finetuned": "finetune"}[stage]
     model = job.model.cpu().eval()
-    kept = {} if stage == "finetuned" else dict(model.provenance.results)
-    model.provenance = model.provenance.after(stage, config.recorded(), {**kept, command: results})
+    model.provenance = model.provenance.after(stage, config.recorded(), {command: results})
     save(model, job.folder, overwrite=job.overwrite)
     remove_checkpoint(job.checkpoint)
 

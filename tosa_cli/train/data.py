@@ -270,6 +270,11 @@ def check_labels(images: Images, num_classes: int) -> None:
     """
     if num_classes == 0:
         raise DataError("The model has no classification head. Convert its source with --num-classes to give it one.")
+    if images.num_classes == 1 < num_classes:
+        raise DataError(
+            f"{images.name} has no class folders, or one, but the model's head has {num_classes} classes. Point "
+            f"--data-dir at one folder a class; distill, and eval with --task features, need no labels."
+        )
     if images.num_classes is not None and images.num_classes != num_classes:
         raise DataError(
             f"{images.name} has {images.num_classes} classes, but the model's head has {num_classes}. Point --data-dir "
