@@ -9,23 +9,23 @@ from accelerate.utils import gather_object
 
 from tests.train.tiny_runs import StopAt, run_distill, run_finetune, same, tiny_tosa, weights
 from tosa_cli.errors import DataError, TrainingError
-from tosa_cli.train import data
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.samples import ImageSamples, Sample
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 found = {}
 read: list[int] = []
-get_item = data.ImageSamples.__getitem__
+get_item = ImageSamples.__getitem__
 
 
-def remember(samples: data.ImageSamples, position: int) -> data.Sample:
+def remember(samples: ImageSamples, position: int) -> Sample:
     read.append(position)
     return get_item(samples, position)
 
 
-data.ImageSamples.__getitem__ = remember  # type: ignore[method-assign]
+ImageSamples.__getitem__ = remember  # type: ignore[method-assign]
 accelerator = make_accelerator(TrainConfig(device="cpu"))
 found["processes"] = accelerator.num_processes
 
