@@ -133,8 +133,13 @@ def tosa(*arguments: str) -> dict[str, Any]:
         "command": f"tosa {shown}",
         "seconds": time.perf_counter() - started,
         "peak_memory_mb": usage.ru_maxrss / 1024,
-        "report": json.loads(output),
+        "report": without_folders(json.loads(output)),
     }
+
+
+def without_folders(report: dict[str, Any]) -> dict[str, Any]:
+    """A report that names models and not where they lay."""
+    return {**report, "model": Path(report["model"]).name} if "model" in report else report
 
 
 def script(name: str, target: Path) -> None:
