@@ -38,7 +38,7 @@ def distill(
     config = DistillConfig.from_dict(settings_from("distill", recipe, settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import finish, load_for_training, tell_skipped, training_images
+    from tosa_cli.cli.training import finish, load_for_training, training_images
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
     from tosa_cli.train.distill import check_trainable, distill_augmentation
@@ -87,17 +87,7 @@ def distill(
         for b, a in zip(before.layers, after.layers, strict=True)
     ]
     results = {"samples": after.samples, "layers": rows}
-    skipped = [*trained.failed, *held_out.failed]
-    finish(job, "distilled", config, results)
-    tell_skipped(skipped)
-    report = {
-        "model": str(job.folder),
-        "images_per_second": trained.images_per_second,
-        "seconds": trained.seconds,
-        "updates": trained.updates,
-        "skipped": skipped,
-        "held_out": results,
-    }
+    report = finish(job, "distilled", config, trained, held_out, results)
     if json:
         console.print_json(report)
     else:

@@ -36,7 +36,7 @@ def finetune(
     config = FinetuneConfig.from_dict(settings_from("finetune", recipe, settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import finish, load_for_training, tell_skipped, training_images
+    from tosa_cli.cli.training import finish, load_for_training, training_images
     from tosa_cli.measure.accuracy import measure_accuracy
     from tosa_cli.train.data import check_labels
     from tosa_cli.train.finetune import finetune as run
@@ -79,18 +79,7 @@ def finetune(
         "top5_before": before.models["tosa"].top5,
         "top5_after": after.models["tosa"].top5,
     }
-    skipped = [*trained.failed, *held_out.failed]
-    finish(job, "finetuned", config, results)
-    tell_skipped(skipped)
-    report = {
-        "model": str(job.folder),
-        "images_per_second": trained.images_per_second,
-        "seconds": trained.seconds,
-        "updates": trained.updates,
-        "loss": trained.last_loss,
-        "skipped": skipped,
-        "held_out": results,
-    }
+    report = {**finish(job, "finetuned", config, trained, held_out, results), "loss": trained.last_loss}
     if json:
         console.print_json(report)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tosa_cli.cli import console
-from tosa_cli.config import Stage
+from tosa_cli.config import COMMANDS, Stage
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.checkpoint import load, save
 from tosa_cli.hub.folder import check_output
@@ -15,6 +15,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices
+from tosa_cli.train.loop import TrainReport
 
 
 @dataclass
@@ -133,13 +134,24 @@ def choose_indices(
     return None, None
 
 
-def finish(job: Job, stage: Stage, config: TrainConfig, results: dict[str, Any]) -> None:
-    """Write the model folder, then remove the checkpoint."""
-    command = {"distilled": "distill", "finetuned": "finetune"}[stage]
+def finish(
+    job: Job, stage: Stage, config: TrainConfig, trained: TrainReport, held_out: Images, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the model folder, then remove the checkpoint, and tell what was skipped; returns the report to show."""
     model = job.model.cpu().eval()
-    model.provenance = model.provenance.after(stage, config.recorded(), {command: results})
+    model.provenance = model.provenance.after(stage, config.recorded(), {COMMANDS[stage]: results})
     save(model, job.folder, overwrite=job.overwrite)
     remove_checkpoint(job.checkpoint)
+    skipped = [*trained.failed, *held_out.failed]
+    tell_skipped(skipped)
+    return {
+        "model": str(job.folder),
+        "images_per_second": trained.images_per_second,
+        "seconds": trained.seconds,
+        "updates": trained.updates,
+        "skipped": skipped,
+        "held_out": results,
+    }
 
 
 def tell_skipped(failed: list[str]) -> None:

@@ -46,7 +46,7 @@ def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path
     with atomic_folder(folder, overwrite) as target:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
-        (target / WEIGHTS).chmod((target).stat().st_mode & 0o666)
+        (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
         config = describe(model)
         (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")

@@ -1,7 +1,6 @@
 """Top-1 and top-5 accuracy and images a second, alone or beside the dense model on the same images."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from timm.utils import accuracy
 from torch import nn
 
-from tosa_cli.measure.speed import synchronize
+from tosa_cli.measure.turns import Clock, run_in_turns
 
 
 @dataclass(frozen=True)
@@ -75,38 +74,23 @@ def measure_accuracy(
         DataError: If no image could be read, or one could not and `strict` is set; or a label does not fit.
     """
     device = torch.device(device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     models = {name: model.to(device).eval() for name, model in models.items()}
     num_classes: Any = next(iter(models.values())).num_classes
     correct = {name: [0, 0] for name in models}
-    seconds = dict.fromkeys(models, 0.0)
-    samples = 0
-    start = time.perf_counter()
-    for batch in images.batches(strict):
+    clock = Clock()
+    turns = run_in_turns(models, images, clock, device=device, amp=amp, strict=strict, advance=advance)
+    for batch, outputs in turns:
         images.check_targets(batch.targets, num_classes)
-        inputs, targets = batch.images.to(device), batch.targets.to(device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            if not samples:
-                warm = time.perf_counter()
-                for model in models.values():
-                    model(inputs)  # the first pass of a process is slow and not counted
-                start += time.perf_counter() - warm
-            for name, model in models.items():
-                synchronize(device)
-                began = time.perf_counter()
-                output = model(inputs)
-                synchronize(device)
-                seconds[name] += time.perf_counter() - began
-                top = accuracy(output.float(), targets, topk=(1, min(5, output.shape[-1])))
-                for k, value in enumerate(top):
-                    correct[name][k] += round(value.item() * len(inputs) / 100)
-        samples += len(inputs)
-        advance(len(inputs))
-    data_seconds = time.perf_counter() - start - sum(seconds.values())
+        targets = batch.targets.to(device)
+        for name, output in outputs.items():
+            top = accuracy(output.float(), targets, topk=(1, min(5, output.shape[-1])))
+            for k, value in enumerate(top):
+                correct[name][k] += round(value.item() * len(targets) / 100)
+    samples, seconds = clock.samples, clock.seconds
     return AccuracyReport(
         samples,
         list(images.failed),
-        data_seconds,
+        clock.data_seconds,
         {
             name: Accuracy(
                 100 * correct[name][0] / samples,

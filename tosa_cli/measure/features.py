@@ -1,16 +1,15 @@
 """How close the final tokens of a converted model are to the dense model's; needs no labels."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from tosa_cli.measure.speed import synchronize
+from tosa_cli.measure.turns import Clock, run_in_turns
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -67,40 +66,25 @@ def measure_features(
         DataError: If no image could be read, or one could not and `strict` is set.
     """
     device = torch.device(device)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-    model.to(device).eval()
-    dense.to(device).eval()
+    forwards: dict[str, Any] = {
+        "dense": dense.to(device).eval().forward_features,
+        "tosa": model.to(device).eval().forward_features,
+    }
     prefix = model.num_prefix_tokens
-    seconds = {"dense": 0.0, "tosa": 0.0}
     patches = classes = 0.0
-    samples = 0
-    start = time.perf_counter()
-    for batch in images.batches(strict):
-        inputs = batch.images.to(device)
-        tokens: dict[str, Tensor] = {}
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            if not samples:
-                warm = time.perf_counter()
-                dense.forward_features(inputs)  # type: ignore[operator]
-                model.forward_features(inputs)  # the first pass of a process is slow and not counted
-                start += time.perf_counter() - warm
-            for name, forward in (("dense", dense.forward_features), ("tosa", model.forward_features)):
-                synchronize(device)
-                began = time.perf_counter()
-                tokens[name] = forward(inputs)  # type: ignore[operator]
-                synchronize(device)
-                seconds[name] += time.perf_counter() - began
+    clock = Clock()
+    turns = run_in_turns(forwards, images, clock, device=device, amp=amp, strict=strict, advance=advance)
+    for _, tokens in turns:
         cosine = F.cosine_similarity(tokens["dense"].float(), tokens["tosa"].float(), dim=-1)
         patches += cosine[:, prefix:].mean(dim=1).sum().item()
         classes += cosine[:, 0].sum().item()
-        samples += len(inputs)
-        advance(len(inputs))
+    samples = clock.samples
     return FeatureReport(
         samples=samples,
         skipped=list(images.failed),
         patch_cosine=patches / samples,
         class_cosine=classes / samples if model.backbone.has_class_token else None,
-        images_per_second=samples / seconds["tosa"],
-        dense_images_per_second=samples / seconds["dense"],
-        data_seconds=time.perf_counter() - start - sum(seconds.values()),
+        images_per_second=samples / clock.seconds["tosa"],
+        dense_images_per_second=samples / clock.seconds["dense"],
+        data_seconds=clock.data_seconds,
     )
