@@ -47,14 +47,28 @@ from tosa_cli.errors import ConfigError, InputError
         ({"query_rows": True}, "query_rows must be 'all' or a number from 1 up, not True."),
         ({"query_rows": "some"}, "query_rows must be 'all' or a number from 1 up, not 'some'."),
         ({"query_rows": None}, "query_rows must be 'all' or a number from 1 up, not None."),
+        ({"neighbors": 0}, "neighbors must be a whole number from 1 up, not 0."),
+        ({"neighbors": -3}, "neighbors must be a whole number from 1 up, not -3."),
+        ({"neighbors": 1.5}, "neighbors must be a whole number from 1 up, not 1.5."),
+        ({"neighbors": True}, "neighbors must be a whole number from 1 up, not True."),
+        ({"neighbors": None}, "neighbors must be a whole number from 1 up, not None."),
         ({"selector_kernel": 2}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 2."),
         ({"selector_kernel": 0}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 0."),
         ({"selector_kernel": -1}, "selector_kernel must be odd and positive (1, 3, 5, ...), not -1."),
         ({"selector_kernel": 3.0}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 3.0."),
-        ({"selector": "atention"}, "selector must be one of: attention, previous, random; not 'atention'."),
+        (
+            {"selector": "atention"},
+            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'atention'.",
+        ),
         ({"selection": "per_head"}, "selection must be one of: shared, per-head; not 'per_head'."),
-        ({"bypass": "zero"}, "bypass must be one of: identity; not 'zero'."),
-        ({"selector": None}, "selector must be one of: attention, previous, random; not None."),
+        (
+            {"bypass": "zero"},
+            "bypass must be one of: identity, linear, nearest, nearest+affine, nearest+linear; not 'zero'.",
+        ),
+        (
+            {"selector": None},
+            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not None.",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_a_sentence(settings: dict[str, Any], sentence: str) -> None:
@@ -73,7 +87,10 @@ def test_a_setting_of_the_wrong_kind_is_refused_with_a_sentence_too(settings: di
     ("values", "sentence"),
     [
         ({"layers": [2], "keep_rat": 0.5}, "Unknown setting 'keep_rat'. Did you mean 'keep_rate'?"),
-        ({"layers": [2], "colour": "red"}, "Unknown setting 'colour'. Valid: bypass, keep_rate, layers, query_rows,"),
+        (
+            {"layers": [2], "colour": "red"},
+            "Unknown setting 'colour'. Valid: bypass, keep_rate, layers, neighbors, query_rows,",
+        ),
         ({"keep_rate": 0.5}, "The setting 'layers' is missing: give the ToSA layers, as in layers: [2, 4, 6]."),
         ({"layers": "2,4"}, "layers must be a list of layer numbers such as [2, 4, 6], not '2,4'."),
         ({"layers": 2}, "layers must be a list of layer numbers such as [2, 4, 6], not 2."),
@@ -87,7 +104,7 @@ def test_a_setting_of_the_wrong_kind_is_refused_with_a_sentence_too(settings: di
         ({"layers": [2], "query_rows": "16"}, "query_rows must be 'all' or a number from 1 up, not '16'."),
         (
             {"layers": [2], "selector": ["random"]},
-            "selector must be one of: attention, previous, random; not ['random'].",
+            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not ['random'].",
         ),
     ],
 )
@@ -108,7 +125,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused() -> None:
     config.check_depth(13)
 
 
-@pytest.mark.parametrize("selector", ["attention", "previous"])
+@pytest.mark.parametrize("selector", ["attention", "previous", "bypass-error"])
 def test_a_selector_that_reads_maps_needs_a_standard_layer_before_each_tosa_layer(selector: Any) -> None:
     assert TosaConfig(layers=(2, 4, 7), selector=selector).feeding_layers == {1, 3, 6}
     for layers in [(1, 3), (2, 3)]:
@@ -116,9 +133,48 @@ def test_a_selector_that_reads_maps_needs_a_standard_layer_before_each_tosa_laye
             TosaConfig(layers=layers, selector=selector)
 
 
-def test_random_selection_may_start_at_layer_one_and_use_adjacent_layers() -> None:
-    config = TosaConfig(layers=(1, 2, 3), selector="random")
+@pytest.mark.parametrize("selector", ["similarity", "probe", "random"])
+def test_a_selector_that_reads_no_maps_may_start_at_layer_one_and_use_adjacent_layers(selector: Any) -> None:
+    config = TosaConfig(layers=(1, 2, 3), selector=selector)
     assert config.feeding_layers == frozenset() and not config.reads_maps
+
+
+@pytest.mark.parametrize("selector", ["attention", "previous", "random"])
+def test_selection_by_head_has_no_bypass_but_the_papers(selector: Any) -> None:
+    assert TosaConfig(layers=(2,), selector=selector, selection="per-head").bypass == "identity"
+    for bypass in ("linear", "nearest", "nearest+affine", "nearest+linear"):
+        with pytest.raises(ConfigError, match=r"in some heads only, so it has no bypass '.*': leave out --bypass, or"):
+            TosaConfig(layers=(2,), selector=selector, selection="per-head", bypass=bypass)
+
+
+@pytest.mark.parametrize("selector", ["similarity", "bypass-error", "probe"])
+def test_a_selector_with_one_score_a_token_cannot_select_by_head(selector: Any) -> None:
+    with pytest.raises(ConfigError) as failure:
+        TosaConfig(layers=(2,), selector=selector, selection="per-head")
+    assert str(failure.value) == (
+        f"The selector '{selector}' has one score a token, not one a head: use --selection shared, or one of the "
+        f"selectors attention, previous, random."
+    )
+
+
+@pytest.mark.parametrize(
+    ("bypass", "selector", "matches", "keys", "fitted"),
+    [
+        ("identity", "attention", False, False, False),
+        ("identity", "similarity", False, True, False),
+        ("identity", "probe", False, False, True),
+        ("linear", "previous", False, False, True),
+        ("nearest", "random", True, True, False),
+        ("nearest", "probe", True, True, True),
+        ("nearest+affine", "bypass-error", True, True, True),
+        ("nearest+linear", "similarity", True, True, True),
+    ],
+)
+def test_what_a_model_needs_follows_from_selector_and_bypass(
+    bypass: Any, selector: Any, matches: bool, keys: bool, fitted: bool
+) -> None:
+    config = TosaConfig(layers=(2,), bypass=bypass, selector=selector)
+    assert (config.matches_tokens, config.needs_keys, config.is_fitted) == (matches, keys, fitted)
 
 
 def test_one_keep_rate_holds_for_all_layers_and_a_list_for_one_each() -> None:
@@ -132,6 +188,7 @@ def test_one_keep_rate_holds_for_all_layers_and_a_list_for_one_each() -> None:
         TosaConfig(layers=(2,)),
         TosaConfig(layers=(2, 4), keep_rate=(0.25, 1.0), selector="previous", query_rows="all"),
         TosaConfig(layers=(1, 2), selector="random", selection="per-head", selector_kernel=5, query_rows=1),
+        TosaConfig(layers=(1, 2, 3), selector="similarity", bypass="nearest+affine", neighbors=2),
     ],
     ids=lambda config: config.selector,
 )

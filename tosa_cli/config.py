@@ -12,15 +12,16 @@ FORMAT_VERSION = 1
 ARCHITECTURE = "tosa_vit"
 """Name of converted models in timm's registry."""
 
-Selector = Literal["attention", "previous", "random"]
+Selector = Literal["attention", "similarity", "bypass-error", "probe", "previous", "random"]
 Selection = Literal["shared", "per-head"]
-Bypass = Literal["identity"]
+Bypass = Literal["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
 Stage = Literal["converted", "distilled", "finetuned"]
 
 COMMANDS: dict[str, str] = {"converted": "convert", "distilled": "distill", "finetuned": "finetune"}
 
 # Selectors that read the attention logits of the layer before, and so need a standard layer there.
-MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "previous"})
+MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "bypass-error", "previous"})
+PER_HEAD_SELECTORS: frozenset[str] = frozenset({"attention", "previous", "random"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,17 @@ class TosaConfig:
     Attributes:
         layers: ToSA layers, numbered from 1 as in the paper.
         keep_rate: Share of tokens that attend (the paper's attention ratio r): one number, or one a ToSA layer.
-        selector: What ranks the tokens: `attention` (the trained selector of paper 2.2), `previous` (the feeding
-            layer's own map, untrained) or `random`.
+        selector: What ranks the tokens. `attention` is the trained selector of paper 2.2. `similarity` skips the
+            tokens that have the nearest partner among the others, and needs no training. `bypass-error` is trained on
+            the attention logits of the layer before, and `probe` is a linear map of the incoming tokens; both predict
+            how wrong the bypass is about a token. `previous` (the feeding layer's own map) and `random` are baselines.
         query_rows: How many evenly spread query rows the selector reads; `"all"` is the paper.
         selection: `shared` selects one set of tokens a layer, and a skipped token bypasses the whole layer;
             `per-head` selects a set for each head and skips attention alone (paper Eq. 4 read literally).
-        bypass: What a skipped token becomes; `identity` (the paper) leaves it as it is.
+        bypass: What a skipped token becomes. `identity` (the paper) leaves it as it is; `linear` maps it; `nearest`
+            gives it the update of the kept tokens that are most like it, `nearest+affine` and `nearest+linear` correct
+            that update by the difference between it and them.
+        neighbors: How many kept tokens a skipped one takes its update from, where the bypass is a `nearest` one.
         selector_kernel: Kernel size of the selector's convolutions along the keys; odd.
 
     Raises:
@@ -48,6 +54,7 @@ class TosaConfig:
     query_rows: int | Literal["all"] = 16
     selection: Selection = "shared"
     bypass: Bypass = "identity"
+    neighbors: int = 4
     selector_kernel: int = 1
 
     def __post_init__(self) -> None:
@@ -63,6 +70,8 @@ class TosaConfig:
         self._check_keep_rates()
         if self.query_rows != "all" and not (_is_int(self.query_rows) and self.query_rows >= 1):
             raise ConfigError(f"query_rows must be 'all' or a number from 1 up, not {self.query_rows!r}.")
+        if not (_is_int(self.neighbors) and self.neighbors >= 1):
+            raise ConfigError(f"neighbors must be a whole number from 1 up, not {self.neighbors!r}.")
         if not (_is_int(self.selector_kernel) and self.selector_kernel >= 1 and self.selector_kernel % 2):
             raise ConfigError(f"selector_kernel must be odd and positive (1, 3, 5, ...), not {self.selector_kernel!r}.")
 
@@ -76,6 +85,21 @@ class TosaConfig:
     def reads_maps(self) -> bool:
         """Whether the selector reads the attention logits of a feeding layer."""
         return self.selector in MAP_READING_SELECTORS
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether skipped tokens are matched with kept ones."""
+        return self.bypass.startswith("nearest")
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether tokens are compared by keys."""
+        return self.matches_tokens or self.selector == "similarity"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether something is fitted in closed form: a bypass that has parameters, or the probe."""
+        return self.bypass not in ("identity", "nearest") or self.selector == "probe"
 
     @property
     def feeding_layers(self) -> frozenset[int]:
@@ -120,6 +144,16 @@ class TosaConfig:
             if value not in get_args(choices):
                 valid = ", ".join(get_args(choices))
                 raise ConfigError(f"{name} must be one of: {valid}; not {value!r}.")
+        if self.selection == "per-head" and self.bypass != "identity":
+            raise ConfigError(
+                f"Per-head selection skips a token in some heads only, so it has no bypass {self.bypass!r}: leave out "
+                f"--bypass, or use --selection shared."
+            )
+        if self.selection == "per-head" and self.selector not in PER_HEAD_SELECTORS:
+            raise ConfigError(
+                f"The selector {self.selector!r} has one score a token, not one a head: use --selection shared, or one "
+                f"of the selectors {', '.join(sorted(PER_HEAD_SELECTORS))}."
+            )
 
     def _check_layers(self) -> None:
         if not self.layers:

@@ -23,6 +23,8 @@ CONVERT_KEYS = (
     "architecture",
     "pretrained",
     "target_reduction",
+    "data_dir",
+    "max_samples",
 )
 SECTIONS = {
     "convert": CONVERT_KEYS,

@@ -107,6 +107,44 @@ def test_other_architectures_are_counted_as_they_run_too(name: str, args: dict[s
 
 
 @needs_a_right_counter
+@pytest.mark.parametrize("keep_rate", [1.0, 0.9, 0.62, 0.3, 0.01])
+@pytest.mark.parametrize("bypass", ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"])
+@pytest.mark.parametrize("selector", ["attention", "similarity", "bypass-error", "probe", "previous", "random"])
+def test_every_selector_with_every_bypass_is_counted_as_it_runs(selector: str, bypass: str, keep_rate: float) -> None:
+    source = make_vit("vit_tiny_patch16_224", depth=4, img_size=(96, 64))
+    adjacent = (1, 2, 4) if selector in ("similarity", "probe", "random") else (2, 4)
+    model = make_tosa(source, selector=selector, bypass=bypass, layers=adjacent, keep_rate=keep_rate)
+    report = count_flops(model)
+    assert run_and_count(model) == macs(report)
+    assert report.params == sum(parameter.numel() for parameter in model.parameters())
+    assert count_flops(source, model.config) == report
+    maps = keep_rate < 1 and bypass in ("linear", "nearest+linear")
+    matches = bypass.startswith("nearest") and selector != "similarity"  # which has matched the tokens already
+    assert (report.bypass_gmacs > 0) == (maps or matches)
+
+
+@needs_a_right_counter
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("test_vit2", {"class_token": False, "img_size": (32, 48)}),
+        ("test_vit3", {}),
+        ("vit_base_patch16_rpn_224", SHRUNK),
+        ("vit_base_patch16_xp_224", SHRUNK),
+        ("deit_tiny_distilled_patch16_224", SHRUNK),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_architectures_with_matching_are_counted_as_they_run_too(name: str, args: dict[str, Any]) -> None:
+    source = make_vit(name, **args)
+    for selector in ("similarity", "probe", "bypass-error"):
+        model = make_tosa(source, selector=selector, bypass="nearest+linear", neighbors=2, selector_kernel=3)
+        report = count_flops(model)
+        assert run_and_count(model) == macs(report) and count_flops(source, model.config) == report
+        assert report.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@needs_a_right_counter
 def test_skipped_tokens_are_really_not_computed() -> None:
     dense = run_and_count(make_vit())
     counted = [run_and_count(make_tosa(selector="random", keep_rate=rate)) for rate in (1.0, 0.8, 0.4, 0.1)]

@@ -4,8 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from .tiny_models import MODELS, make_images, make_tosa, make_vit
+
+BYPASSES: list[dict[str, Any]] = [
+    {"selector": "similarity", "bypass": "nearest+linear"},
+    {"selector": "probe", "bypass": "linear"},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +28,10 @@ def forget_compiled_graphs() -> None:
         ("test_vit2", {"selector": "previous"}),
         ("test_vit3", {"selector_kernel": 3}),
         ("test_vit4", {"selection": "per-head", "query_rows": "all"}),
+        *(("test_vit", settings) for settings in BYPASSES),
+        *(("test_vit2", settings) for settings in BYPASSES),
+        ("test_vit", {"selector": "bypass-error", "bypass": "nearest+affine"}),
+        ("test_vit4", {"selector": "similarity", "bypass": "nearest", "layers": (1, 2, 3)}),
     ],
     ids=str,
 )
@@ -31,8 +42,9 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str, settings
         assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-4)
 
 
-def test_a_compiled_model_takes_another_number_of_images() -> None:
-    model = make_tosa(query_rows="all")
+@pytest.mark.parametrize("settings", [{"query_rows": "all"}, *BYPASSES], ids=str)
+def test_a_compiled_model_takes_another_number_of_images(settings: dict[str, Any]) -> None:
+    model = make_tosa(**settings)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         for batch in (2, 3, 1):
@@ -48,25 +60,42 @@ def test_a_model_with_random_selection_compiles_too() -> None:
     assert torch.allclose(compiled(make_images()), expected, atol=1e-4)
 
 
-def test_a_compiled_model_trains_with_the_same_gradients() -> None:
+@pytest.mark.parametrize("settings", [{}, *BYPASSES], ids=str)
+def test_a_compiled_model_trains_with_the_same_gradients(settings: dict[str, Any]) -> None:
     gradients = []
     for compile_it in (False, True):
-        model = make_tosa().train()
+        model = make_tosa(**settings).train()
         run = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
         run(make_images()).square().sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.backbone_parameters()]))
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * gradients[0].abs().max().item())
 
 
+@pytest.mark.parametrize("settings", BYPASSES, ids=str)
+def test_a_compiled_model_lowers_to_one_graph_of_plain_operations(settings: dict[str, Any]) -> None:
+    model, graphs = make_tosa(**settings), []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=count))
+    with torch.no_grad():
+        assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-4)
+    assert len(graphs) == 1
+    assert not any("_local_scalar_dense" in str(node.target) for node in graphs[0].graph.nodes)
+
+
 @pytest.mark.slow
-def test_the_default_backend_computes_the_same() -> None:
-    model = make_tosa(keep_rate=0.5)
+@pytest.mark.parametrize("settings", [{}, *BYPASSES], ids=str)
+def test_the_default_backend_computes_the_same(settings: dict[str, Any]) -> None:
+    model = make_tosa(**settings)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"query_rows": "all"}, {"selection": "per-head"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"query_rows": "all"}, {"selection": "per-head"}, *BYPASSES], ids=str)
 def test_an_exported_model_takes_any_number_of_images(settings: dict[str, Any]) -> None:
     model = make_tosa(**settings)
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -83,9 +112,10 @@ def test_every_test_model_exports(name: str) -> None:
     assert torch.allclose(program.module()(make_images()), model(make_images()), atol=1e-4)
 
 
-def test_an_exported_model_still_skips_tokens() -> None:
+@pytest.mark.parametrize("settings", [{}, *BYPASSES], ids=str)
+def test_an_exported_model_still_skips_tokens(settings: dict[str, Any]) -> None:
     # A constant selection, baked in while exporting, would give the right answer for the exported image alone.
-    model = make_tosa(keep_rate=0.3)
+    model = make_tosa(keep_rate=0.3, **settings)
     program = torch.export.export(model, (make_images(seed=0),))
     for seed in (1, 2):
         assert torch.allclose(program.module()(make_images(seed=seed)), model(make_images(seed=seed)), atol=1e-4)

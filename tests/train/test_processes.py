@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.train.tiny_runs import tiny_tosa, write_digits, write_photos
+from tests.train.tiny_runs import fit_all, tiny_tosa, write_digits, write_photos
 from tosa_cli import load, save
+from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.loop import make_accelerator
 
 LAUNCH = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
@@ -51,20 +53,32 @@ def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> N
         assert found[f"{command}_updates"] == images // 4 and found[f"{command}_images"] == 2 * images
         assert "run the same command with --resume" in found[f"{command}_interrupted"]
         assert found[f"{command}_resumes"] == [True, True] and found[f"{command}_agree"]
+    assert found["features_resumes"] == found["features_weights"] == [True, True] and found["features_agree"]
     assert [name.split()[0] for names in found["broken"] for name in names] == ["005.jpg", "005.jpg"]
     assert len(found["strict"]) == 2 and all("005.jpg (not an image, or broken) cannot" in x for x in found["strict"])
+    alone = fit_all(work, make_accelerator(TrainConfig(device="cpu")))
+    assert [images for _, _, images in alone] == [24] * 4
+    for late in range(2):
+        assert found[f"fitted_{late}"] == [alone, alone]
+    assert [name.split()[0] for names in found["fit_broken"] for name in names] == ["005.jpg", "005.jpg"]
+    assert len(found["fit_strict"]) == 2 and all("005.jpg (not an image, or" in x for x in found["fit_strict"])
+    assert found["attention_fitted"] and found["bypass-error_fitted"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "stage", "updates"),
-    [("distill model --data-dir photos", "distilled", 2), ("finetune model --data-dir digits", "finetuned", 4)],
+    [
+        ("distill model --data-dir photos", "distilled", 2),
+        ("finetune model --data-dir digits", "finetuned", 4),
+        ("finetune model --objective features --data-dir photos", "finetuned", 2),
+    ],
 )
 def test_only_the_main_process_talks_and_writes(work: Path, command: str, stage: str, updates: int) -> None:
     done = run_tosa(f"{command} --epochs 1 -o trained --json", work)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["updates"] == updates
-    lines = [line for line in done.stderr.splitlines() if "held out" in line or line.startswith(("Wrote", "Next:"))]
+    lines = [line for line in done.stderr.splitlines() if "are held out" in line or line.startswith(("Wrote", "Next:"))]
     assert len(lines) == 3, done.stderr
     assert load(work / "trained").provenance.stage == stage
     names = sorted(path.name for path in work.iterdir())

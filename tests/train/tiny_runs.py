@@ -1,20 +1,26 @@
 """Real images in small, a ViT of 17 tokens, and training runs of a second."""
 
+import copy
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from tests.model.tiny_models import make_tosa, make_vit
+from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.calibrate import CalibrationReport, calibrate
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
 from tosa_cli.train.distill import distill, distill_augmentation
 from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.loop import TrainReport, make_accelerator
+from tosa_cli.train.weights import HeldOut, Watch
 
 Tensors = dict[str, Tensor]
 
@@ -72,10 +78,18 @@ def run_distill(
     model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, progress: Any = None, **settings: Any
 ) -> TrainReport:
     config = DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **settings})
-    images = read(model, folder, config, distill_augmentation(config))
-    return distill(
-        make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
+    report = distill(
+        make_accelerator(config),
+        model,
+        read(model, folder, config, distill_augmentation(config)),
+        read(model, folder, config, None),
+        config,
+        checkpoint=checkpoint,
+        resume=resume,
+        progress=progress,
     )
+    assert report.training is not None
+    return report.training
 
 
 def run_finetune(
@@ -87,6 +101,72 @@ def run_finetune(
     return finetune(
         make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
     )
+
+
+def run_features(
+    model: TosaViT,
+    folder: Path,
+    checkpoint: Path,
+    *,
+    resume: bool = False,
+    progress: Any = None,
+    scores: list[float] | None = None,
+    **settings: Any,
+) -> tuple[TrainReport, Watch]:
+    """Finetune with the real measurement, or with scores as if measured."""
+    defaults = {"batch_size": 8, "workers": 0, "epochs": 2, "lr": 1e-3, "device": "cpu", "eval_every": 2}
+    config = FinetuneConfig(**{"objective": "features", **defaults, **settings})
+    held_out = read(model, folder, config, None)
+    teacher = copy.deepcopy(model.backbone)
+
+    def measure() -> HeldOut:
+        if scores is not None:
+            return HeldOut(1, scores.pop(0), {})
+        report = measure_features(model, teacher, held_out)
+        figures = {"patch": report.patch_cosine, "class": report.class_cosine or 0.0}
+        return HeldOut(report.samples, sum(figures.values()) / 2, figures)
+
+    watch = Watch(measure, config.eval_every, keep_best=True)
+    images = read(model, folder, config, finetune_augmentation(config))
+    report = finetune(
+        make_accelerator(config),
+        model,
+        images,
+        config,
+        checkpoint=checkpoint,
+        teacher=teacher,
+        watch=watch,
+        resume=resume,
+        progress=progress,
+    )
+    return report, watch
+
+
+FITTED: tuple[dict[str, Any], ...] = (
+    {"selector": "similarity", "bypass": "nearest+affine", "layers": (1, 2, 5)},
+    {"selector": "probe", "bypass": "nearest+linear"},
+    {"selector": "previous", "bypass": "linear"},
+    {"selector": "random", "bypass": "nearest+affine"},
+)
+"""Settings of models with something to fit in closed form."""
+
+
+def fit_one(model: TosaViT, folder: Path, accelerator: Accelerator, strict: bool = False) -> CalibrationReport:
+    """Fit on batches of 5 images, of which the last is not full."""
+    config = DistillConfig(batch_size=5, workers=0)
+    return calibrate(accelerator, model, read(model, folder, config, None), strict=strict)
+
+
+def fit_all(folder: Path, accelerator: Accelerator) -> list[Any]:
+    """Fit a model of each of the settings on 24 photos: errors and all weights, exactly, and the number of images."""
+    found: list[Any] = []
+    for settings in FITTED:
+        model = tiny_tosa(**settings)
+        report = fit_one(model, folder / "photos", accelerator)
+        parts = {**weights(model, "selectors"), **weights(model, "bypasses")}
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in parts.values())).hexdigest()
+        found.append([list(report.errors.values()), digest, report.images])
+    return found
 
 
 def weights(model: TosaViT, part: str) -> Tensors:

@@ -1,19 +1,35 @@
 """What `test_processes.py` runs in each of two processes; the first prints what it found as JSON."""
 
+import contextlib
 import json
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
-from tests.train.tiny_runs import StopAt, run_distill, run_finetune, same, tiny_tosa, weights
+from tests.train.tiny_runs import (
+    FITTED,
+    StopAt,
+    fit_all,
+    fit_one,
+    run_distill,
+    run_features,
+    run_finetune,
+    same,
+    tiny_tosa,
+    weights,
+)
 from tosa_cli.errors import DataError, TrainingError
+from tosa_cli.train import calibrate as calibration
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.samples import ImageSamples, Sample
 
 torch.set_num_threads(1)
+PARTS = ("selectors", "bypasses")
 folder = Path(sys.argv[1])
 found = {}
 read: list[int] = []
@@ -50,6 +66,21 @@ for name, run, part, images in (
     total = float(sum(value.double().sum() for value in weights(whole, part).values()))
     found[f"{name}_agree"] = len(set(gather_object([total]))) == 1
 
+# The best weights by what the main process measures are those of all.
+settings = {"batch_size": 4, "checkpoint_every": 1, "eval_every": 1, "model_ema": True, "model_ema_decay": 0.5}
+whole, resumed = tiny_tosa(selector="random"), tiny_tosa(selector="random")
+_, expected = run_features(whole, folder / "photos", folder / "features-whole", **settings)
+with contextlib.suppress(TrainingError):
+    progress = StopAt(4)
+    run_features(
+        tiny_tosa(selector="random"), folder / "photos", folder / "features-part", progress=progress, **settings
+    )
+_, watch = run_features(resumed, folder / "photos", folder / "features-part", resume=True, **settings)
+found["features_resumes"] = gather_object([watch.history == expected.history])
+found["features_weights"] = gather_object([same(weights(whole, "backbone"), weights(resumed, "backbone"))])
+total = float(sum(value.double().sum() for value in weights(whole, "backbone").values()))
+found["features_agree"] = len(set(gather_object([(total, watch.best.update)]))) == 1
+
 # Broken images that one process meets are known to all, and stop all.
 report = run_distill(tiny_tosa(), folder / "broken", folder / "broken-run", batch_size=4, epochs=1)
 found["broken"] = gather_object([[Path(name).name for name in report.failed]])
@@ -57,6 +88,31 @@ try:
     run_distill(tiny_tosa(), folder / "broken", folder / "broken-run", batch_size=4, epochs=1, strict=True)
 except DataError as error:
     found["strict"] = gather_object([str(error)])
+
+# What is fitted is to the last bit what one process fits, whichever of the two is done first.
+for late in range(2):
+    run_step = calibration.skipped_features
+
+    def slowly(*args: Any, late: int = late, run_step: Any = run_step) -> Any:
+        time.sleep(0.02 * (accelerator.process_index == late))
+        return run_step(*args)
+
+    calibration.skipped_features = slowly
+    found[f"fitted_{late}"] = gather_object([fit_all(folder, accelerator)])
+    calibration.skipped_features = run_step
+for images in ("broken", "strict"):
+    try:
+        report = fit_one(tiny_tosa(**FITTED[0]), folder / "broken", accelerator, strict=images == "strict")
+        found[f"fit_{images}"] = gather_object([[Path(name).name for name in report.failed]])
+    except DataError as error:
+        found[f"fit_{images}"] = gather_object([str(error)])
+
+# Selectors train while the bypasses, which they do not move, wait for their fit.
+for selector in ("attention", "bypass-error"):
+    model = tiny_tosa(selector=selector, bypass="nearest+affine")
+    run_distill(model, folder / "photos", folder / "fitted", batch_size=4)
+    total = [float(sum(value.double().sum() for value in weights(model, part).values())) for part in PARTS]
+    found[f"{selector}_fitted"] = len(set(gather_object([tuple(total)]))) == 1
 
 if accelerator.is_main_process:
     sys.stdout.write(json.dumps(found))

@@ -1,12 +1,50 @@
 """`tosa bench`."""
 
 import os
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, parse_img_size, resolve_model
+from tosa_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tosa_cli.model.tosa_vit import TosaViT
+
+ImgSize = int | tuple[int, int] | None
+_T = TypeVar("_T")
+
+KEEP_RATES = "0.9,0.8,0.7,0.6,0.5,0.4"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured and how, whatever it is measured against."""
+
+    name: str
+    batch_size: int
+    img_size: ImgSize
+    device: "torch.device"
+    dtype: "torch.dtype"
+    compile: bool
+    rounds: int
+    json: bool
+
+    def load(self, img_size: ImgSize) -> "tuple[nn.Module, TosaViT]":
+        """The dense and the converted model, as they are measured."""
+        from tosa_cli.cli.evaluate import dense_model
+        from tosa_cli.hub.checkpoint import load
+
+        converted = load(self.name, img_size=img_size)
+        dense = dense_model(converted, img_size).to(self.device, self.dtype)
+        return dense.eval(), converted.to(self.device, self.dtype).eval()
 
 
 def bench(
@@ -17,51 +55,130 @@ def bench(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of weights and images.")
     ] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Measure both models under torch.compile.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Measure all models under torch.compile.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 15,
+    peers: Annotated[
+        bool,
+        typer.Option("--peers", help="Measure token merging, A-MoD's routing and random selection at the same MACs."),
+    ] = False,
+    data_dir: Annotated[str, typer.Option(help="With --peers: photos on which to compare final tokens as well.")] = "",
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Use so many photos, evenly spread.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that load photos.")] = 2,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Measure over keep rates, batch and image sizes.")] = False,
+    keep_rates: Annotated[
+        str | None,
+        typer.Option(help=f"With --sweep: keep rates for all ToSA layers. [default: {KEEP_RATES}]", show_default=False),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="With --sweep: batch sizes, as in 1,8,16.", show_default=False)
+    ] = None,
+    img_sizes: Annotated[
+        str | None, typer.Option(help="With --sweep: image sizes, as in 224,336 or 224x320.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --sweep: a PNG of speed against keep rate.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plot that exists.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Time the converted model against its dense source with fused attention, in turns in one process."""
+    _check_together(
+        peers, sweep, {"--data-dir": data_dir or None, "--max-samples": max_samples},
+        {"--keep-rates": keep_rates, "--batch-sizes": batch_sizes, "--img-sizes": img_sizes, "--plot": plot},
+    )  # fmt: skip
+    rates = _parse_list(keep_rates or KEEP_RATES, float, "--keep-rates", "shares of tokens, as in 0.9,0.8")
+    if not all(0 < rate <= 1 for rate in rates):
+        raise ConfigError(f"--keep-rates should be above 0 and at most 1, as in 0.9,0.8; not {keep_rates!r}.")
+    batches = _parse_list(batch_sizes or str(batch_size), int, "--batch-sizes", "numbers of images, as in 1,8,16")
+    if min(batches) < 1:
+        raise ConfigError(f"--batch-sizes should be numbers from 1 up, as in 1,8,16; not {batch_sizes!r}.")
+    sizes: list[ImgSize] = [parse_img_size(img_size)]
+    if img_sizes is not None:
+        if img_size is not None:
+            raise ConfigError("--img-size and --img-sizes were given together: give one of them.")
+        sizes = list(_parse_list(img_sizes, _parse_size, "--img-sizes", "sizes in pixels, as in 224,336 or 224x320"))
     name = resolve_model(model)
-    size = parse_img_size(img_size)
 
     # torch reads it at import: its profiler, which measures the memory, would log to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
-    from tosa_cli.cli.evaluate import dense_model
-    from tosa_cli.hub.checkpoint import load
-    from tosa_cli.measure.flops import count_flops
-    from tosa_cli.measure.speed import compare_speed
     from tosa_cli.train.config import TrainConfig
     from tosa_cli.train.loop import make_accelerator
 
-    place = make_accelerator(TrainConfig(device=device)).device
-    converted = load(name, img_size=size)
-    flops = count_flops(converted)
-    kind = getattr(torch, dtype)
-    dense = dense_model(converted, size).to(place, kind)
-    converted = converted.to(place, kind)
-    images = torch.randn(batch_size, converted.in_chans, *flops.img_size, device=place, dtype=kind)
-    console.say(f"Timing {rounds} turns of each model ...")
-    report = compare_speed(
-        dense, converted, images, ideal_speedup=flops.dense_gmacs / flops.gmacs, rounds=rounds, compiled=compile
+    setup = Setup(
+        name=name,
+        batch_size=batch_size,
+        img_size=sizes[0],
+        device=make_accelerator(TrainConfig(device=device)).device,
+        dtype=getattr(torch, dtype),
+        compile=compile,
+        rounds=rounds,
+        json=json,
     )
-    if json:
+    if sweep:
+        from tosa_cli.cli.bench_sweep import bench_sweep
+
+        bench_sweep(setup, rates, batches, sizes, plot, overwrite)
+    elif peers:
+        from tosa_cli.cli.bench_peers import bench_peers
+
+        bench_peers(setup, data_dir, max_samples, workers)
+    else:
+        _bench_alone(setup)
+
+
+def spread(timing: Any) -> str:
+    """Least and greatest time of a batch, in milliseconds."""
+    return f"{timing.min_s * 1e3:.1f} to {timing.max_s * 1e3:.1f}"
+
+
+def say_conditions(report: Any) -> None:
+    """Tell what a report was measured under."""
+    console.say(
+        f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, "
+        f"{'compiled' if report.compile else 'eager'}."
+    )
+
+
+def _bench_alone(setup: Setup) -> None:
+    import torch
+
+    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.measure.speed import compare_speed
+
+    dense, converted = setup.load(setup.img_size)
+    flops = count_flops(converted)
+    images = torch.randn(setup.batch_size, converted.in_chans, *flops.img_size, device=setup.device, dtype=setup.dtype)
+    console.say(f"Timing {setup.rounds} turns of each model ...")
+    with console.progress("Timing") as bar:
+        bar.start(2 * setup.rounds, 0)
+        report = compare_speed(
+            dense,
+            converted,
+            images,
+            ideal_speedup=flops.dense_gmacs / flops.gmacs,
+            rounds=setup.rounds,
+            compiled=setup.compile,
+            advance=bar.advance,
+        )
+    if setup.json:
         console.print_json(report.to_dict())
         return
     rows = [
         [
             which,
             f"{timing.median_s * 1e3:.1f}",
-            f"{timing.min_s * 1e3:.1f} to {timing.max_s * 1e3:.1f}",
-            f"{batch_size / timing.median_s:.1f}",
+            spread(timing),
+            f"{setup.batch_size / timing.median_s:.1f}",
             f"{timing.peak_memory_mb:.0f}",
         ]
         for which, timing in (("dense", report.dense), ("tosa", report.tosa))
     ]
     console.print_table(
-        f"{name}, batch of {batch_size} at {flops.img_size[0]}x{flops.img_size[1]}",
+        f"{setup.name}, batch of {setup.batch_size} at {flops.img_size[0]}x{flops.img_size[1]}",
         ["", "median ms", "spread ms", "images/s", "peak MiB"],
         rows,
     )
@@ -69,7 +186,35 @@ def bench(
         f"{report.speedup:.2f}x the speed of the dense model (turn by turn {report.speedup_min:.2f} to "
         f"{report.speedup_max:.2f}); the MACs alone would give {report.ideal_speedup:.2f}x."
     )
-    console.say(
-        f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, "
-        f"{'compiled' if report.compile else 'eager'}."
-    )
+    say_conditions(report)
+
+
+def _check_together(peers: bool, sweep: bool, for_peers: dict[str, Any], for_sweep: dict[str, Any]) -> None:
+    """Check that options are given where they mean something.
+
+    Raises:
+        ConfigError: Naming the option that does not fit.
+    """
+    if peers and sweep:
+        raise ConfigError("--peers and --sweep were given together: run `tosa bench` once with each.")
+    for needed, given, options in (("--peers", peers, for_peers), ("--sweep", sweep, for_sweep)):
+        for option, value in options.items():
+            if value is not None and not given:
+                raise ConfigError(f"{option} was given without {needed}: add {needed}, or leave {option} out.")
+    if for_peers["--max-samples"] is not None and for_peers["--data-dir"] is None:
+        raise ConfigError("--max-samples was given without --data-dir: name the folder of photos with --data-dir.")
+
+
+def _parse_list(text: str, parse: Callable[[str], _T], option: str, expected: str) -> tuple[_T, ...]:
+    try:
+        return tuple(dict.fromkeys(parse(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(f"{option} should be {expected}; not {text!r}.") from None
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    size = (int(height), int(width or height))
+    if min(size) < 1:
+        raise ValueError(text)
+    return size

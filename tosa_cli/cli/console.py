@@ -19,6 +19,8 @@ is_main_process = os.environ.get("RANK", "0") == "0"
 out = Console(soft_wrap=True, highlight=False, quiet=not is_main_process)
 err = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process)
 
+UNBOUNDED = 10_000
+
 
 def say(message: str) -> None:
     """Tell the user something."""
@@ -64,8 +66,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(name, justify="left" if i == 0 else "right", footer=footer[i] if footer else "", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    width = max(out.width, out.measure(table).maximum) if not out.is_terminal else None
-    out.print(table, width=width)
+    # rich cuts cells short to fit the console's width; off a terminal there is none to fit.
+    wide = out if out.is_terminal else Console(file=out.file, width=UNBOUNDED, highlight=False, quiet=out.quiet)
+    wide.print(table)
 
 
 def print_line(text: str) -> None:

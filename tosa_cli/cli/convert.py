@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import budget, console
 from tosa_cli.cli.flops import show_flops
 from tosa_cli.cli.options import (
+    AUTO,
     ImgSizeOption,
     JsonOption,
     OutputOption,
     OverwriteOption,
+    PresetOption,
     RecipeOption,
     config_from,
     parse_img_size,
     parse_keep_rate,
     parse_layers,
     parse_query_rows,
+    preset_recipe,
     remember_model,
     settings_from,
 )
@@ -27,6 +30,7 @@ from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
+    from tosa_cli.train.budget import ErrorCurve
 
 
 def convert(
@@ -39,7 +43,12 @@ def convert(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(help="ToSA layers, numbered from 1, as in 2,4,6,8,10.", show_default=False)
+        str | None,
+        typer.Option(
+            help="ToSA layers, numbered from 1, as in 2,4,6,8,10; or auto, which chooses layers and keep rates by "
+            "measurement on --data-dir.",
+            show_default=False,
+        ),
     ] = None,
     keep_rate: Annotated[
         str | None,
@@ -52,7 +61,12 @@ def convert(
         typer.Option(help="Find the keep rate that saves this share of the MACs, as in 0.25.", show_default=False),
     ] = None,
     selector: Annotated[
-        str | None, typer.Option(help="attention, previous or random. [default: attention]", show_default=False)
+        str | None,
+        typer.Option(
+            help="What ranks the tokens: attention, similarity, bypass-error, probe, previous or random. [default: "
+            "attention]",
+            show_default=False,
+        ),
     ] = None,
     query_rows: Annotated[
         str | None,
@@ -62,10 +76,29 @@ def convert(
         str | None, typer.Option(help="shared or per-head. [default: shared]", show_default=False)
     ] = None,
     bypass: Annotated[
-        str | None, typer.Option(help="What a skipped token becomes. [default: identity]", show_default=False)
+        str | None,
+        typer.Option(
+            help="What a skipped token becomes: identity, linear, nearest, nearest+affine or nearest+linear. [default: "
+            "identity]",
+            show_default=False,
+        ),
+    ] = None,
+    neighbors: Annotated[
+        int | None,
+        typer.Option(
+            help="How many kept tokens a skipped one takes its update from, with a nearest bypass. [default: 4]",
+            show_default=False,
+        ),
     ] = None,
     selector_kernel: Annotated[
         int | None, typer.Option(help="Kernel size of the selector along the keys. [default: 1]", show_default=False)
+    ] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option(help="Images to measure on, for --layers auto; no labels are read.", show_default=False),
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Measure on so many of them. [default: 32]", show_default=False)
     ] = None,
     img_size: ImgSizeOption = None,
     num_classes: Annotated[
@@ -82,6 +115,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    preset: PresetOption = None,
     recipe: RecipeOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
@@ -94,7 +128,7 @@ def convert(
     """
     settings = settings_from(
         "convert",
-        recipe,
+        preset_recipe(preset, recipe),
         {
             "source": source,
             "layers": parse_layers(layers),
@@ -104,6 +138,9 @@ def convert(
             "query_rows": parse_query_rows(query_rows),
             "selection": selection,
             "bypass": bypass,
+            "neighbors": neighbors,
+            "data_dir": data_dir,
+            "max_samples": max_samples,
             "selector_kernel": selector_kernel,
             "img_size": parse_img_size(img_size),
             "num_classes": num_classes,
@@ -117,20 +154,25 @@ def convert(
         settings.pop("keep_rate", None)
     if "target_reduction" in settings and "keep_rate" in settings and target_reduction is not None:
         raise ConfigError("Both --keep-rate and --target-reduction were given: pass one of them.")
-    if keep_rate is not None:
+    if keep_rate is not None or (layers not in (None, AUTO) and target_reduction is None):
         settings.pop("target_reduction", None)
     _convert(settings, output, overwrite, dry_run, json)
 
 
 def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
+    by_measurement = settings.get("layers") == AUTO
+    if by_measurement:
+        _check_auto(settings)
+        settings = {**settings, "layers": [2]}  # until they are chosen
     config = config_from(settings)
     folder = output or default_output(settings["source"])
 
     from tosa_cli.api import convert_source
-    from tosa_cli.hub.checkpoint import save
+    from tosa_cli.hub.checkpoint import save, with_results
     from tosa_cli.hub.folder import check_output
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops, solve_keep_rate
+    from tosa_cli.train.budget import allocate
 
     size = settings.get("img_size")
     if not dry_run:
@@ -143,26 +185,52 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
         architecture=settings.get("architecture"),
     )
     config.check_depth(len(loaded.model.blocks))  # type: ignore[arg-type]
-    if "target_reduction" in settings:
+    curves: list[ErrorCurve] = []
+    if by_measurement:
+        curves = budget.measure(loaded.model, config, settings["data_dir"], settings.get("max_samples"))
+        config = allocate(loaded.model, config, curves, settings["target_reduction"])
+    elif "target_reduction" in settings:
         config = solve_keep_rate(loaded.model, config, settings["target_reduction"])
         console.say(f"Keep rate {config.keep_rate} reaches the target.")
     model = convert_source(loaded, config, settings["source"])
     record_source(model, settings)
+    if curves:
+        with_results(model, "budget", {"curves": [curve.to_dict() for curve in curves]})
     report = count_flops(model, name=folder.name)
     console.say("Checked: with every token kept, the converted model equals its source.")
     if not dry_run:
         save(model, folder, overwrite=overwrite)
         remember_model(folder)
     if json:
-        console.print_json(report.to_dict())
+        console.print_json({**report.to_dict(), "curves": [curve.to_dict() for curve in curves]})
     else:
+        if curves:
+            budget.show_curves(curves, config)
         show_flops(report)
     if dry_run:
         console.say("Dry run: nothing was written.")
     else:
         console.say(f"Wrote {folder}.")
-        needs_training = config.selector == "attention"
+        needs_training = config.is_fitted or config.selector in ("attention", "bypass-error")
         console.next_command("tosa distill --data-dir PHOTOS" if needs_training else "tosa eval --data-dir IMAGES")
+
+
+def _check_auto(settings: Mapping[str, Any]) -> None:
+    """Check what choosing the layers by measurement needs.
+
+    Raises:
+        ConfigError: If the images or the target are missing.
+    """
+    if not settings.get("data_dir"):
+        raise ConfigError(
+            "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
+            "as in --layers 2,4,6,8,10."
+        )
+    if "target_reduction" not in settings:
+        raise ConfigError(
+            "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
+            "--keep-rate."
+        )
 
 
 def record_source(model: "TosaViT", settings: Mapping[str, Any]) -> None:

@@ -10,7 +10,9 @@ from tosa_cli.cli.options import (
     ModelArgument,
     OutputOption,
     OverwriteOption,
+    PresetOption,
     RecipeOption,
+    preset_recipe,
     resolve_model,
     settings_from,
     with_settings,
@@ -24,21 +26,24 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the che
 def distill(
     settings: dict[str, Any],
     model: ModelArgument = None,
+    preset: PresetOption = None,
     recipe: RecipeOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Train the selectors on any folder of images: no labels are read, and the backbone is not touched.
+    """Train the selectors and fit the bypass on any folder of images: no labels are read, the backbone is not touched.
 
-    Each selector learns to predict the attention maps of its layer from the logits of the layer before (paper 2.2).
+    The selector `attention` learns to predict the attention maps of its layer from the logits of the layer before
+    (paper 2.2), `bypass-error` what the bypass gets wrong. Bypass and probe are fitted in closed form, layer by layer.
     Without -o the model folder is brought to its next stage, the old weights in place until the new ones are whole.
     """
-    config = DistillConfig.from_dict(settings_from("distill", recipe, settings))
+    config = DistillConfig.from_dict(settings_from("distill", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import finish, load_for_training, training_images
+    from tosa_cli.cli.training import calibration_images, finish, load_for_training, training_images
+    from tosa_cli.measure.features import measure_features
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
     from tosa_cli.train.distill import check_trainable, distill_augmentation
@@ -49,32 +54,64 @@ def distill(
     check_trainable(job.model)
     accelerator = make_accelerator(config, job.tracker_folder)
     train_images, held_out = training_images(job.model, config, distill_augmentation(config))
+    calibration = calibration_images(job.model, config, train_images)
     job.start_trackers(accelerator, config)
+    predicts_maps = job.model.config.selector == "attention"
     console.say(
-        f"Training {len(job.model.selectors)} selectors on {train_images.num_images} images of "
-        f"{train_images.name}; {held_out.num_images} images are held out."
+        f"Distilling on {train_images.num_images} images of {train_images.name}; {held_out.num_images} images are "
+        f"held out."
     )
 
-    def measure() -> Any:
-        batches = (batch.images for batch in held_out.batches(config.strict))
-        return measure_selectors(job.model, batches, accelerator.device)
+    def measure() -> dict[str, Any]:
+        measured: dict[str, Any] = {}
+        if predicts_maps:
+            batches = (batch.images for batch in held_out.batches(config.strict))
+            measured["selectors"] = measure_selectors(job.model, batches, accelerator.device)
+        if job.model.config.bypass != "identity" or not predicts_maps:
+            measured["features"] = measure_features(
+                job.model, job.model.backbone, held_out, device=accelerator.device, strict=config.strict
+            )
+        return measured
 
-    before = measure() if accelerator.is_main_process else None
+    before = measure() if accelerator.is_main_process else {}
     with console.progress("Distilling") as progress:
-        trained = run(
+        done = run(
             accelerator,
             job.model,
             train_images,
+            calibration,
             config,
             checkpoint=job.checkpoint,
             resume=resume,
             progress=progress,
         )
     accelerator.end_training()
-    if before is None:
+    if not before:
         return
+    results: dict[str, Any] = {"samples": held_out.num_images}
     after = measure()
-    rows = [
+    if "selectors" in after:
+        results["layers"] = _selector_rows(before["selectors"], after["selectors"])
+    if "features" in after:
+        for which, measured in (("before", before["features"]), ("after", after["features"])):
+            results[f"patch_cosine_{which}"] = measured.patch_cosine
+            results[f"class_cosine_{which}"] = measured.class_cosine
+    if done.calibration is not None:
+        results["bypass_errors"] = done.calibration.errors
+    report = finish(job, "distilled", config, done, held_out, results)
+    if json:
+        console.print_json(report)
+    else:
+        _show(results)
+        _warn_if_worse(results)
+        console.say(f"{done.updates} steps, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
+    reduction = count_flops(job.model).reduction
+    console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
+    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES --compare")
+
+
+def _selector_rows(before: Any, after: Any) -> list[dict[str, Any]]:
+    return [
         {
             "layer": a.layer,
             "kl_before": b.kl,
@@ -86,20 +123,41 @@ def distill(
         }
         for b, a in zip(before.layers, after.layers, strict=True)
     ]
-    results = {"samples": after.samples, "layers": rows}
-    report = finish(job, "distilled", config, trained, held_out, results)
-    if json:
-        console.print_json(report)
-    else:
-        _show(results)
-        seconds, speed = trained.seconds, trained.images_per_second
-        console.say(f"{trained.updates} steps in {seconds:.1f} s, {speed:.1f} images/s.")
-    reduction = count_flops(job.model).reduction
-    console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
-    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES --compare")
 
 
 def _show(results: dict[str, Any]) -> None:
+    if "layers" in results:
+        _show_selectors(results)
+    if "bypass_errors" in results:
+        console.print_table(
+            "Error of the bypass, as a share of the true update",
+            ["layer", "error"],
+            [[str(layer), f"{error:.1%}"] for layer, error in results["bypass_errors"].items()],
+        )
+    if "patch_cosine_after" in results:
+        console.print_table(
+            f"Cosine of the final tokens to the dense model's, on {results['samples']} held-out images",
+            ["", "patch", "class"],
+            [
+                [which, *(_cosine(results[f"{kind}_cosine_{which}"]) for kind in ("patch", "class"))]
+                for which in ("before", "after")
+            ],
+        )
+
+
+def _warn_if_worse(results: dict[str, Any]) -> None:
+    if results.get("patch_cosine_after", 1.0) < results.get("patch_cosine_before", 0.0):
+        console.warn(
+            "On the held-out images the model is farther from the dense one than before: the images to fit on were too "
+            "few or too different. Distill the model from `tosa convert` again with more images."
+        )
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _show_selectors(results: dict[str, Any]) -> None:
     console.print_table(
         f"Selectors on {results['samples']} held-out images",
         ["layer", "KL before", "KL after", "top-K found", "by previous map", "by chance"],

@@ -1,6 +1,6 @@
 """`tosa finetune`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tosa_cli.cli import console
 from tosa_cli.cli.distill import ResumeOption
@@ -9,47 +9,66 @@ from tosa_cli.cli.options import (
     ModelArgument,
     OutputOption,
     OverwriteOption,
+    PresetOption,
     RecipeOption,
+    preset_recipe,
     resolve_model,
     settings_from,
     with_settings,
 )
-from tosa_cli.errors import DataError
+from tosa_cli.errors import DataError, InputError
 from tosa_cli.train.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from tosa_cli.model.tosa_vit import TosaViT
+    from tosa_cli.train.data import Images
+    from tosa_cli.train.weights import HeldOut, Watch
+
+MAX_WATCHED = 200
+"""Held-out images for features: they are measured often, and so many tell the cosines to the third decimal."""
+
+NAMES = {"top1": "top-1", "top5": "top-5", "patch_cosine": "patch cosine", "class_cosine": "class cosine"}
 
 
 @with_settings(FinetuneConfig)
 def finetune(
     settings: dict[str, Any],
     model: ModelArgument = None,
+    preset: PresetOption = None,
     recipe: RecipeOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Finetune the model on labelled images, its selectors frozen (paper 2.3).
+    """Finetune the model, its selectors frozen (paper 2.3): on labels, or on any images with --objective features.
 
-    Class folders are the labels, in alphabetical order, as in ImageNet. Without -o the model folder is brought to
-    its next stage, the old weights in place until the new ones are whole.
+    Class folders are the labels, in alphabetical order, as in ImageNet. With --objective features no labels are read:
+    the final tokens learn to be those of the dense model, and the best weights by held-out images are kept, the start
+    included. Without -o the model folder is brought to its next stage, the old weights in place until the new ones
+    are whole.
     """
-    config = FinetuneConfig.from_dict(settings_from("finetune", recipe, settings))
+    config = FinetuneConfig.from_dict(settings_from("finetune", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
 
     from tosa_cli.cli.training import finish, load_for_training, training_images
-    from tosa_cli.measure.accuracy import measure_accuracy
-    from tosa_cli.train.data import check_labels
     from tosa_cli.train.finetune import finetune as run
     from tosa_cli.train.finetune import finetune_augmentation
     from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.train.weights import Watch
 
     job = load_for_training(name, output, overwrite, resume, "finetune")
+    features = config.objective == "features"
+    teacher = _teacher(job.model) if features else None
     accelerator = make_accelerator(config, job.tracker_folder)
-    train_images, held_out = training_images(job.model, config, finetune_augmentation(config))
-    check_labels(train_images, job.model.num_classes)
-    check_labels(held_out, job.model.num_classes)
-    if train_images.classes != held_out.classes:
-        raise DataError(f"The held-out images of {held_out.name} are of other classes than {train_images.name}.")
+    train_images, held_out = training_images(
+        job.model, config, finetune_augmentation(config), max_held_out=MAX_WATCHED if features else None
+    )
+    if not features:
+        _check_classes(train_images, held_out, job.model.num_classes)
     job.start_trackers(accelerator, config)
     if len(job.model.selectors) and job.model.provenance.stage == "converted":
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
@@ -58,39 +77,123 @@ def finetune(
         f"are held out."
     )
 
-    def measure() -> Any:
-        return measure_accuracy(
-            {"tosa": job.model}, held_out, device=accelerator.device, amp=config.amp, strict=config.strict
-        )
+    def measure() -> "HeldOut":
+        return _measure(job.model, teacher, held_out, accelerator, config)
 
-    before = measure() if accelerator.is_main_process else None
+    watch = Watch(measure, config.eval_every, keep_best=features or config.eval_every > 0)
     with console.progress("Finetuning") as progress:
         trained = run(
-            accelerator, job.model, train_images, config, checkpoint=job.checkpoint, resume=resume, progress=progress
+            accelerator,
+            job.model,
+            train_images,
+            config,
+            checkpoint=job.checkpoint,
+            teacher=teacher,
+            watch=watch,
+            resume=resume,
+            progress=progress,
         )
     accelerator.end_training()
-    if before is None:
+    if not accelerator.is_main_process:
         return
-    after = measure()
-    results = {
-        "samples": after.samples,
-        "top1_before": before.models["tosa"].top1,
-        "top1_after": after.models["tosa"].top1,
-        "top5_before": before.models["tosa"].top5,
-        "top5_after": after.models["tosa"].top5,
+    report = {
+        **finish(job, "finetuned", config, trained, held_out, _results(watch)),
+        "objective": config.objective,
+        "loss": trained.last_loss,
+        "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
     }
-    report = {**finish(job, "finetuned", config, trained, held_out, results), "loss": trained.last_loss}
     if json:
         console.print_json(report)
     else:
-        console.print_table(
-            f"Accuracy on {after.samples} held-out images, in percent",
-            ["", "top-1", "top-5"],
-            [
-                ["before", f"{results['top1_before']:.2f}", f"{results['top5_before']:.2f}"],
-                ["after", f"{results['top1_after']:.2f}", f"{results['top5_after']:.2f}"],
-            ],
-        )
+        _show(watch, features)
         console.say(f"{trained.updates} steps in {trained.seconds:.1f} s, {trained.images_per_second:.1f} images/s.")
+    _tell_best(watch)
     console.say(f"Wrote {job.folder}.")
-    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES --compare")
+    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES {'--task features' if features else '--compare'}")
+
+
+def _teacher(model: "TosaViT") -> "nn.Module":
+    """A copy of the dense model that a converted one came from.
+
+    Raises:
+        InputError: If it is needed from its source, which cannot be loaded any more.
+    """
+    import copy
+
+    from tosa_cli.cli.evaluate import dense_model
+
+    try:
+        return copy.deepcopy(dense_model(model, None)).eval()
+    except InputError as error:
+        raise InputError(
+            f"The objective features learns from the dense source {model.provenance.source or 'model'}, which cannot "
+            f"be loaded: bring it back, or finetune a model that was not finetuned before. {error.__cause__ or error}"
+        ) from error
+
+
+def _check_classes(train_images: "Images", held_out: "Images", num_classes: int) -> None:
+    from tosa_cli.train.data import check_labels
+
+    check_labels(train_images, num_classes)
+    check_labels(held_out, num_classes)
+    if train_images.classes != held_out.classes:
+        raise DataError(f"The held-out images of {held_out.name} are of other classes than {train_images.name}.")
+
+
+def _measure(
+    model: "TosaViT", teacher: "nn.Module | None", images: "Images", accelerator: "Accelerator", config: FinetuneConfig
+) -> "HeldOut":
+    """Measure a model on held-out images: by its final tokens where there is a teacher, by its guesses otherwise."""
+    from tosa_cli.measure.accuracy import measure_accuracy
+    from tosa_cli.measure.features import measure_features
+    from tosa_cli.train.weights import HeldOut
+
+    device, amp, strict = accelerator.device, config.amp, config.strict
+    if teacher is None:
+        report = measure_accuracy({"tosa": model}, images, device=device, amp=amp, strict=strict)
+        found = report.models["tosa"]
+        return HeldOut(report.samples, found.top1, {"top1": found.top1, "top5": found.top5})
+    cosines = measure_features(model, teacher, images, device=device, amp=amp, strict=strict)
+    figures = {"patch_cosine": cosines.patch_cosine}
+    if cosines.class_cosine is not None:
+        figures["class_cosine"] = cosines.class_cosine
+    return HeldOut(cosines.samples, sum(figures.values()) / len(figures), figures)
+
+
+def _results(watch: "Watch") -> dict[str, Any]:
+    before, after = watch.history[0], watch.best
+    results: dict[str, Any] = {"samples": after.samples}
+    for name, value in before.figures.items():
+        results |= {f"{name}_before": value, f"{name}_after": after.figures[name]}
+    if watch.keep_best:
+        results["best_step"] = after.update
+    return results
+
+
+def _show(watch: "Watch", features: bool) -> None:
+    before, after = watch.history[0], watch.best
+    decimals = 4 if features else 2
+    measured = "Final tokens beside the dense model's" if features else "Accuracy"
+    console.print_table(
+        f"{measured} on {after.samples} held-out images{'' if features else ', in percent'}",
+        ["", *(NAMES[name] for name in before.figures)],
+        [
+            [label, *(f"{value:.{decimals}f}" for value in seen.figures.values())]
+            for label, seen in (("before", before), ("after", after))
+        ],
+    )
+
+
+def _tell_best(watch: "Watch") -> None:
+    if not watch.keep_best:
+        return
+    if watch.best.update == 0:
+        console.warn(
+            "No step was better than the start on the held-out images: the weights written are exactly those before. "
+            "Try a smaller --lr, or more images."
+        )
+    else:
+        console.say(
+            f"Kept the weights after step {watch.best.update}, the best of {len(watch.history)} measurements on the "
+            f"held-out images."
+        )

@@ -1,29 +1,60 @@
 """`tosa inspect`."""
 
-from typing import Annotated, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import budget, console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size
-from tosa_cli.config import Selection, TosaConfig
+from tosa_cli.config import Bypass, Selection, Selector, TosaConfig
+from tosa_cli.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from tosa_cli.train.budget import ErrorCurve
 
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+TARGETS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 def inspect(
     source: Annotated[str, typer.Argument(help="timm name, Hub id, folder or weights file.")],
     img_size: ImgSizeOption = None,
+    data_dir: Annotated[
+        str, typer.Option(help="Images on which to measure what each layer can spare; no labels are read.")
+    ] = "",
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Measure on so many of them. [default: 32]", show_default=False)
+    ] = None,
+    selector: Annotated[Selector, typer.Option(help="What ranks the tokens, in the measurement.")] = "similarity",
+    bypass: Annotated[
+        Bypass, typer.Option(help="What a skipped token becomes, in the measurement.")
+    ] = "nearest+linear",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the measured curves into this PNG.", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Tell whether a model can be converted, which layers it has, and what each setting would save."""
+    """Tell whether a model can be converted, which layers it has, and what each setting would save.
+
+    With --data-dir it measures what selecting tokens in each layer alone does to the final tokens, and shows which
+    layers and keep rates `convert --layers auto` would choose.
+    """
     size = parse_img_size(img_size)
+    if plot is not None:
+        from tosa_cli.measure.plot import check_can_plot
+
+        if not data_dir:
+            raise InputError("--plot draws what is measured on images: pass --data-dir PHOTOS too.")
+        check_can_plot(plot, overwrite)
+    measured = TosaConfig(layers=(2,), selector=selector, bypass=bypass)
 
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.model.backbone import is_supported
 
-    loaded = load_source(source, pretrained=False, img_size=size)
+    loaded = load_source(source, pretrained=bool(data_dir), img_size=size)
     model: Any = loaded.model
     depth = len(model.blocks)
     block = model.blocks[0]
@@ -61,6 +92,16 @@ def inspect(
         "params": dense.params,
         "savings": savings,
     }
+    curves = budget.measure(model, measured, data_dir, max_samples) if data_dir else []
+    choices_by_target = _allocations(model, measured, curves) if curves else {}
+    if curves:
+        report["curves"] = [curve.to_dict() for curve in curves]
+        report["allocations"] = [
+            {"reduction": target, "layers": list(config.layers), "keep_rate": list(config.keep_rates.values())}
+            for target, config in choices_by_target.items()
+        ]
+    if plot is not None:
+        budget.plot_curves(curves, plot)
     if json:
         console.print_json(report)
         return
@@ -84,4 +125,30 @@ def inspect(
         ["layers", "selection", *(str(rate) for rate in KEEP_RATES)],
         rows,
     )
+    if curves:
+        budget.show_curves(curves)
+        console.print_table(
+            "Keep rates that convert --layers auto would choose, by --target-reduction",
+            ["layer", *(f"{target:.0%}" for target in choices_by_target)],
+            [
+                [str(curve.layer), *(str(c.keep_rates.get(curve.layer, "-")) for c in choices_by_target.values())]
+                for curve in curves
+            ],
+        )
+        how = f"--selector {selector} --bypass {bypass} --layers auto --target-reduction 0.25 --data-dir {data_dir}"
+        console.next_command(f"tosa convert {source} {how}")
+        return
     console.next_command(f"tosa convert {source} --layers {','.join(map(str, next(iter(choices.values()))))}")
+
+
+def _allocations(model: Any, config: TosaConfig, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:
+    """What would be chosen for each target that can be reached."""
+    from tosa_cli.train.budget import allocate
+
+    found = {}
+    for target in TARGETS:
+        try:
+            found[target] = allocate(model, config, curves, target)
+        except ConfigError:
+            break
+    return found

@@ -19,6 +19,10 @@ from tosa_cli.train.config import TrainConfig
 STATE_FILE = Path(".tosa.json")
 """Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
 
+PRESETS = ("paper", "calibrated")
+AUTO = "auto"
+"""Value of --layers that chooses layers and keep rates by measurement."""
+
 SHORT_FLAGS = {"batch_size": "-b", "workers": "-j"}
 
 ModelArgument = Annotated[
@@ -35,6 +39,14 @@ RecipeOption = Annotated[
     str | None,
     typer.Option(
         help="Settings from a recipe: a name from `tosa recipes`, or a .yaml file. Options go before it.",
+        show_default=False,
+    ),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="paper: the paper's setting. calibrated: the best without finetuning, layers and keep rates chosen by "
+        "measurement. Each is a recipe.",
         show_default=False,
     ),
 ]
@@ -85,18 +97,35 @@ def settings_from(section: str, recipe: str | None, given: Mapping[str, Any]) ->
     return {**base, **{key: value for key, value in given.items() if value is not None}}
 
 
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Read layers such as `2,4,6`.
+def preset_recipe(preset: str | None, recipe: str | None) -> str | None:
+    """The recipe to read: a preset is one by another name.
+
+    Raises:
+        ConfigError: If there is no such preset, or both were given.
+    """
+    if preset is None:
+        return recipe
+    if preset not in PRESETS:
+        raise ConfigError(f"--preset must be {' or '.join(PRESETS)}, not {preset!r}.")
+    if recipe is not None:
+        raise ConfigError("Both --preset and --recipe were given: pass one of them.")
+    return preset
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | str | None:
+    """Read layers such as `2,4,6`, or `auto`.
 
     Raises:
         ConfigError: If it is something else.
     """
-    if text is None:
-        return None
+    if text is None or text == AUTO:
+        return text
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--layers should be layer numbers with commas, as in 2,4,6; not {text!r}.") from None
+        raise ConfigError(
+            f"--layers should be layer numbers with commas, as in 2,4,6, or auto; not {text!r}."
+        ) from None
 
 
 def parse_keep_rate(text: str | None) -> float | tuple[float, ...] | None:

@@ -15,6 +15,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices
+from tosa_cli.train.distill import DistillReport
 from tosa_cli.train.loop import TrainReport
 
 
@@ -71,8 +72,16 @@ def load_for_training(name: str, output: Path | None, overwrite: bool, resume: b
     return Job(model, folder, checkpoint, may_replace)
 
 
-def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) -> tuple[Images, Images]:
+def training_images(
+    model: TosaViT, config: TrainConfig, augment: Augmentation, max_held_out: int | None = None
+) -> tuple[Images, Images]:
     """Open training images and held-out images.
+
+    Args:
+        model: The model that tells how images are read.
+        config: Which images.
+        augment: Random changes to the training images.
+        max_held_out: Largest number of held-out images, evenly spread; None takes all.
 
     Raises:
         DataError: If they are missing or too few.
@@ -102,7 +111,7 @@ def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) 
         folder, split = config.val_dir or config.data_dir, config.val_split or config.split
         kind = "" if config.val_dir else config.dataset
         held_out_set = open_dataset(folder, kind, split, batch_size=config.batch_size)
-        held_out_indices = None
+        held_out_indices = None if is_streamed(held_out_set) else list(range(len(held_out_set)))
         same_root = not kind and held_out_set.reader.root == getattr(opened.reader, "root", None)
         if (same_root and not config.dataset) or (kind and split == config.split):
             raise DataError(
@@ -113,10 +122,22 @@ def training_images(model: TosaViT, config: TrainConfig, augment: Augmentation) 
         held_out_set = open_dataset(config.data_dir, config.dataset, config.split)
         if not held_out_indices:
             raise DataError(f"{name} holds only one image, but training needs one more to measure on.")
+    if held_out_indices is not None and max_held_out is not None:
+        chosen, _ = split_indices(len(held_out_indices), max_held_out, hold_out=False)
+        held_out_indices = [held_out_indices[position] for position in chosen]
     held_out = images_to_read(
         held_out_set, model, indices=held_out_indices, batch_size=config.batch_size, workers=config.workers, name=name
     )
     return images, held_out
+
+
+def calibration_images(model: TosaViT, config: TrainConfig, training: Images) -> Images:
+    """Open the training images once more, in order and not augmented, for what is fitted in closed form."""
+    opened = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
+    indices = None if is_streamed(opened) else training.samples.indices
+    return images_to_read(
+        opened, model, indices=indices, batch_size=config.batch_size, workers=config.workers, name=training.name
+    )
 
 
 def choose_indices(
@@ -135,7 +156,12 @@ def choose_indices(
 
 
 def finish(
-    job: Job, stage: Stage, config: TrainConfig, trained: TrainReport, held_out: Images, results: dict[str, Any]
+    job: Job,
+    stage: Stage,
+    config: TrainConfig,
+    trained: TrainReport | DistillReport,
+    held_out: Images,
+    results: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the model folder, then remove the checkpoint, and tell what was skipped; returns the report to show."""
     model = job.model.cpu().eval()

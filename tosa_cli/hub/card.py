@@ -65,9 +65,9 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
 def _summary(model: TosaViT, flops: FlopsReport) -> str:
     provenance = model.provenance
     done = {
-        "converted": "Its selectors are not trained yet.",
-        "distilled": "Its selectors are trained; the backbone's weights are the source's.",
-        "finetuned": "Its selectors were trained and then frozen, and the backbone was finetuned.",
+        "converted": "Nothing of it is trained or fitted yet.",
+        "distilled": "What selects and bypasses is trained or fitted; the backbone's weights are the source's.",
+        "finetuned": "What selects was frozen, and the backbone was finetuned.",
     }[provenance.stage]
     return (
         f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from `{provenance.base_model}`. In its ToSA layers "
@@ -97,23 +97,42 @@ def _cost_table(flops: FlopsReport) -> str:
 
 def _quality(results: Any) -> str:
     parts = []
-    distilled = results.get("distill")
-    if distilled:
-        rows = [
-            f"| {layer['layer']} | {layer['kl_before']:.3f} | {layer['kl_after']:.3f} | {layer['found']:.1%} | "
-            f"{layer['found_previous']:.1%} | {layer['found_random']:.1%} |"
-            for layer in distilled["layers"]
-        ]
-        parts.append(
-            f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of "
-            f"the truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
-            "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
-            + "\n".join(rows)
-        )
+    distilled = results.get("distill") or {}
+    if "layers" in distilled:
+        parts.append(_selector_table(distilled))
+    for command, done in (("distill", distilled), ("finetune", results.get("finetune") or {})):
+        if done.get("patch_cosine_after") is not None:
+            parts.append(_cosine_table(command, done))
     measured = results.get("eval")
     if measured:
         parts.append(_eval_table(measured))
     return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _selector_table(distilled: dict[str, Any]) -> str:
+    rows = [
+        f"| {layer['layer']} | {layer['kl_before']:.3f} | {layer['kl_after']:.3f} | {layer['found']:.1%} | "
+        f"{layer['found_previous']:.1%} | {layer['found_random']:.1%} |"
+        for layer in distilled["layers"]
+    ]
+    return (
+        f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of "
+        f"the truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
+        "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
+        + "\n".join(rows)
+    )
+
+
+def _cosine_table(command: str, done: dict[str, Any]) -> str:
+    kinds = [kind for kind in ("patch", "class") if done.get(f"{kind}_cosine_after") is not None]
+    rows = [
+        f"| {when} | " + " | ".join(f"{done[f'{kind}_cosine_{when}']:.4f}" for kind in kinds) + " |"
+        for when in ("before", "after")
+    ]
+    return (
+        f"Cosine of the final tokens to the source model's on {done['samples']} held-out images, before and after "
+        f"`tosa {command}`.\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
+    )
 
 
 def _eval_table(measured: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone, check_supported, num_heads
+from tosa_cli.model.backbone import Backbone, check_supported, key_dim, num_heads
+from tosa_cli.model.matching import num_partners, partner_spacing
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
 from tosa_cli.model.tosa_vit import TosaViT
@@ -112,7 +113,7 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
             check_supported(backbone, config.selection)
             config.check_depth(len(backbone.blocks))
             keep_rates = config.keep_rates
-            params += sum(_selector_params(backbone.blocks[layer - 2], config) for layer in config.layers)
+            params += sum(_added_params(backbone, config, layer) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
     outside = _embed_macs(backbone) + _head_macs(backbone)
     dense = outside + sum(layer.dense_macs for layer in layers)
@@ -167,18 +168,37 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
 
 def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
     tokens = _num_tokens(backbone)
-    prefix: int = backbone.num_prefix_tokens
     for layer, block in enumerate(backbone.blocks, start=1):
         dense = _block_macs(block, tokens)
         if config is None or layer not in keep_rates:
             feeding = config is not None and layer + 1 in keep_rates and config.reads_maps
             yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
             continue
-        kept = num_kept(tokens, keep_rates[layer], prefix)
-        per_head = config.selection == "per-head"
-        macs = _per_head_block_macs(block, tokens, kept) if per_head else _block_macs(block, kept)
-        feeder = backbone.blocks[layer - 2]
-        yield LayerFlops(layer, "tosa", tokens, kept, dense, macs, _selector_macs(feeder, config, tokens))
+        yield count_tosa_layer(backbone, config, layer, keep_rates[layer])
+
+
+def count_tosa_layer(backbone: Backbone, config: TosaConfig, layer: int, keep_rate: float) -> LayerFlops:
+    """Count the MACs of one ToSA layer with what belongs to it: selector, query rows in the feeding layer, bypass.
+
+    Args:
+        backbone: The dense model.
+        config: Selector, selection and bypass; its layers and keep rates are not read.
+        layer: Which layer, from 1.
+        keep_rate: Its keep rate.
+    """
+    block, tokens = backbone.blocks[layer - 1], _num_tokens(backbone)
+    kept = num_kept(tokens, keep_rate, backbone.num_prefix_tokens)
+    count = _per_head_block_macs if config.selection == "per-head" else _kept_block_macs
+    return LayerFlops(
+        layer,
+        "tosa",
+        tokens,
+        kept,
+        _block_macs(block, tokens),
+        count(block, tokens, kept),
+        _selector_macs(backbone, config, layer, kept),
+        _bypass_macs(backbone, config, layer, kept),
+    )
 
 
 def _num_tokens(backbone: Backbone) -> int:
@@ -194,6 +214,10 @@ def _block_macs(block: Backbone, tokens: int) -> int:
     return tokens * _linear_macs(block) + 2 * tokens * tokens * _attention_dim(block)
 
 
+def _kept_block_macs(block: Backbone, tokens: int, kept: int) -> int:
+    return _block_macs(block, kept)
+
+
 def _per_head_block_macs(block: Backbone, tokens: int, kept: int) -> int:
     # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
     projection = _linear_macs(block.attn.qkv)
@@ -205,22 +229,52 @@ def _attention_dim(block: Backbone) -> int:
     return attention.num_heads * attention.head_dim
 
 
-def _selector_macs(feeder: Backbone, config: TosaConfig, tokens: int) -> int:
+def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int) -> int:
+    tokens, dim = _num_tokens(backbone), backbone.embed_dim
+    if config.selector == "probe":
+        return tokens * dim
+    if config.selector == "similarity":
+        width = key_dim(backbone.blocks[layer - 1], dim)
+        grid = backbone.patch_embed.grid_size
+        partners = num_partners(grid, partner_spacing(grid, tokens - kept))
+        matching = (tokens - backbone.num_prefix_tokens - partners) * partners * width
+        return tokens * dim * width + matching
     if not config.reads_maps:
         return 0
+    feeder = backbone.blocks[layer - 2]
     rows = num_query_rows(tokens, config.query_rows)
     # The full map is computed once and used for the attention itself; a few rows are computed beside it.
     logits = 0 if rows == tokens else rows * tokens * _attention_dim(feeder)
-    if config.selector != "attention":
+    if config.selector == "previous":
         return logits
-    return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
-
-
-def _selector_params(feeder: Backbone, config: TosaConfig) -> int:
-    if config.selector != "attention":
-        return 0
     heads = num_heads(feeder)
-    return 2 * EXPANSION * heads**2 * config.selector_kernel + (EXPANSION + 1) * heads
+    outputs = heads if config.selector == "attention" else 1
+    return logits + EXPANSION * heads * (heads + outputs) * config.selector_kernel * rows * tokens
+
+
+def _bypass_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int) -> int:
+    tokens, dim = _num_tokens(backbone), backbone.embed_dim
+    skipped = tokens - kept
+    maps = skipped * dim * dim if config.bypass in ("linear", "nearest+linear") else 0
+    if not config.matches_tokens or config.selector == "similarity":
+        return maps
+    width = key_dim(backbone.blocks[layer - 1], dim)
+    return maps + tokens * dim * width + skipped * (kept - backbone.num_prefix_tokens) * width
+
+
+def _added_params(backbone: Backbone, config: TosaConfig, layer: int) -> int:
+    """Parameters that a ToSA layer gets: selector and bypass; the frozen keys are none."""
+    dim = backbone.embed_dim
+    added = {"linear": dim * dim + dim, "nearest+affine": 3 * dim, "nearest+linear": dim * dim + 2 * dim}
+    count = added.get(config.bypass, 0)
+    if config.selector == "probe":
+        return count + dim + 1
+    if config.selector not in ("attention", "bypass-error"):
+        return count
+    heads = num_heads(backbone.blocks[layer - 2])
+    outputs = heads if config.selector == "attention" else 1
+    weights = EXPANSION * heads * (heads + outputs) * config.selector_kernel
+    return count + weights + EXPANSION * heads + outputs
 
 
 def _embed_macs(backbone: Backbone) -> int:

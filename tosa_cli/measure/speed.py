@@ -1,9 +1,11 @@
-"""Wall-clock time of the converted model beside its dense source, in turns in one process."""
+"""Wall-clock time of models side by side, in turns in one process."""
 
 import dataclasses
 import platform
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,38 @@ class Timing:
     min_s: float
     max_s: float
     peak_memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times as fast as the first model: median and spread of the ratios turn by turn."""
+
+    speedup: float
+    speedup_min: float
+    speedup_max: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a time was measured under; the image size is (height, width) in pixels."""
+
+    device: str
+    dtype: str
+    batch_size: int
+    img_size: tuple[int, int]
+    torch: str
+    threads: int
+    compile: bool
+    rounds: int
+
+
+@dataclass(frozen=True)
+class TurnsReport:
+    """Times of models by name, in turns under the same conditions, and the speed of each against the first."""
+
+    conditions: Conditions
+    timings: dict[str, Timing]
+    speedups: dict[str, Speedup]
 
 
 @dataclass(frozen=True)
@@ -45,7 +79,6 @@ class SpeedReport:
         return dataclasses.asdict(self)
 
 
-@torch.inference_mode()
 def compare_speed(
     dense: nn.Module,
     tosa: nn.Module,
@@ -55,54 +88,81 @@ def compare_speed(
     rounds: int = 15,
     seconds: float = 0.5,
     compiled: bool = False,
+    advance: Callable[[int], None] = lambda num_images: None,
 ) -> SpeedReport:
-    """Time two models in turns, so that a machine whose speed drifts is fair to both.
+    """Time a converted model against its dense source; the arguments not named here are `time_in_turns`'s.
 
     Args:
         dense: The source model.
         tosa: The converted model.
         images: A batch (B, C, height, width) on the device and of the type to measure.
         ideal_speedup: Ratio of the MACs.
-        rounds: Turns of each model; median and spread are over them.
-        seconds: Least time of a turn; it repeats the batch as often.
+        rounds: Turns of each model.
+        seconds: Least time of a turn.
         compiled: Measure both under `torch.compile`.
+        advance: Told after each turn how many images it computed.
 
     Returns:
         Timings and their ratio: `speedup` is the median of the ratios turn by turn.
     """
-    models = {"dense": dense.eval(), "tosa": tosa.eval()}
-    memory = {name: _peak_memory_mb(model, images) for name, model in models.items()}
-    if compiled:
-        models = {name: torch.compile(model) for name, model in models.items()}  # type: ignore[misc]
-    repeats = {}
-    for name, model in models.items():
-        for _ in range(2):
-            model(images)
-        repeats[name] = max(1, round(seconds / _time(model, images, 1)))
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, model in models.items():
-            times[name].append(_time(model, images, repeats[name]))
-    ratios = [d / t for d, t in zip(times["dense"], times["tosa"], strict=True)]
-    timings = {
-        name: Timing(statistics.median(values), min(values), max(values), memory[name])
-        for name, values in times.items()
-    }
+    report = time_in_turns(
+        {"dense": dense, "tosa": tosa}, images, rounds=rounds, seconds=seconds, compiled=compiled, advance=advance
+    )
     return SpeedReport(
-        device=device_name(images.device),
-        dtype=str(images.dtype).removeprefix("torch."),
-        batch_size=len(images),
-        img_size=(images.shape[-2], images.shape[-1]),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        compile=compiled,
-        rounds=rounds,
-        dense=timings["dense"],
-        tosa=timings["tosa"],
-        speedup=statistics.median(ratios),
-        speedup_min=min(ratios),
-        speedup_max=max(ratios),
+        **vars(report.conditions),
+        dense=report.timings["dense"],
+        tosa=report.timings["tosa"],
+        **vars(report.speedups["tosa"]),
         ideal_speedup=ideal_speedup,
+    )
+
+
+@torch.inference_mode()
+def time_in_turns(
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    *,
+    rounds: int = 15,
+    seconds: float = 0.5,
+    compiled: bool = False,
+    advance: Callable[[int], None] = lambda num_images: None,
+) -> TurnsReport:
+    """Time models in turns, so that a machine whose speed drifts is fair to all.
+
+    Args:
+        models: Models by name; speed is told against the first.
+        images: A batch (B, C, height, width) on the device and of the type to measure.
+        rounds: Turns of each model; median and spread are over them.
+        seconds: Least time of a turn; it repeats the batch as often.
+        compiled: Measure all under `torch.compile`.
+        advance: Told after each turn how many images it computed.
+
+    Returns:
+        Times of each model, and the ratio of the first model's to it, turn by turn.
+    """
+    memory = {name: _peak_memory_mb(model.eval(), images) for name, model in models.items()}
+    with _room_to_compile(len(models)) if compiled else nullcontext():
+        runs: dict[str, Callable[[Tensor], Any]] = {
+            name: torch.compile(model, dynamic=False) if compiled else model for name, model in models.items()
+        }
+        repeats = {}
+        for name, run in runs.items():
+            for _ in range(2):
+                run(images)
+            repeats[name] = max(1, round(seconds / _time(run, images, 1)))
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                times[name].append(_time(run, images, repeats[name]))
+                advance(repeats[name] * len(images))
+    first = next(iter(times.values()))
+    return TurnsReport(
+        conditions=_conditions(images, compiled, rounds),
+        timings={
+            name: Timing(statistics.median(values), min(values), max(values), memory[name])
+            for name, values in times.items()
+        },
+        speedups={name: _speedup(first, values) for name, values in times.items()},
     )
 
 
@@ -119,7 +179,34 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _time(model: nn.Module, images: Tensor, repeats: int) -> float:
+def _conditions(images: Tensor, compiled: bool, rounds: int) -> Conditions:
+    return Conditions(
+        device=device_name(images.device),
+        dtype=str(images.dtype).removeprefix("torch."),
+        batch_size=len(images),
+        img_size=(images.shape[-2], images.shape[-1]),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        compile=compiled,
+        rounds=rounds,
+    )
+
+
+def _speedup(first: list[float], seconds: list[float]) -> Speedup:
+    ratios = [a / b for a, b in zip(first, seconds, strict=True)]
+    return Speedup(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _room_to_compile(num_models: int) -> Any:
+    # Models of one class share their code, of which PyTorch keeps few compiled versions: past its limit it runs a
+    # model uncompiled without a word. What earlier calls compiled is dropped for the same reason.
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    return config.patch(recompile_limit=8 * num_models)
+
+
+def _time(model: Callable[[Tensor], Any], images: Tensor, repeats: int) -> float:
     synchronize(images.device)
     start = time.perf_counter()
     for _ in range(repeats):

@@ -3,6 +3,7 @@
 This is the one list of supported model and block types. timm's modules are called as they are, never copied.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,59 @@ def num_heads(block: Backbone) -> int:
     return attention.num_heads
 
 
+def attention_input(block: Backbone, tokens: Tensor) -> Tensor:
+    """What the attention of a supported block reads of tokens (B, N, D): the tokens after the block's first norm.
+
+    A block that normalises after its attention reads the tokens themselves.
+    """
+    if isinstance(block, ParallelScalingBlock):
+        return block.in_norm(tokens)
+    return tokens if isinstance(block, ResPostBlock) else block.norm1(tokens)
+
+
+def mean_key_projection(block: Backbone) -> tuple[Tensor, Tensor]:
+    """The projection to the mean over the heads of a block's attention keys.
+
+    Returns:
+        Weight (head_dim, D) and bias (head_dim), detached.
+    """
+    if isinstance(block, ParallelScalingBlock):
+        heads, head_dim = block.num_heads, block.head_dim
+        start = block.in_split[0] + heads * head_dim
+        weight, bias = block.in_proj.weight, block.in_proj.bias
+    else:
+        heads, head_dim = block.attn.num_heads, block.attn.head_dim
+        start = heads * head_dim
+        weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
+    keys = slice(start, start + heads * head_dim)
+    weight = weight[keys].unflatten(0, (heads, head_dim)).mean(0).detach().clone()
+    if bias is None:
+        return weight, weight.new_zeros(head_dim)
+    return weight, bias[keys].unflatten(0, (heads, head_dim)).mean(0).detach().clone()
+
+
+def key_dim(block: Backbone, embed_dim: int) -> int:
+    """Width of the keys by which tokens of a block are compared: a head's, or less in a narrow model."""
+    attention: Any = getattr(block, "attn", block)
+    return min(attention.head_dim, max(1, embed_dim // 8))
+
+
+def matching_projection(block: Backbone, embed_dim: int) -> tuple[Tensor, Tensor]:
+    """The projection to the keys by which tokens of a block are compared.
+
+    It is `mean_key_projection`, cut down to the `key_dim` directions in which that stretches tokens most.
+
+    Returns:
+        Weight (key_dim, D) and bias (key_dim), detached.
+    """
+    weight, bias = mean_key_projection(block)
+    width = key_dim(block, embed_dim)
+    if weight.is_meta or width == len(weight):
+        return weight[:width], bias[:width]
+    directions = torch.linalg.svd(weight.float(), full_matrices=False).U[:, :width].T.to(weight.dtype)
+    return directions @ weight, directions @ bias
+
+
 class AttentionTap(TorchFunctionMode):
     """Reads attention logits out of a block that runs unchanged.
 
@@ -91,12 +145,15 @@ class AttentionTap(TorchFunctionMode):
 
     Args:
         query_rows: Number of query rows M to read, or `"all"`.
+        read: What is made of the scaled logits (B, H, M, N), detached. It is called as soon as they are there, so that
+            they need not be kept while the rest of the block runs.
     """
 
-    def __init__(self, query_rows: int | str) -> None:
+    def __init__(self, query_rows: int | str, read: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.query_rows = query_rows
-        self.logits: Tensor | None = None
+        self.read = read
+        self.result: Tensor | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -106,37 +163,40 @@ class AttentionTap(TorchFunctionMode):
         scale = query.shape[-1] ** -0.5
         if num_query_rows(query.shape[2], self.query_rows) < query.shape[2]:
             rows = take_query_rows(query.detach(), self.query_rows)
-            self.logits = (rows * scale) @ key.detach().transpose(-2, -1)
+            self.result = self.read((rows * scale) @ key.detach().transpose(-2, -1))
             return func(*args, **kwargs)
         logits = (query * scale) @ key.transpose(-2, -1)
-        self.logits = logits.detach()
+        self.result = self.read(logits.detach())
         maps = F.dropout(logits.softmax(dim=-1), kwargs.get("dropout_p", 0.0))
         return maps @ value
 
 
-def run_and_tap(block: nn.Module, tokens: Tensor, query_rows: int | str) -> tuple[Tensor, Tensor]:
+def run_and_tap(
+    block: nn.Module, tokens: Tensor, query_rows: int | str, read: Callable[[Tensor], Tensor] = lambda logits: logits
+) -> tuple[Tensor, Tensor]:
     """Run a block and read its attention logits.
 
     Args:
         block: The block.
         tokens: Tokens (B, N, D).
         query_rows: Number of query rows M to read, or `"all"`.
+        read: What is made of the scaled logits (B, H, M, N), detached; by default nothing.
 
     Returns:
-        The block's output (B, N, D), and the scaled logits (B, H, M, N), detached.
+        The block's output (B, N, D), and what `read` made of the logits.
 
     Raises:
         UnsupportedModelError: If the block does not use PyTorch's fused attention function.
     """
-    tap = AttentionTap(query_rows)
+    tap = AttentionTap(query_rows, read)
     with tap:
         output = block(tokens)
-    if tap.logits is None:
+    if tap.result is None:
         raise UnsupportedModelError(
             f"{type(block).__name__} ran without PyTorch's fused attention, so its logits cannot be read. "
             f"Unset TIMM_FUSED_ATTN, or build the model without exportable=True."
         )
-    return output, tap.logits
+    return output, tap.result
 
 
 def run_block_per_head(block: Backbone, tokens: Tensor, keep_indices: Tensor) -> Tensor:

@@ -73,9 +73,8 @@ def gather_tokens(tokens: Tensor, keep_indices: Tensor) -> Tensor:
     Returns:
         Selected tokens (B, K, D).
     """
-    batch, _, dim = tokens.shape
-    selected = tokens.flatten(0, 1).index_select(0, _flat_indices(tokens, keep_indices))
-    return selected.view(batch, -1, dim)
+    selected = tokens.flatten(0, 1).index_select(0, flat_indices(tokens, keep_indices))
+    return selected.view(*keep_indices.shape, tokens.shape[-1])
 
 
 def scatter_tokens(tokens: Tensor, keep_indices: Tensor, selected: Tensor) -> Tensor:
@@ -89,11 +88,32 @@ def scatter_tokens(tokens: Tensor, keep_indices: Tensor, selected: Tensor) -> Te
     Returns:
         All tokens (B, N, D), a new tensor.
     """
-    flat = tokens.flatten(0, 1).index_copy(0, _flat_indices(tokens, keep_indices), selected.flatten(0, 1))
+    flat = tokens.flatten(0, 1).index_copy(0, flat_indices(tokens, keep_indices), selected.flatten(0, 1))
     return flat.view_as(tokens)
 
 
-def _flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:
-    # One row index into (B * N, D): whole rows are copied, which a gather with an expanded index would not do.
+def merge_tokens(
+    tokens: Tensor, first_indices: Tensor, first: Tensor, second_indices: Tensor, second: Tensor
+) -> Tensor:
+    """Put two groups that together are all tokens in their places; each is written once.
+
+    Args:
+        tokens: The tokens before, (B, N, D), for their shape.
+        first_indices: Indices (B, K) of the first group.
+        first: Its tokens (B, K, D).
+        second_indices: Indices (B, N - K) of the second group.
+        second: Its tokens (B, N - K, D).
+
+    Returns:
+        All tokens (B, N, D).
+    """
+    merged = torch.empty_like(tokens).flatten(0, 1)
+    merged = merged.index_copy_(0, flat_indices(tokens, first_indices), first.to(tokens.dtype).flatten(0, 1))
+    merged = merged.index_copy_(0, flat_indices(tokens, second_indices), second.to(tokens.dtype).flatten(0, 1))
+    return merged.view_as(tokens)
+
+
+def flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Rows of tokens (B, N, D), seen as (B * N, D), that indices (B, n) name: (B * n). Whole rows can be copied so."""
     offsets = torch.arange(tokens.shape[0], device=tokens.device) * tokens.shape[1]
     return (indices + offsets[:, None]).flatten()

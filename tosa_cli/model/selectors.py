@@ -1,4 +1,4 @@
-"""The token selector (paper, section 2.2)."""
+"""What ranks the tokens: the trained selector of the paper (section 2.2), and those that predict a bypass's error."""
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,84 @@ class AttentionSelector(nn.Module):
         self.conv2.weight[:, num_heads : 2 * num_heads, center] = -identity
         nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+
+class ErrorSelector(nn.Module):
+    """Predicts how wrong the bypass of a ToSA layer is about each token, from the feeding layer's attention logits.
+
+    Two 1-D convolutions with a ReLU between, as in the paper's selector, but from the heads to one number; its mean
+    over the query rows is the score. A new one says the same of every token.
+
+    Args:
+        num_heads: Number of attention heads H.
+        kernel_size: Kernel size along the keys; 1 works at every resolution.
+    """
+
+    def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
+        super().__init__()
+        hidden = EXPANSION * num_heads
+        self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=kernel_size // 2)
+        self.conv2 = nn.Conv1d(hidden, 1, kernel_size, padding=kernel_size // 2)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Predict errors.
+
+        Args:
+            logits: Scaled attention logits QK^T of the feeding layer, (B, H, M, N).
+
+        Returns:
+            Logarithm of the norm of the bypass's error, (B, N), in float32, but for a number that all tokens of an
+            image share.
+        """
+        # Logits less their logarithmic sum over the keys: what the softmax makes of them does not change by this,
+        # and one query row becomes comparable with the next.
+        logits = F.log_softmax(logits.float(), dim=-1).to(self.conv1.weight.dtype)
+        hidden = _convolve_along_keys(self.conv1, logits).relu()
+        return _convolve_along_keys(self.conv2, hidden).float().mean(dim=(1, 2))
+
+
+class Probe(nn.Module):
+    """Predicts how wrong the bypass of a ToSA layer is about each token, by a linear map of the token.
+
+    Fitted in closed form. A new one says the same of every token.
+
+    Args:
+        dim: Width D of the tokens.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, dim))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logarithm of the norm of the bypass's error (B, N) by what the layer's attention reads, (B, N, D)."""
+        return F.linear(inputs, self.weight, self.bias).squeeze(-1).float()
+
+
+class MatchingKeys(nn.Module):
+    """Short keys by which tokens are compared, from the keys of the layer's own attention.
+
+    Frozen: finetuning changes what the layer computes, and not which tokens it selects.
+
+    Args:
+        weight: Projection (key_dim, D).
+        bias: Its bias (key_dim).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Keys (B, N, key_dim) of what the layer's attention reads, (B, N, D)."""
+        return F.linear(inputs, self.weight, self.bias)
 
 
 def attention_kl(log_predicted: Tensor, logits: Tensor) -> Tensor:

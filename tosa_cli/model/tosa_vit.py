@@ -14,16 +14,22 @@ from torch import Tensor, nn
 from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.model.backbone import (
     Backbone,
+    attention_input,
     check_supported,
     embed,
+    matching_projection,
     num_heads,
     run_and_tap,
     run_block_per_head,
 )
-from tosa_cli.model.selection import choose_tokens, column_sum, gather_tokens, num_kept, scatter_tokens
-from tosa_cli.model.selectors import AttentionSelector
+from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
+from tosa_cli.model.matching import Choice, choose_by_similarity, match_with_kept, other_indices
+from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
+from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
+from tosa_cli.model.tosa_layer import run_tosa_layer
 
 _BACKBONE = "backbone."
+_ADDED = ("selectors.", "keys.", "bypasses.")
 
 
 @dataclass
@@ -46,7 +52,8 @@ class TosaViT(nn.Module):
 
     The number and the order of the tokens never change, so the model serves dense prediction as its source does.
     It speaks timm's language: `forward`, `forward_features`, `forward_intermediates`, `forward_head`, and a
-    state dict under the backbone's own key names, with the selectors under `selectors.<layer>`.
+    state dict under the backbone's own key names, with what was added under `selectors.<layer>`, `keys.<layer>` and
+    `bypasses.<layer>`.
 
     Args:
         backbone: A timm ViT; it becomes part of the new model and is not changed.
@@ -65,16 +72,31 @@ class TosaViT(nn.Module):
         self.config = config
         self.keep_rates = config.keep_rates
         self.selectors = nn.ModuleDict()
-        if config.selector == "attention":
-            for layer in config.layers:
-                heads = num_heads(backbone.blocks[layer - 2])
-                self.selectors[str(layer)] = AttentionSelector(heads, config.selector_kernel)
-        self.selectors.to(next(backbone.parameters()).device)
+        self.keys = nn.ModuleDict()
+        self.bypasses = nn.ModuleDict()
+        for layer in config.layers:
+            self._add_parts(layer)
+        for added in (self.selectors, self.keys, self.bypasses):
+            added.to(next(backbone.parameters()).device)
         self.register_state_dict_post_hook(_strip_backbone_prefix)
         self.register_load_state_dict_pre_hook(_add_backbone_prefix)
         # timm reads this from any model it wraps.
         self.feature_info = getattr(backbone, "feature_info", [])
         self.provenance = Provenance()
+
+    def _add_parts(self, layer: int) -> None:
+        """Add what a ToSA layer needs besides its block."""
+        config, block, name = self.config, self.blocks[layer - 1], str(layer)
+        if config.selector in ("attention", "bypass-error"):
+            kind = AttentionSelector if config.selector == "attention" else ErrorSelector
+            self.selectors[name] = kind(num_heads(self.blocks[layer - 2]), config.selector_kernel)
+        elif config.selector == "probe":
+            self.selectors[name] = Probe(self.embed_dim)
+        if config.needs_keys:
+            self.keys[name] = MatchingKeys(*matching_projection(block, self.embed_dim))
+        bypass = make_bypass(config.bypass, self.embed_dim)
+        if bypass is not None:
+            self.bypasses[name] = bypass
 
     # ------------------------------------------------------------------ forward
 
@@ -84,7 +106,7 @@ class TosaViT(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their original order."""
-        return self.backbone.norm(self.run_layers(embed(self.backbone, images)).tokens)
+        return self.backbone.norm(self.run_layers(embed(self.backbone, images), self.grid(images)).tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens (B, N, D) and classify them, as the backbone does."""
@@ -96,7 +118,12 @@ class TosaViT(nn.Module):
         Returns:
             Keep indices of each ToSA layer: (B, K), or (B, H, K) for per-head selection.
         """
-        return self.run_layers(embed(self.backbone, images)).keep_indices
+        return self.run_layers(embed(self.backbone, images), self.grid(images)).keep_indices
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patches (rows, columns) of images (B, C, height, width)."""
+        rows, columns = self.backbone.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        return rows, columns
 
     def forward_intermediates(
         self,
@@ -132,15 +159,14 @@ class TosaViT(nn.Module):
             raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}.")
         taken, last = feature_take_indices(len(self.blocks), indices)
         outputs = self.run_layers(
-            embed(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
+            embed(self.backbone, x), self.grid(x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
         )
         features = [self.backbone.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
         num_prefix = self.num_prefix_tokens
         prefixes = [tokens[:, :num_prefix] for tokens in features] if num_prefix else None
         spatial = [tokens[:, num_prefix:] for tokens in features]
         if output_fmt == "NCHW":
-            grid = self.backbone.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
-            spatial = [tokens.transpose(1, 2).unflatten(2, grid).contiguous() for tokens in spatial]
+            spatial = [tokens.transpose(1, 2).unflatten(2, self.grid(x)).contiguous() for tokens in spatial]
         if output_dict:
             result: dict[str, Any] = {"image_intermediates": spatial}
             if prefixes and return_prefix_tokens:
@@ -171,11 +197,14 @@ class TosaViT(nn.Module):
             intermediates_only=True,
         )
 
-    def run_layers(self, tokens: Tensor, take: Iterable[int] = (), last: int | None = None) -> LayerOutputs:
+    def run_layers(
+        self, tokens: Tensor, grid: tuple[int, int], take: Iterable[int] = (), last: int | None = None
+    ) -> LayerOutputs:
         """Run the layers on embedded tokens.
 
         Args:
             tokens: Tokens (B, N, D) that enter layer 1.
+            grid: Patches (rows, columns).
             take: Layers, numbered from 1, whose output is kept.
             last: Stop after this layer; None runs all.
 
@@ -183,58 +212,108 @@ class TosaViT(nn.Module):
             The final tokens, the outputs taken and the selections made.
         """
         outputs = LayerOutputs(tokens)
-        feeding = {layer - 1 for layer in self.keep_rates} if self.config.reads_maps else set()
         take = frozenset(take)
-        logits: Tensor | None = None
-        for layer, block in enumerate(self.blocks[:last], start=1):
+        scores: Tensor | None = None
+        for layer in range(1, (last or len(self.blocks)) + 1):
             if layer in self.keep_rates:
-                keep_indices = self._select(layer, tokens, logits)
-                tokens = self._run_tosa_layer(block, tokens, keep_indices)
-                outputs.keep_indices[layer] = keep_indices
-                logits = None
-            elif layer in feeding:
-                tokens, logits = self._run(partial(run_and_tap, block, query_rows=self.config.query_rows), tokens)
+                choice = self.choose(layer, tokens, grid, scores)
+                tokens = self.run_tosa_layer(layer, tokens, choice)
+                outputs.keep_indices[layer] = choice.keep_indices
             else:
-                tokens = self._run(block, tokens)
+                tokens, scores = self.run_standard_layer(layer, tokens)
             if layer in take:
                 outputs.intermediates.append(tokens)
         outputs.tokens = tokens
         return outputs
 
-    @torch.no_grad()
-    def _select(self, layer: int, tokens: Tensor, logits: Tensor | None) -> Tensor:
-        """Keep indices (B, K) or (B, H, K) of a ToSA layer."""
-        batch, length, _ = tokens.shape
-        importance = self.importance(layer, logits)
-        if importance is None:
-            heads = num_heads(self.blocks[layer - 1])
-            importance = torch.rand(batch, heads, length, device=tokens.device)
-        if self.config.selection == "shared":
-            importance = importance.sum(dim=1)
-        kept = num_kept(length, self.keep_rates[layer], self.num_prefix_tokens)
-        return choose_tokens(importance, kept, self.num_prefix_tokens)
+    def run_standard_layer(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run a layer in which every token is computed.
 
-    def importance(self, layer: int, logits: Tensor | None) -> Tensor | None:
-        """Importance of each token to a ToSA layer, by head.
+        Args:
+            layer: The layer.
+            tokens: Tokens (B, N, D).
+
+        Returns:
+            Tokens (B, N, D), and what its logits say to the selector of the next layer, if that reads them: see
+            `read_scores`.
+        """
+        block = self.blocks[layer - 1]
+        if not (self.config.reads_maps and layer + 1 in self.keep_rates):
+            return self._run(block, tokens), None
+        read = partial(self.read_scores, layer + 1)
+        return self._run(partial(run_and_tap, block, query_rows=self.config.query_rows, read=read), tokens)
+
+    def run_tosa_layer(self, layer: int, tokens: Tensor, choice: Choice) -> Tensor:
+        """Run a ToSA layer on tokens (B, N, D) by a choice: tokens (B, N, D)."""
+        block = self.blocks[layer - 1]
+        if self.config.selection == "per-head":
+            return self._run(partial(run_block_per_head, block, keep_indices=choice.keep_indices), tokens)
+        return self._run(partial(run_tosa_layer, block, choice=choice, bypass=self.bypass(layer)), tokens)
+
+    def bypass(self, layer: int) -> LinearBypass | NearestBypass | None:
+        """The bypass of a ToSA layer; None where a skipped token stays as it is."""
+        return self.bypasses[str(layer)] if str(layer) in self.bypasses else None  # type: ignore[return-value]  # noqa: SIM401
+
+    @torch.no_grad()
+    def choose(self, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None = None) -> Choice:
+        """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
+
+        Args:
+            layer: The ToSA layer.
+            tokens: Tokens (B, N, D) that enter it.
+            grid: Patches (rows, columns).
+            scores: What `read_scores` made of the feeding layer's logits, where the selector reads them.
+        """
+        config, prefix = self.config, self.num_prefix_tokens
+        length = tokens.shape[1]
+        kept = num_kept(length, self.keep_rates[layer], prefix)
+        needs_inputs = config.needs_keys or config.selector == "probe"
+        inputs = attention_input(self.blocks[layer - 1], tokens) if needs_inputs else tokens
+        keys = self.keys[str(layer)](inputs) if config.needs_keys else inputs
+        if config.selector == "similarity":
+            choice = choose_by_similarity(keys, kept, prefix, grid, config.neighbors)
+            return choice if config.matches_tokens else choice._replace(partners=None, weights=None)
+        if scores is None:
+            scores = self.score(layer, inputs)
+        keep_indices = choose_tokens(scores, kept, prefix)
+        if config.matches_tokens:
+            return match_with_kept(keys, keep_indices, prefix, config.neighbors)
+        if config.bypass == "identity":
+            return Choice(keep_indices)
+        return Choice(keep_indices, other_indices(keep_indices, length))
+
+    def score(self, layer: int, inputs: Tensor) -> Tensor:
+        """Scores (B, N), or (B, H, N) for per-head selection, by a selector that reads no maps.
+
+        Args:
+            layer: The ToSA layer.
+            inputs: What its attention reads, (B, N, D).
+        """
+        if self.config.selector == "probe":
+            return self.selectors[str(layer)](inputs)
+        batch, length, _ = inputs.shape
+        heads = (num_heads(self.blocks[layer - 1]),) if self.config.selection == "per-head" else ()
+        return torch.rand(batch, *heads, length, device=inputs.device)
+
+    @torch.no_grad()
+    def read_scores(self, layer: int, logits: Tensor) -> Tensor:
+        """What a selector that reads maps makes of them.
 
         Args:
             layer: The ToSA layer.
             logits: Scaled attention logits (B, H, M, N) of its feeding layer.
 
         Returns:
-            Column sums (B, H, N) of the predicted maps, in float32; None if the selector reads no maps.
+            Scores in float32: (B, N), or (B, H, N) for per-head selection. Of the selectors `attention` and `previous`
+            it is the column sum of the predicted maps (paper 2.1), of `bypass-error` the predicted error.
         """
-        if logits is None:
-            return None
-        if str(layer) in self.selectors:
-            return column_sum(self.selectors[str(layer)](logits).exp())
-        return column_sum(logits.softmax(dim=-1, dtype=torch.float32))
-
-    def _run_tosa_layer(self, block: nn.Module, tokens: Tensor, keep_indices: Tensor) -> Tensor:
-        if self.config.selection == "per-head":
-            return self._run(partial(run_block_per_head, block, keep_indices=keep_indices), tokens)
-        selected = self._run(block, gather_tokens(tokens, keep_indices))
-        return scatter_tokens(tokens, keep_indices, selected)
+        if self.config.selector == "bypass-error":
+            return self.selectors[str(layer)](logits)
+        if self.config.selector == "attention":
+            importance = column_sum(self.selectors[str(layer)](logits).exp())
+        else:
+            importance = column_sum(logits.softmax(dim=-1, dtype=torch.float32))
+        return importance.sum(dim=1) if self.config.selection == "shared" else importance
 
     def _run(self, layer: Callable[[Tensor], Any], tokens: Tensor) -> Any:
         """Run a layer, recomputing it in the backward pass where gradient checkpointing is on."""
@@ -271,6 +350,10 @@ class TosaViT(nn.Module):
     def selector_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that `distill` trains and `finetune` freezes."""
         return self.selectors.parameters()
+
+    def bypass_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the bypasses, which `distill` fits and `finetune` trains."""
+        return self.bypasses.parameters()
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that `distill` freezes and `finetune` trains."""
@@ -354,8 +437,9 @@ class TosaViT(nn.Module):
         kept = self.backbone.prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
         for layer in [layer for layer in self.keep_rates if layer > len(self.blocks)]:
             del self.keep_rates[layer]
-            if str(layer) in self.selectors:
-                del self.selectors[str(layer)]
+            for parts in (self.selectors, self.keys, self.bypasses):
+                if str(layer) in parts:
+                    del parts[str(layer)]
         return kept
 
     def no_weight_decay(self) -> set[str]:
@@ -372,5 +456,5 @@ def _strip_backbone_prefix(module: nn.Module, state: dict[str, Tensor], prefix: 
 def _add_backbone_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        if not name.startswith("selectors."):
+        if not name.startswith(_ADDED):
             state[prefix + _BACKBONE + name] = state.pop(key)

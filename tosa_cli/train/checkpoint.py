@@ -7,7 +7,7 @@ draws its own from the seed (see `loop.seed_step`).
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ class TrainState:
         batch: Batches of it that are done.
         update: Optimizer steps that are done.
         settings: The run's settings.
-        tensors: Weights, optimizer and average, by name.
+        tensors: Weights, optimizer, average and best weights, by name.
         optimizer: The optimizer's numbers that are no tensors.
+        history: What was measured on held-out images.
+        seconds: Time that the run took.
     """
 
     epoch: int
@@ -39,6 +41,8 @@ class TrainState:
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
     optimizer: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def checkpoint_path(output: Path, command: str) -> Path:
@@ -59,6 +63,8 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         "update": state.update,
         "settings": state.settings,
         "optimizer": state.optimizer,
+        "history": state.history,
+        "seconds": state.seconds,
     }
     temporary = _temporary(path)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()}

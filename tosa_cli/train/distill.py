@@ -1,30 +1,71 @@
-"""Selector training (paper 2.2): label-free, the backbone frozen."""
+"""Selector training (paper 2.2) and the fit of what has a closed form: label-free, the backbone frozen."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates, has_parameters
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.data import Augmentation, Images
 from tosa_cli.train.loop import Progress, TrainReport, train
-from tosa_cli.train.objectives import DistillObjective
+from tosa_cli.train.objectives import DistillObjective, ErrorObjective
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
 
+TRAINED_SELECTORS = ("attention", "bypass-error")
+"""Selectors that are trained step by step."""
+
+
+@dataclass
+class DistillReport:
+    """What `distill` did; a part is None where the model does not need it.
+
+    Attributes:
+        training: Training of the selectors.
+        calibration: Fit of bypasses and probes.
+    """
+
+    training: TrainReport | None = None
+    calibration: CalibrationReport | None = None
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps."""
+        return self.training.updates if self.training else 0
+
+    @property
+    def seconds(self) -> float:
+        """Time of both parts."""
+        return sum(part.seconds for part in (self.training, self.calibration) if part)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second of both parts and all processes together."""
+        images = sum(part.images for part in (self.training, self.calibration) if part)
+        return images / self.seconds if self.seconds else 0.0
+
+    @property
+    def failed(self) -> list[str]:
+        """Images that could not be read, with the reason."""
+        return list(dict.fromkeys(name for part in (self.training, self.calibration) if part for name in part.failed))
+
 
 def check_trainable(model: TosaViT) -> None:
-    """Check that a model has selectors to train.
+    """Check that a model has something to train or to fit.
 
     Raises:
-        ConfigError: If its selector needs no training.
+        ConfigError: If it has nothing.
     """
-    if not len(model.selectors):
+    config = model.config
+    if config.selector not in TRAINED_SELECTORS and not config.is_fitted:
         raise ConfigError(
-            f"The selector {model.config.selector!r} has nothing to train. Convert with "
-            f"--selector attention to distill."
+            f"The selector {config.selector!r} has nothing to train, and the bypass {config.bypass!r} nothing to fit: "
+            f"the model is ready to use. Convert with --selector attention or --bypass nearest+linear to distill."
         )
 
 
@@ -37,37 +78,54 @@ def distill(
     accelerator: Accelerator,
     model: TosaViT,
     images: Images,
+    calibration: Images,
     config: DistillConfig,
     *,
     checkpoint: Path,
     resume: bool = False,
     progress: Progress | None = None,
-) -> TrainReport:
-    """Train the selectors of a model in place.
+) -> DistillReport:
+    """Train the selectors of a model in place, then fit its bypasses.
 
     Args:
         accelerator: From `make_accelerator`.
         model: The ToSA model; its backbone is not changed.
         images: Training images; labels are not read.
+        calibration: The same images, in order and not augmented, for what is fitted.
         config: The settings.
         checkpoint: Where the checkpoint is written.
         resume: Continue from it.
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the model has no selectors to train, or the optimizer or the schedule is unknown.
-        TrainingError: If the loss is not finite.
+        ConfigError: If there is nothing to train or to fit, or the optimizer or the schedule is unknown.
+        DataError: If no image can be read, or one cannot and the settings are strict.
+        TrainingError: If the loss or a fit is not finite.
     """
     check_trainable(model)
-    return train(
-        accelerator,
-        DistillObjective(model),
-        images,
-        make_optimizer(model.selector_parameters(), config),
-        config,
-        checkpoint=checkpoint,
-        fingerprint=fingerprint(model),
-        resume=resume,
-        make_scheduler=make_scheduler(config),
-        progress=progress,
-    )
+    report = DistillReport()
+    if model.config.selector in TRAINED_SELECTORS:
+        objective: nn.Module
+        if model.config.selector == "bypass-error":
+            # What the selector learns to predict is what the bypass gets wrong, so there has to be one first.
+            with Calibration(accelerator, model, calibration, config.strict, progress) as run:
+                run.progress.start(run.num_batches * has_parameters(model), 0)
+                fit_candidates(run)
+            objective = ErrorObjective(model)
+        else:
+            objective = DistillObjective(model)
+        report.training = train(
+            accelerator,
+            objective,
+            images,
+            make_optimizer(model.selector_parameters(), config),
+            config,
+            checkpoint=checkpoint,
+            fingerprint=fingerprint(model),
+            resume=resume,
+            make_scheduler=make_scheduler(config),
+            progress=progress,
+        )
+    if model.config.is_fitted:
+        report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
+    return report

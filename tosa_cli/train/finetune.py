@@ -1,4 +1,4 @@
-"""Finetuning on the original task with frozen selectors (paper 2.3)."""
+"""Finetuning with frozen selectors (paper 2.3): on the original task, or on the dense model's features."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from timm.data import Mixup
 from timm.layers import DropPath, calculate_drop_path_rates
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
@@ -16,9 +15,10 @@ from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.data import Augmentation, Images
 from tosa_cli.train.loop import Progress, TrainReport, train
-from tosa_cli.train.objectives import FinetuneObjective
-from tosa_cli.train.optimizer import make_optimizer
+from tosa_cli.train.objectives import FeaturesObjective, FinetuneObjective
+from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
 from tosa_cli.train.schedule import make_scheduler
+from tosa_cli.train.weights import Average, Watch, finetuned_parts
 
 
 def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
@@ -33,44 +33,44 @@ def finetune(
     config: FinetuneConfig,
     *,
     checkpoint: Path,
+    teacher: nn.Module | None = None,
+    watch: Watch | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainReport:
-    """Finetune the backbone of a model in place, its selectors frozen.
+    """Finetune the backbone and the bypasses of a model in place, its selectors frozen.
 
     Args:
         accelerator: From `make_accelerator`.
         model: The ToSA model.
-        images: Training images with labels.
+        images: Training images; the objective labels needs labels.
         config: The settings.
         checkpoint: Where the checkpoint is written.
+        teacher: The dense model that the objective features matches, another module than the model's backbone.
+        watch: Measures on held-out images on the way and hands back the best weights, the start included.
         resume: Continue from it.
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the optimizer or the schedule is unknown.
+        ConfigError: If the optimizer or the schedule is unknown, or the settings do not fit the model.
         DataError: If a label does not fit the model's head.
         TrainingError: If the loss is not finite.
     """
     if config.drop_path is not None:
         _set_drop_path(model, config.drop_path)
     model.set_grad_checkpointing(config.grad_checkpointing)
-    mixup = _make_mixup(config, model.num_classes)
-
-    def change_batch(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images.check_targets(targets, model.num_classes)
-        return mixup(inputs, targets) if mixup else (inputs, targets)
-
-    loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(config.smoothing)
-    objective = FinetuneObjective(model, loss).train()
     # On its device before it is copied: the average stays where the model is.
     model.to(accelerator.device)
-    ema = ModelEmaV3(model.backbone, decay=config.model_ema_decay) if config.model_ema else None
+    objective, change_batch = _make_objective(model, images, config, teacher)
+    parts = finetuned_parts(model)
+    ema = Average(parts, config.model_ema_decay) if config.model_ema else None
+    if watch is not None:
+        watch.attach(accelerator, parts, ema, config.seed)
     report = train(
         accelerator,
         objective,
         images,
-        make_optimizer(model.backbone, config, config.layer_decay),
+        make_optimizer(finetuned_groups(model, config.weight_decay, config.layer_decay), config),
         config,
         checkpoint=checkpoint,
         fingerprint=fingerprint(model),
@@ -78,13 +78,39 @@ def finetune(
         make_scheduler=make_scheduler(config),
         change_batch=change_batch,
         ema=ema,
+        watch=watch,
         progress=progress,
     )
     if ema is not None:
-        model.backbone.load_state_dict(ema.module.state_dict())
+        parts.load_state_dict(ema.module.state_dict())
+    if watch is not None:
+        watch.hand_back()
     model.set_grad_checkpointing(False)
     model.eval()
     return report
+
+
+def _make_objective(
+    model: TosaViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
+) -> tuple[nn.Module, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None]:
+    """What is learned, and what is done to a batch before."""
+    if config.objective == "features":
+        if teacher is None or teacher is model.backbone:
+            raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
+        if config.feature_layers >= len(model.blocks):
+            raise ConfigError(
+                f"feature_layers must be below {len(model.blocks)}, as the model has so many layers and the last is "
+                f"matched anyway; not {config.feature_layers}."
+            )
+        return FeaturesObjective(model, teacher, config.feature_layers).train(), None
+    mixup = _make_mixup(config, model.num_classes)
+
+    def change_batch(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        images.check_targets(targets, model.num_classes)
+        return mixup(inputs, targets) if mixup else (inputs, targets)
+
+    loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(config.smoothing)
+    return FinetuneObjective(model, loss).train(), change_batch
 
 
 def _make_mixup(config: FinetuneConfig, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

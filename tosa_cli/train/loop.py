@@ -14,7 +14,6 @@ from typing import Any, Protocol, Self
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, gather_object, set_seed
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError, DataError, TrainingError
@@ -22,6 +21,8 @@ from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Images, is_streamed
 from tosa_cli.train.samples import Batch
 from tosa_cli.train.saver import Saver
+from tosa_cli.train.schedule import Clock
+from tosa_cli.train.weights import Average, Watch
 
 
 class Progress(Protocol):
@@ -105,13 +106,15 @@ def train(
     resume: bool = False,
     make_scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
     change_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    ema: ModelEmaV3 | None = None,
+    ema: Average | None = None,
+    watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> TrainReport:
     """Train an objective.
 
     A resumed run ends in the same weights as one that was never interrupted: the state that matters is in the
-    checkpoint, and all random numbers of a step come from seed, epoch, step and process.
+    checkpoint, and all random numbers of a step come from seed, epoch, step and process. Not so with `max_minutes`,
+    where the clock decides how many steps there are and how fast the learning rate falls.
 
     Args:
         accelerator: From `make_accelerator`.
@@ -125,6 +128,7 @@ def train(
         make_scheduler: Makes a timm schedule from the optimizer and the number of updates an epoch.
         change_batch: Changes a batch on its way, as mixup does.
         ema: Average of the weights to keep up to date.
+        watch: Measures on held-out images at the start, in between and at the end; it is attached already.
         progress: Told about the advance.
 
     Raises:
@@ -146,14 +150,17 @@ def train(
     updates_per_epoch = batches_per_epoch // config.grad_accum_steps
     scheduler = make_scheduler(optimizer, updates_per_epoch) if make_scheduler else None
     identity = {"num_images": images.num_images, "model": fingerprint}
-    saver = Saver(accelerator, checkpoint, config, identity, trained, optimizer, ema)
+    saver = Saver(accelerator, checkpoint, config, identity, trained, optimizer, ema, watch)
+    clock = Clock(config.max_minutes, updates_per_epoch * config.epochs)
     first_epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
     if scheduler is not None:
-        scheduler.step_update(update)
+        scheduler.step_update(clock.position(update, saver.seconds))
     progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
     started = time.perf_counter()
     try:
         with _Interrupts() as interrupts:
+            if watch is not None and not watch.history:
+                watch.look(0)
             for epoch in range(first_epoch, config.epochs):
                 losses: list[float] = []
                 for number, batch in _batches(
@@ -167,7 +174,7 @@ def train(
                     with accelerator.accumulate(model):
                         with accelerator.autocast():
                             loss = model(inputs, targets)
-                        mean, asked_to_stop = saver.check_loss(loss, update, interrupts.asked)
+                        mean, asked_to_stop, seconds = saver.check_loss(loss, update, interrupts.asked)
                         if number % config.grad_accum_steps == 0:
                             saver.save_if_due()
                             if asked_to_stop:
@@ -180,23 +187,31 @@ def train(
                     if accelerator.sync_gradients:
                         update += 1
                         if ema is not None:
-                            ema.update(ema_source(accelerator, model))
+                            ema.update()
                         if scheduler is not None:
-                            scheduler.step_update(update)
+                            scheduler.step_update(clock.position(update, seconds))
                         accelerator.log({"loss": mean, "lr": optimizer.param_groups[0]["lr"]}, step=update)
+                        if watch is not None and watch.is_due(update):
+                            watch.look(update)
                     losses.append(mean)
                     batch_in_epoch = number + 1
                     report.images += len(inputs) * accelerator.num_processes
                     progress.advance(len(inputs) * accelerator.num_processes, f"loss {mean:.4f}")
                     if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
                         saver.due = (epoch, batch_in_epoch, update)
+                    if accelerator.sync_gradients and clock.is_over(seconds):
+                        break
                 report.last_loss = sum(losses) / len(losses) if losses else report.last_loss
                 if losses and math.isnan(report.first_loss):
                     report.first_loss = losses[0]
                 batch_in_epoch = 0
                 if not config.checkpoint_every:
                     saver.due = (epoch + 1, 0, update)
+                if losses and clock.is_over(seconds):
+                    break
             saver.check_weights(update)
+            if watch is not None:
+                watch.look(update)
             saver.due = (config.epochs, 0, update)
             saver.save_if_due()
     except KeyboardInterrupt:
@@ -208,11 +223,6 @@ def train(
 def seed_step(seed: int, epoch: int, batch: int, process: int) -> None:
     """Set all random numbers of a step, so that none depends on the steps before."""
     set_seed((seed * 1_000_003 + epoch * 10_007 + batch * 101 + process) % 2**31)
-
-
-def ema_source(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The module whose weights are averaged: the backbone."""
-    return accelerator.unwrap_model(model).model.backbone
 
 
 def _prepare(

@@ -1,9 +1,19 @@
 """What a training step computes: a module from images and targets to a loss, so that it can run in parallel."""
 
-from torch import Tensor, nn
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tosa_cli.model.backbone import embed, run_and_tap
 from tosa_cli.model.selectors import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.candidates import bypass_errors
+from tosa_cli.train.weights import finetuned_parts
+
+ROOT_EPS = 1e-6
+"""Added to a distance before its root is taken: at 0 the root has no gradient."""
 
 
 class DistillObjective(nn.Module):
@@ -18,7 +28,7 @@ class DistillObjective(nn.Module):
     def __init__(self, model: TosaViT) -> None:
         super().__init__()
         self.model = model
-        model.backbone.requires_grad_(False)
+        model.requires_grad_(False)
         model.selectors.requires_grad_(True)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -34,6 +44,48 @@ class DistillObjective(nn.Module):
         return super().train(False)
 
 
+class ErrorObjective(nn.Module):
+    """Selector training: predict, from the logits of the feeding layer, how wrong the bypass is about each patch.
+
+    The loss is the mean squared difference of the logarithms of the errors, on the pretrained model's tokens, less what
+    all patches of an image share: that ranks none of them, and would take most of the training to learn. The backbone
+    runs dense and without gradients; the selectors alone are trained.
+
+    Args:
+        model: The ToSA model, its bypasses fitted to all patches.
+    """
+
+    def __init__(self, model: TosaViT) -> None:
+        super().__init__()
+        self.model = model
+        model.requires_grad_(False)
+        model.selectors.requires_grad_(True)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, C, height, width), summed over the ToSA layers; `targets` are not read."""
+        model, grid = self.model, self.model.grid(images)
+        losses = []
+        logits = None
+        with torch.no_grad():
+            tokens = embed(model.backbone, images)
+        for layer, block in enumerate(model.blocks[: max(model.keep_rates)], start=1):
+            with torch.no_grad():
+                if layer + 1 in model.keep_rates:
+                    after, logits = run_and_tap(block, tokens, model.config.query_rows)
+                else:
+                    after = block(tokens)
+            if layer in model.keep_rates:
+                errors = bypass_errors(model, layer, tokens, after - tokens, grid)
+                predicted = model.selectors[str(layer)](logits)[:, model.num_prefix_tokens :]
+                losses.append((predicted - errors.float().log()).var(dim=1, correction=0).mean())
+            tokens = after
+        return sum(losses)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> "ErrorObjective":
+        """Dropout and the like stay off: the errors are those of the pretrained model."""
+        return super().train(False)
+
+
 class FinetuneObjective(nn.Module):
     """Finetuning on the original task with frozen selectors (paper 2.3).
 
@@ -46,9 +98,96 @@ class FinetuneObjective(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        model.backbone.requires_grad_(True)
-        model.selectors.requires_grad_(False)
+        model.requires_grad_(False)
+        finetuned_parts(model).requires_grad_(True)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width) with class indices (B,) or class shares (B, num_classes)."""
         return self.loss(self.model(images), targets)
+
+
+class FeaturesObjective(nn.Module):
+    """Label-free finetuning: match the final tokens of the dense model that the ToSA model came from.
+
+    Selection stays as it is, and so does what needs no learning: up to the first ToSA layer the teacher's tokens are
+    computed already, and a classification head, which reads the tokens, goes on fitting them.
+
+    Args:
+        model: The ToSA model.
+        teacher: The dense model; it is frozen.
+        feature_layers: Number of evenly spread layers before the last whose tokens are matched too.
+    """
+
+    def __init__(self, model: TosaViT, teacher: nn.Module, feature_layers: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher: Any = teacher.requires_grad_(False)
+        depth = len(model.blocks)
+        self.indices = [depth * i // (feature_layers + 1) - 1 for i in range(1, feature_layers + 1)]
+        self.num_prefix = model.num_prefix_tokens
+        # Registers are read by nobody behind the last layer.
+        self.num_class = self.num_prefix - model.backbone.num_reg_tokens
+        model.requires_grad_(False)
+        later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.backbone.norm, model.bypasses])
+        parameters = list(later.requires_grad_(True).parameters())
+        # Several processes need to know which weights no gradient reaches, as of a bypass that no token takes.
+        images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)  # type: ignore[misc]
+        reached = torch.autograd.grad(self._tokens(model, images)[0].sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, reached, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, C, height, width); `targets` are not read.
+
+        The final tokens count as much as the mean of the layers before, and class tokens as much as patch tokens. It
+        is the mean over images of the root of their distance: of the distance itself, the gradients of the few images
+        that are far off would drown those of all others.
+        """
+        with torch.no_grad():
+            expected = self._tokens(self.teacher, images)
+        losses = [self._distance(*pair) for pair in zip(self._tokens(self.model, images), expected, strict=True)]
+        final, others = losses[0], losses[1:]
+        distances = final + torch.stack(others).mean(dim=0) if others else final
+        return (distances + ROOT_EPS).sqrt().mean()
+
+    def train(self, mode: bool = True) -> "FeaturesObjective":
+        """Dropout and the like stay off, as a model that only has to stay close to its teacher needs no noise."""
+        return super().train(False)
+
+    def _distance(self, tokens: Tensor, expected: Tensor) -> Tensor:
+        """Distance (B,) of tokens (B, N, D)."""
+        patches = token_distance(tokens[:, self.num_prefix :], expected[:, self.num_prefix :])
+        if not self.num_class:
+            return patches
+        return (patches + token_distance(tokens[:, : self.num_class], expected[:, : self.num_class])) / 2
+
+    def _tokens(self, model: Any, images: Tensor) -> list[Tensor]:
+        """Final normalised tokens (B, N, D), then those behind each of the other layers."""
+        if not self.indices:
+            return [model.forward_features(images)]
+        final, others = model.forward_intermediates(
+            images, indices=self.indices, return_prefix_tokens=True, output_fmt="NLC"
+        )
+        if self.num_prefix:
+            others = [torch.cat([prefix, patches], dim=1) for patches, prefix in others]
+        return [final, *others]
+
+
+def token_distance(tokens: Tensor, expected: Tensor) -> Tensor:
+    """How far tokens are from those expected.
+
+    One minus the cosine is what is measured in the end, but a few large channels of a ViT rule it; smooth L1 between
+    the layer-normalised tokens grows no more than linearly with those, so that the small channels count too.
+
+    Args:
+        tokens: Tokens (B, N, D).
+        expected: The tokens they should be, (B, N, D).
+
+    Returns:
+        The mean over the tokens of each image, (B,) in float32.
+    """
+    tokens, expected = tokens.float(), expected.float()
+    cosine = F.cosine_similarity(tokens, expected, dim=-1)
+    width = tokens.shape[-1:]
+    tokens, expected = F.layer_norm(tokens, width), F.layer_norm(expected, width)
+    return 1 - cosine.mean(dim=1) + F.smooth_l1_loss(tokens, expected, reduction="none").mean(dim=(1, 2))

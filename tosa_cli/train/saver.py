@@ -1,12 +1,12 @@
 """When the checkpoint of a run is written, and what is put back from it."""
 
 import math
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tosa_cli.errors import CheckpointError, TrainingError
@@ -18,8 +18,11 @@ from tosa_cli.train.checkpoint import (
     write_checkpoint,
 )
 from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.weights import Average, Watch
 
-MAY_CHANGE_ON_RESUME = frozenset({"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict"})
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict", "max_minutes"}
+)
 """Settings that a resumed run may change; with any other it would be another run."""
 
 
@@ -37,22 +40,34 @@ class Saver:
         identity: dict[str, Any],
         trained: dict[str, nn.Parameter],
         optimizer: Any,
-        ema: ModelEmaV3 | None,
+        ema: Average | None,
+        watch: Watch | None,
     ) -> None:
         self.accelerator, self.path = accelerator, path
         self.settings = {**config.to_dict(), "processes": accelerator.num_processes, **identity}
         self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
+        self.watch = watch
         self.due: tuple[int, int, int] | None = None
+        self._seconds_before, self._started = 0.0, time.perf_counter()
         self.has_checkpoint = False
 
-    def check_loss(self, loss: Tensor, update: int, asked_to_stop: bool) -> tuple[float, bool]:
-        """Mean loss of all processes, and whether any was asked to stop; raises `TrainingError` if it is not finite."""
+    @property
+    def seconds(self) -> float:
+        """Time that the run took in this process, that before a resume included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def check_loss(self, loss: Tensor, update: int, asked_to_stop: bool) -> tuple[float, bool, float]:
+        """Mean loss of all processes, whether any was asked to stop, and the time so far in seconds.
+
+        Raises `TrainingError` if the loss is not finite.
+        """
         # Of all processes, as all go on or all stop.
-        here = torch.stack([loss.detach().float(), torch.tensor(float(asked_to_stop), device=loss.device)])
-        mean, stopping = self.accelerator.reduce(here, reduction="mean").tolist()
+        other = torch.tensor([float(asked_to_stop), self.seconds], device=loss.device)
+        here = torch.cat([loss.detach().float().view(1), other])
+        mean, stopping, seconds = self.accelerator.reduce(here, reduction="mean").tolist()
         if not math.isfinite(mean):
             raise TrainingError(f"The loss became {mean} after {update} steps, and training stopped. {self._advice()}")
-        return mean, stopping > 0
+        return mean, stopping > 0, seconds
 
     def check_weights(self, update: int) -> None:
         """Raise `TrainingError` if a weight is not finite."""
@@ -84,7 +99,11 @@ class Saver:
             tensors |= {f"ema.{name}": value for name, value in self.ema.module.state_dict().items()}
         if self.accelerator.scaler is not None:
             optimizer_numbers["scaler"] = self.accelerator.scaler.state_dict()
-        write_checkpoint(self.path, TrainState(epoch, batch, update, self.settings, tensors, optimizer_numbers))
+        state = TrainState(epoch, batch, update, self.settings, tensors, optimizer_numbers, seconds=self.seconds)
+        if self.watch is not None:
+            best, state.history = self.watch.state()
+            state.tensors |= {f"best.{name}": value for name, value in best.items()}
+        write_checkpoint(self.path, state)
 
     @torch.no_grad()
     def restore(self) -> tuple[int, int, int]:
@@ -107,9 +126,12 @@ class Saver:
         unpack_optimizer(self.optimizer, groups.get("optimizer", {}), state.optimizer)
         if self.ema is not None:
             self.ema.module.load_state_dict(groups["ema"])
+        if self.watch is not None:
+            self.watch.restore(groups.get("best", {}), state.history)
         if self.accelerator.scaler is not None and "scaler" in state.optimizer:
             self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
         self.has_checkpoint = True
+        self._seconds_before = state.seconds
         return state.epoch, state.batch, state.update
 
     def interrupted(self) -> str:

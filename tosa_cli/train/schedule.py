@@ -1,6 +1,7 @@
-"""timm's learning-rate schedules, stepped once an update."""
+"""timm's learning-rate schedules, stepped once an update, and the clock of a run with limited time."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,3 +43,26 @@ def make_scheduler(config: TrainConfig) -> Callable[[torch.optim.Optimizer, int]
         return scheduler
 
     return make
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a run with limited time is over, and where its schedule stands: by steps or by time, whichever is farther.
+
+    Attributes:
+        minutes: Time that the run may take; None does not limit it.
+        total_updates: Optimizer steps of the whole schedule.
+    """
+
+    minutes: float | None
+    total_updates: int
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether the time is over after so many seconds."""
+        return self.minutes is not None and seconds >= 60 * self.minutes
+
+    def position(self, update: int, seconds: float) -> int:
+        """The optimizer step at which the schedule stands after so many steps and seconds."""
+        if self.minutes is None:
+            return update
+        return max(update, min(self.total_updates, int(self.total_updates * seconds / (60 * self.minutes))))

@@ -1,0 +1,310 @@
+"""What becomes of a skipped token, and that a model with any bypass is whole: exact, savable, trainable."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tosa_cli
+from tosa_cli.errors import TosaError
+from tosa_cli.model.backbone import attention_input, embed, mean_key_projection
+from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
+from tosa_cli.model.matching import Choice, match_with_kept, other_indices
+from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens
+from tosa_cli.model.tosa_layer import run_tosa_layer
+from tosa_cli.model.tosa_vit import TosaViT
+
+from .test_backbone import SHRUNK
+from .tiny_models import make_images, make_tosa, make_vit, randomize_
+
+SELECTORS = ["attention", "similarity", "bypass-error", "probe", "previous", "random"]
+BYPASSES = ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
+NEAREST = BYPASSES[2:]
+BLOCKS = ["vit_small_patch16_224", "vit_base_patch16_rpn_224", "vit_base_patch16_xp_224"]
+"""Architectures of `Block`, `ResPostBlock` and `ParallelScalingBlock`."""
+
+
+def make_fitted(source: str | nn.Module = "test_vit", **settings: Any) -> TosaViT:
+    """A ToSA model with bypasses as if fitted, small enough that the stream does not run away."""
+    model = make_tosa(source, **settings)
+    randomize_(model.bypasses, seed=3)
+    with torch.no_grad():
+        for parameter in model.bypass_parameters():
+            parameter *= 0.3
+    return model
+
+
+def make_small(architecture: str) -> nn.Module:
+    return make_vit(architecture, **SHRUNK)
+
+
+# ---------------------------------------------------------------------- formulas
+
+
+def test_an_identity_bypass_is_none() -> None:
+    assert make_bypass("identity", 8) is None
+    assert len(make_tosa(selector="similarity").bypasses) == 0
+
+
+def test_the_linear_bypass_is_a_linear_map_of_the_input() -> None:
+    bypass = randomize_(LinearBypass(5), seed=0)
+    inputs = torch.randn(2, 3, 5)
+    assert torch.allclose(bypass(inputs), inputs @ bypass.weight.T + bypass.bias, atol=1e-6)
+
+
+def test_the_nearest_bypasses_correct_the_update_by_the_difference_as_they_say() -> None:
+    updates, differences = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    plain = NearestBypass(5, "nearest")
+    assert torch.equal(plain(updates), updates) and not plain.reads_inputs and not list(plain.parameters())
+    affine = randomize_(NearestBypass(5, "nearest+affine"), seed=0)
+    expected = affine.update_scale * updates + affine.input_scale * differences + affine.bias
+    assert torch.allclose(affine(updates, differences), expected, atol=1e-6) and affine.reads_inputs
+    assert sum(parameter.numel() for parameter in affine.parameters()) == 3 * 5
+    linear = randomize_(NearestBypass(5, "nearest+linear"), seed=0)
+    expected = linear.update_scale * updates + differences @ linear.weight.T + linear.bias
+    assert torch.allclose(linear(updates, differences), expected, atol=1e-6) and linear.reads_inputs
+
+
+@pytest.mark.parametrize("selector", ["similarity", "previous"])
+def test_a_bypass_that_is_not_fitted_does_what_its_plainest_form_does(selector: str) -> None:
+    source, images = make_vit(), make_images()
+    outputs = {bypass: make_tosa(source, selector=selector, bypass=bypass)(images) for bypass in BYPASSES}
+    assert torch.allclose(outputs["linear"], outputs["identity"], atol=1e-5)
+    assert torch.allclose(outputs["nearest+affine"], outputs["nearest"], atol=1e-5)
+    assert torch.allclose(outputs["nearest+linear"], outputs["nearest"], atol=1e-5)
+    assert not torch.allclose(outputs["nearest"], outputs["identity"], atol=1e-2)
+
+
+# ---------------------------------------------------------------------- the layer
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+def test_a_tosa_layer_is_the_block_on_the_selected_tokens_and_the_bypass_on_the_others(bypass: Any) -> None:
+    block, tokens = make_vit().blocks[2], torch.randn(2, 17, 64)
+    keep = choose_tokens(torch.rand(2, 17), 9, 1)
+    module = make_bypass(bypass, 64)
+    if module is not None:
+        randomize_(module, seed=0)
+    matched = isinstance(module, NearestBypass)
+    choice = match_with_kept(tokens, keep, 1, 3) if matched else Choice(keep, other_indices(keep, 17))
+    with torch.no_grad():
+        output = run_tosa_layer(block, tokens, choice, module)  # type: ignore[arg-type]
+        for image in range(2):
+            kept, skipped = keep[image].tolist(), choice.skip_indices[image].tolist()  # type: ignore[index]
+            sizes = dict.fromkeys(kept, 1.0)
+            stands = {}
+            if choice.partners is not None and choice.weights is not None:
+                for token, places, weights in zip(skipped, choice.partners[image], choice.weights[image], strict=True):
+                    stands[token] = [
+                        (kept[place], weight.item()) for place, weight in zip(places, weights, strict=True)
+                    ]
+                    for partner, weight in stands[token]:
+                        sizes[partner] += weight
+            mask = torch.tensor([sizes[token] for token in kept]).log()[None, None, None]
+            computed = block(tokens[image, kept][None], attn_mask=mask if matched else None)[0]
+            assert torch.allclose(output[image, kept], computed, atol=1e-4)
+            inputs = block.norm1(tokens[image])
+            updates = dict(zip(kept, computed - tokens[image, kept], strict=True))
+            for token in skipped:
+                expected = torch.zeros(64)
+                if isinstance(module, NearestBypass):
+                    update = sum(weight * updates[partner] for partner, weight in stands[token])
+                    other = sum(weight * inputs[partner] for partner, weight in stands[token])
+                    expected = module(update, inputs[token] - other if module.reads_inputs else None)
+                elif module is not None:
+                    expected = module(inputs[token])
+                assert torch.allclose(output[image, token], tokens[image, token] + expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_number_and_order_of_the_tokens_stay_and_the_selection_is_fixed_in_size(selector: str, bypass: str) -> None:
+    model, images = make_fitted("test_vit2", selector=selector, bypass=bypass, keep_rate=0.4), make_images()
+    with torch.no_grad():
+        outputs = model.run_layers(embed(model.backbone, images), model.grid(images), take=range(1, 7))
+    assert [tokens.shape for tokens in outputs.intermediates] == [outputs.tokens.shape] * 6
+    assert outputs.tokens.isfinite().all()
+    for keep in outputs.keep_indices.values():
+        assert keep.shape == (2, round(0.4 * outputs.tokens.shape[1])) and (keep.diff(dim=1) > 0).all()
+        assert (keep[:, : model.num_prefix_tokens] == torch.arange(model.num_prefix_tokens)).all()
+
+
+def test_two_groups_are_merged_into_their_places_and_every_token_is_written_once() -> None:
+    tokens = torch.full((2, 7, 3), float("nan"))
+    first = torch.tensor([[0, 2, 5], [1, 2, 6]])
+    second = other_indices(first, 7)
+    values = torch.randn(2, 7, 3)
+    merged = merge_tokens(tokens, first, gather_tokens(values, first), second, gather_tokens(values, second))
+    assert torch.equal(merged, values) and tokens.isnan().all()
+
+
+def test_gradients_reach_the_bypass_and_both_groups() -> None:
+    model = make_fitted(selector="similarity", bypass="nearest+linear").train()
+    model.backbone.reset_classifier(0)
+    model.forward_features(make_images()).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+# ---------------------------------------------------------------------- what must come out exactly
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_with_every_token_kept_the_model_is_its_source(selector: str, bypass: str) -> None:
+    source, images = make_vit("test_vit2"), make_images()
+    model = make_fitted(source, selector=selector, bypass=bypass, keep_rate=1.0)
+    assert torch.allclose(model(images), source(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", BLOCKS)
+@pytest.mark.parametrize("bypass", NEAREST)
+@pytest.mark.parametrize(("selector", "layers"), [("similarity", (1, 2, 3, 6)), ("previous", (2, 4, 6))])
+@pytest.mark.parametrize("keep_rate", [0.3, 0.8])
+def test_an_image_of_equal_patches_is_computed_exactly(
+    architecture: str, bypass: str, selector: str, layers: tuple[int, ...], keep_rate: float
+) -> None:
+    # Skipped tokens then are copies of kept ones, and the attention must count those as often as they stand for.
+    source = make_small(architecture)
+    nn.init.zeros_(source.pos_embed)
+    images = torch.ones(2, 3, 64, 64) * torch.tensor([0.5, -1.0])[:, None, None, None]
+    model = make_tosa(source, selector=selector, bypass=bypass, layers=layers, keep_rate=keep_rate)
+    with torch.no_grad():
+        assert torch.allclose(model.forward_features(images), source.forward_features(images), atol=1e-4)
+    # Without the counting it is not so: the class token attends too little to the patches.
+    plain = make_tosa(source, selector=selector, bypass="identity", layers=layers, keep_rate=keep_rate)
+    with torch.no_grad():
+        assert not torch.allclose(plain.forward_features(images), source.forward_features(images), atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", BLOCKS)
+@pytest.mark.parametrize("bypass", BYPASSES)
+def test_blocks_of_every_build_take_every_bypass(architecture: str, bypass: str) -> None:
+    source, images = make_small(architecture), make_images(size=64)
+    for selector in ("similarity", "probe"):
+        model = make_fitted(source, selector=selector, bypass=bypass, layers=(1, 2, 4))
+        output = model(images)
+        assert output.isfinite().all() and not torch.allclose(output, source(images), atol=1e-3)
+        whole = make_fitted(source, selector=selector, bypass=bypass, layers=(1, 2, 4), keep_rate=1.0)
+        assert torch.allclose(whole(images), source(images), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        *((name, SHRUNK) for name in BLOCKS),
+        ("test_vit", {"qkv_bias": False}),
+        ("test_vit", {"qk_norm": True}),
+        ("vit_base_patch16_xp_224", {**SHRUNK, "qkv_bias": False}),
+    ],
+    ids=str,
+)
+def test_matching_keys_are_the_mean_over_the_heads_of_the_blocks_own_keys(architecture: str, args: Any) -> None:
+    model = make_vit(architecture, **args)
+    block = model.blocks[1]
+    tokens = torch.randn(2, 5, model.embed_dim)
+    # Normalisation of the keys by head is not part of them: it comes after the projection.
+    seen: list[Tensor] = []
+    norm, heads = (block.k_norm, 2) if hasattr(block, "k_norm") else (block.attn.k_norm, 1)
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        block(tokens)
+        weight, bias = mean_key_projection(block)
+        found = F.linear(attention_input(block, tokens), weight, bias)
+    assert torch.allclose(found, seen[0].mean(dim=heads), atol=1e-5)
+
+
+def test_neighbors_tell_how_many_kept_tokens_a_skipped_one_follows() -> None:
+    for neighbors in (1, 3):
+        model = make_tosa(selector="similarity", bypass="nearest", neighbors=neighbors)
+        choice = model.choose(2, torch.randn(2, 101, 64), (10, 10))
+        assert choice.partners is not None and choice.partners.shape == (2, 51, neighbors)
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", ["similarity", "probe", "bypass-error"])
+def test_half_precision_stays_close(selector: str, bypass: str) -> None:
+    model, images = make_fitted(selector=selector, bypass=bypass, keep_rate=0.9), make_images()
+    with torch.no_grad():
+        expected = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(images)
+        half = model.bfloat16()(images.bfloat16())
+    assert half.dtype == torch.bfloat16
+    for output in (mixed, half):
+        assert (output - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("bypass", NEAREST)
+def test_equal_tokens_are_no_trouble_in_half_precision(bypass: str) -> None:
+    source = make_vit()
+    nn.init.zeros_(source.pos_embed)
+    images = torch.ones(1, 3, 160, 160)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = make_tosa(source, selector="similarity", bypass=bypass).to(dtype)
+        with torch.no_grad():
+            assert model(images.to(dtype)).isfinite().all()
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_a_saved_model_is_the_same_model_with_its_bypasses_and_keys(selector: str, bypass: str, tmp_path: Path) -> None:
+    model, images = make_fitted(selector=selector, bypass=bypass, neighbors=2), make_images()
+    with torch.no_grad():
+        for key in model.keys.values():  # not what a new model would take from the backbone
+            key.weight += 1
+    tosa_cli.save(model, tmp_path / "model")
+    loaded = tosa_cli.load(tmp_path / "model")
+    assert loaded.config == model.config
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert list(state) == list(expected) and all(state[name].equal(value) for name, value in expected.items())
+    torch.manual_seed(0)
+    before = model(images)
+    torch.manual_seed(0)
+    assert torch.equal(loaded(images), before)
+    assert any(name.startswith("keys.") for name in state) == model.config.needs_keys
+    assert any(name.startswith("bypasses.") for name in state) == (bypass not in ("identity", "nearest"))
+
+
+@pytest.mark.parametrize("name", ["bypasses.4.weight", "bypasses.2.update_scale", "keys.6.weight"])
+def test_a_folder_that_lacks_a_part_is_refused(name: str, tmp_path: Path) -> None:
+    model = make_fitted(selector="similarity", bypass="nearest+linear")
+    tosa_cli.save(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file)
+    with pytest.raises(TosaError, match=name.replace(".", r"\.")):
+        tosa_cli.load(tmp_path / "model")
+    with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
+        model.load_state_dict(tensors)
+
+
+def test_finetuning_the_backbone_does_not_change_by_what_tokens_are_matched() -> None:
+    model = make_fitted(selector="similarity", bypass="nearest+affine")
+    before = copy.deepcopy(model.keys.state_dict())
+    trained = {id(parameter) for parameter in model.parameters()}
+    assert not any(id(value) in trained for value in model.keys.buffers()) and not list(model.keys.parameters())
+    tokens = torch.randn(2, 101, 64)
+    choice = model.choose(4, tokens, (10, 10))
+    with torch.no_grad():
+        for parameter in model.blocks[3].attn.parameters():
+            parameter.normal_()
+    again = model.choose(4, tokens, (10, 10))
+    assert torch.equal(choice.keep_indices, again.keep_indices)
+    assert all(value.equal(before[name]) for name, value in model.keys.state_dict().items())
+
+
+def test_layers_that_are_pruned_take_their_parts_with_them() -> None:
+    model = make_fitted(selector="similarity", bypass="nearest+linear", layers=(1, 2, 5))
+    model.prune_intermediate_layers([2])
+    assert list(model.keys) == list(model.bypasses) == ["1", "2"] and model(make_images()).isfinite().all()

@@ -1,0 +1,76 @@
+"""`tosa bench --sweep`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tosa_cli.cli import console
+from tosa_cli.cli.bench import ImgSize, Setup, say_conditions, spread
+from tosa_cli.measure.plot import check_can_plot, plot_sweep
+from tosa_cli.measure.sweep import SweepRow, sweep_speed
+
+
+def bench_sweep(
+    setup: Setup,
+    keep_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    img_sizes: Sequence[ImgSize],
+    plot: Path | None,
+    overwrite: bool,
+) -> None:
+    """Time every combination of keep rate, batch size and image size against the dense model.
+
+    Args:
+        setup: What is measured and how.
+        keep_rates: Keep rates, each for all ToSA layers.
+        batch_sizes: Images a batch.
+        img_sizes: Image sizes; None is the model's own.
+        plot: A PNG to draw; None draws none.
+        overwrite: Whether the PNG may replace another.
+
+    Raises:
+        InputError: If a plot is asked for and matplotlib is not installed.
+        OutputError: If the plot cannot be written.
+    """
+    if plot is not None:
+        check_can_plot(plot, overwrite)
+    groups = len(batch_sizes) * len(img_sizes)
+    console.say(f"Timing {setup.rounds} turns of each model, {groups * len(keep_rates)} combinations ...")
+    with console.progress("Timing") as bar:
+        bar.start(groups * (len(keep_rates) + 1) * setup.rounds, 0)
+        report = sweep_speed(
+            setup.load,
+            keep_rates=keep_rates,
+            batch_sizes=batch_sizes,
+            img_sizes=img_sizes,
+            rounds=setup.rounds,
+            compiled=setup.compile,
+            advance=bar.advance,
+        )
+    if plot is not None:
+        plot_sweep(report, plot)
+    if setup.json:
+        console.print_json({"model": setup.name, **report.to_dict()})
+    else:
+        console.print_table(
+            f"{setup.name}, in turns with the dense model",
+            ["rate", "size", "batch", "dense ms", "tosa ms", "spread ms", "speed", "ideal", "share"],
+            [_row(row) for row in report.rows],
+        )
+        console.say("share: the speed reached, of the ideal one that the MACs alone would give.")
+        say_conditions(report)
+    if plot is not None:
+        console.say(f"Wrote {plot}.")
+
+
+def _row(row: SweepRow) -> list[str]:
+    return [
+        f"{row.keep_rate:g}",
+        f"{row.img_size[0]}x{row.img_size[1]}",
+        str(row.batch_size),
+        f"{row.dense.median_s * 1e3:.1f}",
+        f"{row.tosa.median_s * 1e3:.1f}",
+        spread(row.tosa),
+        f"{row.speedup:.2f}x",
+        f"{row.ideal_speedup:.2f}x",
+        f"{row.share_of_ideal:.0%}",
+    ]

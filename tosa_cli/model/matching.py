@@ -1,0 +1,199 @@
+"""Which tokens resemble each other: pure functions behind the `similarity` selector and the `nearest` bypasses.
+
+Tokens are compared by the squared distance of short keys. A skipped token and its partners, the nearest of the kept
+tokens, hang together: its update is made of theirs, and in the attention of the layer they stand for it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tosa_cli.model.selection import flat_indices, gather_tokens
+
+
+class Choice(NamedTuple):
+    """Which tokens a ToSA layer computes, and what stands in for the others.
+
+    Attributes:
+        keep_indices: Selected tokens (B, K), rising; (B, H, K) for per-head selection.
+        skip_indices: Skipped tokens (B, S), rising; None where the bypass leaves them alone.
+        partners: Positions (B, S, k) among the kept tokens of each skipped token's nearest; None without matching.
+        weights: Shares (B, S, k) of the partners in float32, which sum to 1.
+    """
+
+    keep_indices: Tensor
+    skip_indices: Tensor | None = None
+    partners: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def partner_spacing(grid: tuple[int, int], num_skipped: int) -> int:
+    """How far apart possible partners stand, so that there are candidates enough to choose the skipped ones from.
+
+    Args:
+        grid: Patches (rows, columns).
+        num_skipped: Number of patches S to skip.
+
+    Returns:
+        1 for the other color of a checkerboard; n from 2 up for one patch of each square of n x n.
+    """
+    num_patches = grid[0] * grid[1]
+    if 3 * num_skipped <= num_patches:
+        return 1
+    spacing = 2
+    while num_skipped > 0.9 * (num_patches - num_partners(grid, spacing)) and spacing < max(grid):
+        spacing += 1
+    return spacing
+
+
+def two_sets(grid: tuple[int, int], spacing: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Split the patches of a grid into candidates, which may be skipped, and possible partners, which stay.
+
+    The partners are spread evenly, so that each candidate has some beside it.
+
+    Args:
+        grid: Patches (rows, columns).
+        spacing: From `partner_spacing`.
+        device: Where the indices live.
+
+    Returns:
+        Indices among the patches, rising: candidates (A,) and partners (C,).
+    """
+    rows, columns = grid
+    patch = torch.arange(rows * columns, device=device)
+    row, column = patch // columns, patch % columns
+    is_partner = (row + column) % 2 == 1 if spacing == 1 else (row % spacing == 0) & (column % spacing == 0)
+    # A stable sort puts the candidates first; their number is known without a look at the device.
+    order = is_partner.to(torch.uint8).sort(stable=True).indices
+    num_candidates = rows * columns - num_partners(grid, spacing)
+    return order[:num_candidates], order[num_candidates:]
+
+
+def num_partners(grid: tuple[int, int], spacing: int) -> int:
+    """How many possible partners `two_sets` finds."""
+    rows, columns = grid
+    return rows * columns // 2 if spacing == 1 else -(-rows // spacing) * -(-columns // spacing)
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Squared distance of each of the keys (B, A, d) to each of the keys (B, C, d): (B, A, C).
+
+    What all keys share is taken off first and numbers are float32, as distances are small differences of large norms.
+    """
+    center = second.mean(1, keepdim=True)
+    first, second = (first - center).float(), (second - center).float()
+    norms = first.square().sum(-1, keepdim=True) + second.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(norms, first, second.transpose(1, 2), alpha=-2).clamp_min(0)
+
+
+def choose_by_similarity(
+    keys: Tensor, num_kept: int, num_prefix_tokens: int, grid: tuple[int, int], neighbors: int
+) -> Choice:
+    """Skip the patches that have the nearest partner.
+
+    Args:
+        keys: Keys (B, N, d).
+        num_kept: Number of tokens K to keep, at least the prefix tokens and one more.
+        num_prefix_tokens: Number of prefix tokens, which are always kept.
+        grid: Patches (rows, columns).
+        neighbors: Number k of partners of each skipped token.
+
+    Returns:
+        The choice, with partners.
+    """
+    length = keys.shape[1]
+    num_skipped = length - num_kept
+    candidates, others = two_sets(grid, partner_spacing(grid, num_skipped), keys.device)
+    candidates, others = candidates + num_prefix_tokens, others + num_prefix_tokens
+    distances = squared_distances(keys.index_select(1, candidates), keys.index_select(1, others))
+    chosen = distances.amin(-1).topk(num_skipped, largest=False, sorted=False).indices.sort(-1).values
+    skip_indices = candidates[chosen]
+    nearest = gather_tokens(distances, chosen).topk(min(neighbors, len(others)), largest=False)
+    keep_indices = other_indices(skip_indices, length)
+    partners = positions(keep_indices, length).gather(1, others[nearest.indices.flatten(1)])
+    return Choice(keep_indices, skip_indices, partners.view_as(nearest.indices), partner_weights(nearest.values))
+
+
+def match_with_kept(keys: Tensor, keep_indices: Tensor, num_prefix_tokens: int, neighbors: int) -> Choice:
+    """Find the partners of the skipped tokens among the kept patches.
+
+    Args:
+        keys: Keys (B, N, d).
+        keep_indices: Kept tokens (B, K), rising, the prefix tokens first.
+        num_prefix_tokens: Number of prefix tokens, which are no partners.
+        neighbors: Number k of partners of each skipped token.
+
+    Returns:
+        The choice, with partners.
+    """
+    skip_indices = other_indices(keep_indices, keys.shape[1])
+    kept = keep_indices[:, num_prefix_tokens:]
+    distances = squared_distances(gather_tokens(keys, skip_indices), gather_tokens(keys, kept))
+    nearest = distances.topk(min(neighbors, kept.shape[1]), largest=False)
+    return Choice(keep_indices, skip_indices, nearest.indices + num_prefix_tokens, partner_weights(nearest.values))
+
+
+def partner_weights(distances: Tensor) -> Tensor:
+    """Share of each partner by its squared distance (B, S, k): its inverse squared, so that near ones count most.
+
+    The shares are float32.
+    """
+    # The smallest number that matters keeps equal tokens, at distance 0, finite; a half-precision one would be 0.
+    distances = distances.float()
+    inverse = (distances[..., :1] + 1e-12) / (distances + 1e-12)
+    inverse = inverse.square()
+    return inverse / inverse.sum(-1, keepdim=True)
+
+
+def token_sizes(num_kept: int, partners: Tensor, weights: Tensor) -> Tensor:
+    """How many tokens each kept token stands for, itself included.
+
+    Args:
+        num_kept: Number of kept tokens K.
+        partners: Positions (B, S, k) of each skipped token's partners among them.
+        weights: Shares (B, S, k) of the partners.
+
+    Returns:
+        Sizes (B, K) in float32; their sum is N.
+    """
+    sizes = weights.new_ones(weights.shape[0], num_kept)
+    return sizes.scatter_add(1, partners.flatten(1), weights.flatten(1))
+
+
+def mean_of_partners(tokens: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of the partners of each skipped token.
+
+    Args:
+        tokens: Values (B, K, D).
+        partners: Which of them, (B, S, k).
+        weights: Their shares (B, S, k).
+
+    Returns:
+        Values (B, S, D).
+    """
+    batch, num_skipped, neighbors = partners.shape
+    # One weighted sum of rows for each skipped token: an embedding bag, which reads each row once and keeps no copy.
+    means = F.embedding_bag(
+        flat_indices(tokens, partners.flatten(1)).view(batch * num_skipped, neighbors),
+        tokens.flatten(0, 1),
+        per_sample_weights=weights.to(tokens.dtype).flatten(0, 1),
+        mode="sum",
+    )
+    return means.view(batch, num_skipped, tokens.shape[-1])
+
+
+def other_indices(indices: Tensor, length: int) -> Tensor:
+    """The indices below `length` that are not among the given ones (B, n), rising: (B, length - n)."""
+    taken = torch.zeros(indices.shape[0], length, dtype=torch.uint8, device=indices.device)
+    taken = taken.scatter(1, indices, 1)
+    # A stable sort puts the free ones first and keeps their order.
+    return taken.sort(dim=1, stable=True).indices[:, : length - indices.shape[1]]
+
+
+def positions(keep_indices: Tensor, length: int) -> Tensor:
+    """For each of `length` tokens its position among the kept ones (B, K); 0 for the others."""
+    batch, kept = keep_indices.shape
+    order = torch.arange(kept, device=keep_indices.device).expand(batch, -1)
+    return torch.zeros(batch, length, dtype=order.dtype, device=order.device).scatter(1, keep_indices, order)

@@ -1,0 +1,109 @@
+"""What a bypass reads and what it should say, of the tokens that a layer skips or of all that it might skip."""
+
+import torch
+from torch import Tensor
+
+from tosa_cli.model.backbone import attention_input
+from tosa_cli.model.bypass import NearestBypass
+from tosa_cli.model.matching import (
+    Choice,
+    mean_of_partners,
+    other_indices,
+    partner_weights,
+    squared_distances,
+    two_sets,
+)
+from tosa_cli.model.selection import gather_tokens, scatter_tokens
+from tosa_cli.model.tosa_layer import partner_features, run_selected
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def candidate_features(
+    model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the bypass of a layer would read of every patch, if that patch were skipped and those around it kept.
+
+    Args:
+        model: The ToSA model.
+        layer: The ToSA layer.
+        tokens: Tokens (B, N, D) that enter it.
+        updates: What the layer adds to each, (B, N, D).
+        grid: Patches (rows, columns).
+
+    Returns:
+        Inputs of the patches or their differences from the partners, (B, n, D); the partners' updates (B, n, D) or
+        None; the true updates (B, n, D).
+    """
+    prefix = model.num_prefix_tokens
+    inputs = attention_input(model.blocks[layer - 1], tokens)
+    if not model.config.matches_tokens:
+        return inputs[:, prefix:], None, updates[:, prefix:]
+    keys = model.keys[str(layer)](inputs)
+    sides = [indices + prefix for indices in two_sets(grid, 1, tokens.device)]
+    differences, partners_updates = [], []
+    for mine, others in (sides, reversed(sides)):
+        distances = squared_distances(keys[:, mine], keys[:, others])
+        nearest = distances.topk(min(model.config.neighbors, len(others)), largest=False)
+        weights = partner_weights(nearest.values)
+        partners = others[nearest.indices]
+        differences.append(inputs[:, mine] - mean_of_partners(inputs, partners, weights))
+        partners_updates.append(mean_of_partners(updates, partners, weights))
+    order = torch.cat(sides).argsort()
+    return (
+        torch.cat(differences, 1)[:, order],
+        torch.cat(partners_updates, 1)[:, order],
+        updates[:, prefix:],
+    )
+
+
+def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How wrong the bypass of a layer is about every patch: norm (B, N - prefix) of what it gets wrong.
+
+    Args:
+        model: The ToSA model.
+        layer: The ToSA layer.
+        tokens: Tokens (B, N, D) that enter it.
+        updates: What the layer adds to each, (B, N, D).
+        grid: Patches (rows, columns).
+    """
+    inputs, partners_updates, truth = candidate_features(model, layer, tokens, updates, grid)
+    return (apply_bypass(model, layer, inputs, partners_updates) - truth).norm(dim=-1).clamp_min(1e-8)
+
+
+def skipped_features(model: TosaViT, layer: int, tokens: Tensor, choice: Choice) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a ToSA layer on its selected tokens, and find out what its bypass reads and should say of the others.
+
+    Args:
+        model: The ToSA model.
+        layer: The ToSA layer.
+        tokens: Tokens (B, N, D) that enter it.
+        choice: Which ones it computes.
+
+    Returns:
+        Tokens (B, N, D) after it, the skipped ones as they were; and of the skipped ones: their indices `skip` (B, S),
+        their true updates `truth` (B, S, D), their `inputs` or differences from the partners (B, S, D), and the
+        `updates` of the partners (B, S, D) where the bypass is a `nearest` one.
+    """
+    block = model.blocks[layer - 1]
+    skip = choice.skip_indices
+    if skip is None:
+        skip = other_indices(choice.keep_indices, tokens.shape[1])
+    selected, skipped = gather_tokens(tokens, choice.keep_indices), gather_tokens(tokens, skip)
+    computed = run_selected(block, selected, choice)
+    values = {"skip": skip, "truth": gather_tokens(block(tokens), skip) - skipped}
+    if choice.partners is None:
+        values["inputs"] = attention_input(block, skipped)
+    else:
+        updates, differences = partner_features(block, selected, computed, skipped, choice)
+        values |= {"updates": updates, "inputs": differences}  # type: ignore[dict-item]
+    return scatter_tokens(tokens, choice.keep_indices, computed), values
+
+
+def apply_bypass(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | None) -> Tensor:
+    """Updates (B, S, D) that the bypass of a layer makes of its inputs (B, S, D) and the partners' updates."""
+    bypass = model.bypass(layer)
+    if bypass is None:
+        return torch.zeros_like(inputs)
+    if isinstance(bypass, NearestBypass):
+        return bypass(updates, inputs if bypass.reads_inputs else None)
+    return bypass(inputs)

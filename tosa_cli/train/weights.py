@@ -1,0 +1,146 @@
+"""The weights that finetuning trains, their running average, and the best of them by held-out images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def finetuned_parts(model: TosaViT) -> nn.ModuleDict:
+    """The parts of a model that finetuning trains, as one module: the backbone and the bypasses."""
+    return nn.ModuleDict({"backbone": model.backbone, "bypasses": model.bypasses})
+
+
+class Average:
+    """A running average of the weights of a module that trains.
+
+    Args:
+        source: The module, on its device.
+        decay: Share of the old average that stays at each step.
+    """
+
+    def __init__(self, source: nn.Module, decay: float) -> None:
+        self.source = source
+        self._ema = ModelEmaV3(source, decay=decay)
+
+    @property
+    def module(self) -> nn.Module:
+        """A copy of the module that holds the average."""
+        return self._ema.module
+
+    def update(self) -> None:
+        """Take the weights of one more step in."""
+        self._ema.update(self.source)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model does on held-out images.
+
+    Attributes:
+        samples: Images measured.
+        score: The one number, larger is better, by which weights are ranked.
+        figures: What was measured, by name.
+        update: Optimizer steps before it.
+    """
+
+    samples: int
+    score: float
+    figures: dict[str, float]
+    update: int = 0
+
+
+@dataclass
+class Watch:
+    """Measures on held-out images while a model trains, and hands back the best weights, the start included.
+
+    Attributes:
+        measure: Measures the model; called in the main process alone.
+        every: Optimizer steps between measurements; 0 measures at the start and the end.
+        keep_best: Hand back the best weights; otherwise the last.
+        history: All measurements so far, the first at the start.
+    """
+
+    measure: Callable[[], HeldOut]
+    every: int
+    keep_best: bool
+    history: list[HeldOut] = field(default_factory=list)
+
+    def attach(self, accelerator: Accelerator, parts: nn.Module, average: Average | None, seed: int) -> None:
+        """Say what trains: the parts, whose weights are the start, and their average, which goes before them.
+
+        Args:
+            accelerator: From `make_accelerator`.
+            parts: The module that trains.
+            average: Its average, if one is kept: then it is what is measured and handed back.
+            seed: Seed of all that is random while measuring, so that measurements can be compared.
+        """
+        self._accelerator, self._parts, self._average, self._seed = accelerator, parts, average, seed
+        self._best = _copy(parts) if self.keep_best else {}
+
+    @property
+    def best(self) -> HeldOut:
+        """The best measurement, or the last if the last weights are kept; of equal ones the earliest."""
+        return max(self.history, key=_score) if self.keep_best else self.history[-1]
+
+    def is_due(self, update: int) -> bool:
+        """Whether to measure after this optimizer step."""
+        return self.every > 0 and update % self.every == 0
+
+    def look(self, update: int) -> None:
+        """Measure the weights as they are after an optimizer step, once, and keep them if they are the best."""
+        if self.history and self.history[-1].update == update:
+            return
+        current = None
+        if self._average is not None:
+            current = _copy(self._parts)
+            self._parts.load_state_dict(self._average.module.state_dict())
+        found: list[Any] = [None]
+        if self._accelerator.is_main_process:
+            modes = [(module, module.training) for module in self._parts.modules()]
+            set_seed(self._seed)
+            found = [self.measure()]
+            for module, training in modes:
+                module.training = training
+        broadcast_object_list(found)
+        measured: HeldOut = found[0]
+        measured = HeldOut(measured.samples, measured.score, measured.figures, update)
+        self.history.append(measured)
+        if self.keep_best and self.best is measured and update:
+            self._best = _copy(self._parts)
+        if current is not None:
+            self._parts.load_state_dict(current)
+        self._accelerator.log({f"held_out_{name}": value for name, value in measured.figures.items()}, step=update)
+
+    def hand_back(self) -> None:
+        """Put the best weights into the model."""
+        if self.keep_best:
+            self._parts.load_state_dict(self._best)
+
+    def state(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """The best weights, unless they are those at the start, and the measurements, for a checkpoint."""
+        tensors = self._best if self.keep_best and self.history and self.best.update else {}
+        return tensors, [vars(measured) for measured in self.history]
+
+    def restore(self, tensors: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
+        """Take back what `state` gave."""
+        self.history = [HeldOut(**measured) for measured in history]
+        if tensors:
+            self._best = tensors
+
+
+def _score(measured: HeldOut) -> float:
+    # One that is not a number is the worst.
+    return measured.score if measured.score == measured.score else float("-inf")
+
+
+@torch.no_grad()
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
