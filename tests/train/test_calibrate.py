@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
 from tosa_cli.errors import ConfigError, DataError, TrainingError
 from tosa_cli.model.backbone import attention_input, embed
+from tosa_cli.model.candidates import bypass_errors, candidate_features
 from tosa_cli.model.selectors import ErrorSelector
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train import calibrate as calibration
 from tosa_cli.train.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
-from tosa_cli.train.candidates import bypass_errors, candidate_features
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.data import Images
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation

@@ -35,6 +35,13 @@ def evaluate(
             "by whether the model has a head."
         ),
     ] = "auto",
+    selector: Annotated[
+        Literal["own", "oracle"],
+        typer.Option(
+            help="own: the model's. oracle: run each layer whole and skip the tokens about which the bypass is least "
+            "wrong, a bound for every selector."
+        ),
+    ] = "own",
     compare: Annotated[bool, typer.Option("--compare", help="Set the dense source model beside it.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
     update_card: Annotated[
@@ -60,6 +67,12 @@ def evaluate(
     from tosa_cli.train.loop import make_accelerator
 
     converted = load(name, img_size=size)
+    if selector == "oracle":
+        from tosa_cli.measure.oracle import with_oracle
+
+        if update_card:
+            raise InputError("What the oracle reaches is not the model's own result: leave out --update-card.")
+        converted = with_oracle(converted)
     task = task if task != "auto" else ("classification" if converted.num_classes else "features")
     opened = open_dataset(data_dir, dataset, split, batch_size=batch_size)
     indices, _ = choose_indices(opened, max_samples, hold_out=False, name=dataset or data_dir)
@@ -74,6 +87,7 @@ def evaluate(
     dense = dense_model(converted, size) if needs_dense else None
     report: dict[str, Any] = {
         "task": task,
+        "selector": converted.config.selector if selector == "own" else selector,
         "model": name,
         "dataset": Path(dataset or data_dir).name,
         "gmacs": flops.gmacs,

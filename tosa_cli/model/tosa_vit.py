@@ -26,6 +26,7 @@ from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
 from tosa_cli.model.matching import Choice, choose_by_similarity, match_with_kept, other_indices
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
+from tosa_cli.model.timm_interface import TimmInterface
 from tosa_cli.model.tosa_layer import run_tosa_layer
 
 _BACKBONE = "backbone."
@@ -47,7 +48,7 @@ class LayerOutputs:
     keep_indices: dict[int, Tensor] = field(default_factory=dict)
 
 
-class TosaViT(nn.Module):
+class TosaViT(TimmInterface):
     """A timm ViT in which chosen layers compute the selected tokens only, and the others bypass the layer.
 
     The number and the order of the tokens never change, so the model serves dense prediction as its source does.
@@ -275,10 +276,19 @@ class TosaViT(nn.Module):
             return choice if config.matches_tokens else choice._replace(partners=None, weights=None)
         if scores is None:
             scores = self.score(layer, inputs)
-        keep_indices = choose_tokens(scores, kept, prefix)
-        if config.matches_tokens:
-            return match_with_kept(keys, keep_indices, prefix, config.neighbors)
-        if config.bypass == "identity":
+        return self.match(choose_tokens(scores, kept, prefix), length, keys)
+
+    def match(self, keep_indices: Tensor, length: int, keys: Tensor) -> Choice:
+        """Find what the bypass needs for a choice: the skipped tokens, and their partners.
+
+        Args:
+            keep_indices: Selected tokens (B, K), or (B, H, K) for per-head selection.
+            length: Number of tokens N.
+            keys: Keys (B, N, d); read where tokens are matched.
+        """
+        if self.config.matches_tokens:
+            return match_with_kept(keys, keep_indices, self.num_prefix_tokens, self.config.neighbors)
+        if self.config.bypass == "identity":
             return Choice(keep_indices)
         return Choice(keep_indices, other_indices(keep_indices, length))
 
@@ -358,77 +368,6 @@ class TosaViT(nn.Module):
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that `distill` freezes and `finetune` trains."""
         return self.backbone.parameters()
-
-    # ------------------------------------------------------------------ timm's interface
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """Image size, crop, mean, standard deviation, class names and license, as timm has them: the backbone's."""
-        return self.backbone.pretrained_cfg
-
-    @pretrained_cfg.setter
-    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
-        # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
-        architecture = self.backbone.pretrained_cfg.get("architecture")
-        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
-
-    @property
-    def blocks(self) -> nn.Sequential:
-        """The backbone's transformer blocks."""
-        return self.backbone.blocks
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of class, distillation and register tokens."""
-        return self.backbone.num_prefix_tokens
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head; 0 without a head."""
-        return self.backbone.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """Width of the features that `forward_features` returns."""
-        return self.backbone.num_features
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D of the tokens."""
-        return self.backbone.embed_dim
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of the pooled features before the classifier."""
-        return self.backbone.head_hidden_size
-
-    @property
-    def in_chans(self) -> int:
-        """Number of image channels."""
-        return self.backbone.in_chans
-
-    @property
-    def patch_embed(self) -> nn.Module:
-        """The backbone's patch embedding."""
-        return self.backbone.patch_embed
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def set_input_size(
-        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
-    ) -> None:
-        """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
-        self.backbone.set_input_size(img_size=img_size, patch_size=patch_size)
-
-    def get_classifier(self) -> Any:
-        """The classifier head, or heads."""
-        return self.backbone.get_classifier()
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one of `num_classes` classes."""
-        self.backbone.reset_classifier(num_classes, global_pool)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

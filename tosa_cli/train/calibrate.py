@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from tosa_cli.errors import OutputError, TrainingError
 from tosa_cli.model.backbone import attention_input, embed
+from tosa_cli.model.candidates import apply_bypass, bypass_errors, candidate_features, skipped_features
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Probe
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train import regression
-from tosa_cli.train.candidates import apply_bypass, bypass_errors, candidate_features, skipped_features
 from tosa_cli.train.data import Images
 from tosa_cli.train.loop import NoProgress, Progress, seed_step
 from tosa_cli.train.regression import Sums

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.model.backbone import embed, run_and_tap
+from tosa_cli.model.candidates import bypass_errors
 from tosa_cli.model.selectors import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.candidates import bypass_errors
 from tosa_cli.train.weights import finetuned_parts
 
 ROOT_EPS = 1e-6

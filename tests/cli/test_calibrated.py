@@ -1,0 +1,84 @@
+"""Layers by measurement, fitted bypasses, presets, and the oracle, as a user meets them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Tosa
+from tosa_cli import load
+
+CPU = "-b 4 -j 0 --device cpu"
+
+
+def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> None:
+    done = tosa("convert dense --img-size 64 --preset calibrated --data-dir photos --max-samples 6")
+    assert done.code == 0, done.err
+    assert "chosen" in done.out and "Next: tosa distill" in done.err
+    model = load("dense-tosa")
+    assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+linear")
+    assert model.provenance.results["budget"]["curves"][0]["layer"] == 1
+    done = tosa(f"distill --preset calibrated --data-dir photos {CPU} --json")
+    assert done.code == 0, done.err
+    assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)
+    assert "| after |" in (work / "dense-tosa" / "README.md").read_text()
+    assert tosa("convert --recipe dense-tosa/recipe.yaml -o again").code == 0
+    assert load("again").config == model.config
+
+
+def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
+    command = "convert dense --img-size 64 --layers auto --selector similarity --bypass nearest --max-samples 4 --json"
+    done = tosa(f"{command} --target-reduction 0.2 --data-dir photos")
+    assert done.code == 0 and 0.2 <= done.json["reduction"] < 0.23
+    assert [curve["layer"] for curve in done.json["curves"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--preset calibrated", "pass --data-dir PHOTOS"),
+        ("--layers auto --data-dir photos", "pass --target-reduction 0.25"),
+        ("--preset mine", "--preset must be paper or calibrated, not 'mine'."),
+        ("--preset paper --recipe deit_tiny_imagenet_paper", "Both --preset and --recipe"),
+        ("--layers auto --data-dir nowhere --target-reduction 0.2", "There is no folder nowhere"),
+        ("--layers auto --selector bypass-error --data-dir photos --target-reduction 0.2", "before it is trained"),
+        ("--layers 2,4 --selector similarity --selection per-head", "one score a token"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(work: Path, tosa: Tosa, options: str, sentence: str) -> None:
+    done = tosa(f"convert dense {options}")
+    assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
+    assert not (work / "dense-tosa").exists()
+
+
+def test_the_paper_preset_is_the_papers(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --img-size 64 --preset paper --layers 2,4 -o paper").code == 0
+    config = load("paper").config
+    assert (config.query_rows, config.selector, config.bypass, config.keep_rate) == (
+        "all",
+        "attention",
+        "identity",
+        0.8,
+    )
+
+
+def test_inspect_measures_and_draws_what_each_layer_can_spare(work: Path, tosa: Tosa) -> None:
+    done = tosa("inspect dense --img-size 64 --data-dir photos --max-samples 4 --plot curves.png --json")
+    assert done.code == 0, done.err
+    assert len(done.json["curves"]) == 6 and done.json["allocations"][0]["reduction"] == 0.1
+    assert (work / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert tosa("inspect dense --plot other.png").code == 2
+
+
+def test_eval_tells_what_the_oracle_would_reach(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 6 --keep-rate 0.5 --selector random -o m").code == 0
+    command = "eval m --data-dir photos --task features -j 0 --device cpu"
+    own, oracle = tosa(f"{command} --json").json, tosa(f"{command} --selector oracle --json").json
+    assert (own["selector"], oracle["selector"]) == ("random", "oracle")
+    assert oracle["patch_cosine"] > own["patch_cosine"]
+    assert tosa(f"{command} --selector oracle --update-card").code == 2
+
+
+def test_a_model_with_nothing_to_fit_is_told_so(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 2,3 --selector similarity --bypass nearest -o m").code == 0
+    done = tosa(f"distill m --data-dir photos {CPU}")
+    assert done.code == 2 and "ready to use" in done.err

@@ -1,0 +1,45 @@
+"""The selection that knows what it does: a bound for every selector, at the price of the whole layer."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tosa_cli.errors import ConfigError
+from tosa_cli.model.backbone import attention_input
+from tosa_cli.model.candidates import bypass_errors
+from tosa_cli.model.matching import Choice
+from tosa_cli.model.selection import choose_tokens, num_kept
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+class OracleViT(TosaViT):
+    """A ToSA model that runs each ToSA layer whole, and skips the tokens about which the bypass is least wrong.
+
+    How wrong it is about a token is measured with the tokens around it kept. To measure with, and never to use.
+    """
+
+    @torch.no_grad()
+    def choose(self, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None = None) -> Choice:
+        """Choose the tokens that a ToSA layer computes by the true errors; see `TosaViT.choose`."""
+        block, prefix = self.blocks[layer - 1], self.num_prefix_tokens
+        errors = bypass_errors(self, layer, tokens, block(tokens) - tokens, grid)
+        kept = num_kept(tokens.shape[1], self.keep_rates[layer], prefix)
+        keep_indices = choose_tokens(F.pad(errors, (prefix, 0)), kept, prefix)
+        keys = self.keys[str(layer)](attention_input(block, tokens)) if self.config.matches_tokens else tokens
+        return self.match(keep_indices, tokens.shape[1], keys)
+
+
+def with_oracle(model: TosaViT) -> OracleViT:
+    """The same model with the oracle in the place of its selector.
+
+    Raises:
+        ConfigError: If each head selects tokens of its own.
+    """
+    if model.config.selection == "per-head":
+        raise ConfigError(
+            "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection."
+        )
+    oracle = OracleViT(model.backbone, model.config)
+    oracle.load_state_dict(model.state_dict())
+    oracle.provenance = model.provenance
+    return oracle.eval()

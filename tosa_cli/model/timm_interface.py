@@ -1,0 +1,82 @@
+"""What timm and its users ask of any model, answered by the backbone."""
+
+from typing import Any
+
+from torch import nn
+
+from tosa_cli.model.backbone import Backbone
+
+
+class TimmInterface(nn.Module):
+    """A model around a timm ViT that answers timm's questions as that ViT does."""
+
+    backbone: Backbone
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Image size, crop, mean, standard deviation, class names and license, as timm has them: the backbone's."""
+        return self.backbone.pretrained_cfg
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
+        architecture = self.backbone.pretrained_cfg.get("architecture")
+        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The backbone's transformer blocks."""
+        return self.backbone.blocks
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of class, distillation and register tokens."""
+        return self.backbone.num_prefix_tokens
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the head; 0 without a head."""
+        return self.backbone.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features that `forward_features` returns."""
+        return self.backbone.num_features
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the tokens."""
+        return self.backbone.embed_dim
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of the pooled features before the classifier."""
+        return self.backbone.head_hidden_size
+
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels."""
+        return self.backbone.in_chans
+
+    @property
+    def patch_embed(self) -> nn.Module:
+        """The backbone's patch embedding."""
+        return self.backbone.patch_embed
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def set_input_size(
+        self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
+    ) -> None:
+        """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
+        self.backbone.set_input_size(img_size=img_size, patch_size=patch_size)
+
+    def get_classifier(self) -> Any:
+        """The classifier head, or heads."""
+        return self.backbone.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one of `num_classes` classes."""
+        self.backbone.reset_classifier(num_classes, global_pool)
