@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check format build real clean
+.PHONY: demo test lint types check format build real results clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
@@ -33,6 +33,11 @@ build: $(STAMP)
 real: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
 	$(BIN)/python benchmarks/run_real.py
+
+# Every selector with every bypass: benchmarks/RESULTS.md. It goes on where it stopped.
+results: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
+	$(BIN)/python benchmarks/run_results.py
 
 clean:
 	rm -rf $(VENV) build dist tosa-demo

@@ -10,6 +10,7 @@ from tosa_cli.model.matching import (
     mean_of_partners,
     other_indices,
     partner_weights,
+    smallest,
     squared_distances,
     two_sets,
 )
@@ -43,7 +44,7 @@ def candidate_features(
     differences, partners_updates = [], []
     for mine, others in (sides, reversed(sides)):
         distances = squared_distances(keys[:, mine], keys[:, others])
-        nearest = distances.topk(min(model.config.neighbors, len(others)), largest=False)
+        nearest = smallest(distances, min(model.config.neighbors, len(others)))
         weights = partner_weights(nearest.values)
         partners = others[nearest.indices]
         differences.append(inputs[:, mine] - mean_of_partners(inputs, partners, weights))

@@ -110,7 +110,7 @@ def choose_by_similarity(
     distances = squared_distances(keys.index_select(1, candidates), keys.index_select(1, others))
     chosen = distances.amin(-1).topk(num_skipped, largest=False, sorted=False).indices.sort(-1).values
     skip_indices = candidates[chosen]
-    nearest = gather_tokens(distances, chosen).topk(min(neighbors, len(others)), largest=False)
+    nearest = smallest(gather_tokens(distances, chosen), min(neighbors, len(others)))
     keep_indices = other_indices(skip_indices, length)
     partners = positions(keep_indices, length).gather(1, others[nearest.indices.flatten(1)])
     return Choice(keep_indices, skip_indices, partners.view_as(nearest.indices), partner_weights(nearest.values))
@@ -131,8 +131,32 @@ def match_with_kept(keys: Tensor, keep_indices: Tensor, num_prefix_tokens: int, 
     skip_indices = other_indices(keep_indices, keys.shape[1])
     kept = keep_indices[:, num_prefix_tokens:]
     distances = squared_distances(gather_tokens(keys, skip_indices), gather_tokens(keys, kept))
-    nearest = distances.topk(min(neighbors, kept.shape[1]), largest=False)
+    nearest = smallest(distances, min(neighbors, kept.shape[1]))
     return Choice(keep_indices, skip_indices, nearest.indices + num_prefix_tokens, partner_weights(nearest.values))
+
+
+class Smallest(NamedTuple):
+    """The smallest numbers of each row, rising, and where they stand; both (..., k)."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def smallest(numbers: Tensor, count: int) -> Smallest:
+    """The `count` smallest of each row (..., n); numbers that are equal come in any order.
+
+    For a few of them it looks for the smallest several times, which on a CPU is faster than `topk`.
+    """
+    if numbers.is_cuda or count > 4 or not numbers.numel():
+        return Smallest(*numbers.topk(count, largest=False))
+    rest, values, indices = numbers, [], []
+    for number in range(count):
+        value, index = rest.min(dim=-1, keepdim=True)
+        values.append(value)
+        indices.append(index)
+        if number + 1 < count:
+            rest = rest.scatter(-1, index, float("inf"))
+    return Smallest(torch.cat(values, dim=-1), torch.cat(indices, dim=-1))
 
 
 def partner_weights(distances: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def scatter_tokens(tokens: Tensor, keep_indices: Tensor, selected: Tensor) -> Te
 def merge_tokens(
     tokens: Tensor, first_indices: Tensor, first: Tensor, second_indices: Tensor, second: Tensor
 ) -> Tensor:
-    """Put two groups that together are all tokens in their places; each is written once.
+    """Put two groups that together are all tokens in their places.
 
     Args:
         tokens: The tokens before, (B, N, D), for their shape.
@@ -107,10 +107,11 @@ def merge_tokens(
     Returns:
         All tokens (B, N, D).
     """
-    merged = torch.empty_like(tokens).flatten(0, 1)
-    merged = merged.index_copy_(0, flat_indices(tokens, first_indices), first.to(tokens.dtype).flatten(0, 1))
-    merged = merged.index_copy_(0, flat_indices(tokens, second_indices), second.to(tokens.dtype).flatten(0, 1))
-    return merged.view_as(tokens)
+    # Copying rows out is faster than copying them in: each place looks up where its token stands in the two groups.
+    indices = torch.cat([first_indices, second_indices], dim=1)
+    order = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
+    places = torch.empty_like(indices).scatter(1, indices, order)
+    return gather_tokens(torch.cat([first, second], dim=1).to(tokens.dtype), places)
 
 
 def flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:
