@@ -126,8 +126,9 @@ def _seeds(seeds: dict[str, Any]) -> str:
         return ""
     return "\n\n".join(
         [
-            "## Three draws of calibration photos: 224 x 224, `similarity`, `nearest+linear`",
-            "126 of 253 calibration crops drawn with a seed; mean and standard deviation over the draws, 95 held-out "
+            "## Three draws of calibration photos: 224 x 224",
+            "Five layers with `similarity` and `nearest+linear`, the calibrated settings with `similarity` and "
+            "`nearest+affine`. 126 of 253 calibration crops drawn with a seed; mean and standard deviation over the draws, 95 held-out "
             "crops.",
             _table(["setting", "draws", "MACs saved", "patch", "class"], rows),
         ]
@@ -144,7 +145,8 @@ def _large(large: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## 518 x 518",
-            "24 calibration crops, 16 held-out crops. The calibrated settings have the layers and keep rates chosen at "
+            "24 calibration crops, 16 held-out crops. Five layers with `nearest+linear`; the calibrated settings with "
+            "`nearest+affine` have the layers and keep rates chosen at "
             "224.",
             _table(["setting", "MACs saved", "mean", "median", "calibration"], rows),
         ]

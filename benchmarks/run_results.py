@@ -28,6 +28,8 @@ FIVE = (2, 4, 6, 8, 10)
 ELEVEN = tuple(range(2, 13))
 SELECTORS = ("similarity", "probe", "bypass-error", "attention", "previous", "random")
 BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
+CALIBRATED: Any = "nearest+affine"
+"""The bypass of the preset `calibrated`."""
 PARTS = ("budget", "seeds", "speed", "profile", "finetune", "grid", "large")
 
 
@@ -357,9 +359,9 @@ def _chosen(lab: Lab, target: float) -> Any:
     """The calibrated setting for a target, as it was chosen at 224."""
     from tosa_cli.config import TosaConfig
 
-    rates = lab.results["budget"][f"auto nearest+linear {target}"]["keep_rates"]
+    rates = lab.results["budget"][f"auto {CALIBRATED} {target}"]["keep_rates"]
     layers = tuple(int(layer) for layer in rates)
-    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass="nearest+linear")
+    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass=CALIBRATED)
 
 
 if __name__ == "__main__":

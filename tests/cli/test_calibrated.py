@@ -15,7 +15,7 @@ def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) 
     assert done.code == 0, done.err
     assert "chosen" in done.out and "Next: tosa distill" in done.err
     model = load("dense-tosa")
-    assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+linear")
+    assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+affine")
     assert model.provenance.results["budget"]["curves"][0]["layer"] == 1
     done = tosa(f"distill --preset calibrated --data-dir photos {CPU} --json")
     assert done.code == 0, done.err

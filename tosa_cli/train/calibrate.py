@@ -8,7 +8,7 @@ and several come to the same numbers.
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -188,18 +188,10 @@ def fit_candidates(run: Calibration) -> None:
     if not has_parameters(model):
         return
 
-    def sums() -> Iterator[dict[Any, Sums]]:
-        for _, tokens in run.read():
-            found = {}
-            for layer, block in enumerate(model.blocks, start=1):
-                after = block(tokens)
-                if layer in model.keep_rates:
-                    features = candidate_features(model, layer, tokens, after - tokens, run.grid)
-                    found[layer] = bypass_sums(model, layer, *features)
-                tokens = after
-            yield found
+    def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
+        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, run.grid))
 
-    for layer, total in run.sum_up(sums()).items():
+    for layer, total in run.sum_up(_dense_pass(run, sums)).items():
         set_bypass(model, layer, total)
 
 
@@ -207,25 +199,35 @@ def fit_candidates(run: Calibration) -> None:
 def fit_probes(run: Calibration) -> None:
     """Fit every probe to the logarithm of the error of the bypass, on the dense model's tokens."""
     model = run.model
-    prefix = model.num_prefix_tokens
 
-    def sums() -> Iterator[dict[Any, Sums]]:
-        for _, tokens in run.read():
-            found = {}
-            for layer, block in enumerate(model.blocks, start=1):
-                after = block(tokens)
-                if layer in model.keep_rates:
-                    errors = bypass_errors(model, layer, tokens, after - tokens, run.grid)
-                    inputs = attention_input(block, tokens)[:, prefix:]
-                    found[layer] = regression.linear_sums(inputs, errors.log().unsqueeze(-1))
-                tokens = after
-            yield found
+    def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
+        errors = bypass_errors(model, layer, tokens, updates, run.grid)
+        inputs = attention_input(model.blocks[layer - 1], tokens)[:, model.num_prefix_tokens :]
+        return regression.linear_sums(inputs, errors.log().unsqueeze(-1))
 
-    for layer, total in run.sum_up(sums()).items():
+    for layer, total in run.sum_up(_dense_pass(run, sums)).items():
         weight, bias = regression.solve_linear(total)
         probe = model.selectors[str(layer)]
         if isinstance(probe, Probe):
             _set(probe, layer, weight=weight, bias=bias)
+
+
+def _dense_pass(run: Calibration, sums: Callable[[int, Tensor, Tensor], Sums]) -> Iterator[dict[Any, Sums]]:
+    """Sums of each ToSA layer on the dense model's tokens, batch by batch.
+
+    Args:
+        run: The calibration.
+        sums: Makes them from the layer, the tokens (B, N, D) that enter it and what it adds to them, (B, N, D).
+    """
+    model = run.model
+    for _, tokens in run.read():
+        found = {}
+        for layer, block in enumerate(model.blocks, start=1):
+            after = block(tokens)
+            if layer in model.keep_rates:
+                found[layer] = sums(layer, tokens, after - tokens)
+            tokens = after
+        yield found
 
 
 @torch.no_grad()
