@@ -128,8 +128,8 @@ def _seeds(seeds: dict[str, Any]) -> str:
         [
             "## Three draws of calibration photos: 224 x 224",
             "Five layers with `similarity` and `nearest+linear`, the calibrated settings with `similarity` and "
-            "`nearest+affine`. 126 of 253 calibration crops drawn with a seed; mean and standard deviation over the draws, 95 held-out "
-            "crops.",
+            "`nearest+affine`. 126 of 253 calibration crops drawn with a seed; mean and standard deviation over the "
+            "draws, 95 held-out crops.",
             _table(["setting", "draws", "MACs saved", "patch", "class"], rows),
         ]
     )

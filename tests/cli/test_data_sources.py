@@ -219,7 +219,7 @@ def test_a_data_set_without_labels_serves_distillation_and_nothing_else(
     done = tosa(f"distill {source} {TRAIN}")
     assert done.code == 0, done.err
     for command in ("finetune", "eval --split train"):
-        done = tosa(f"{command} {source} -j 0")
+        done = tosa(f"{command} {source} -j 0 -b 8")
         assert done.code == 2 and "has images without a label, but labels are needed here" in done.err
 
 

@@ -47,7 +47,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("dense --layers 2,3", "Layers 2 and 3 are adjacent, but a ToSA layer needs a standard layer before it."),
         ("dense --layers 2,4,4", "Layer 4 was given twice: name each ToSA layer once."),
         ("dense --layers 4,2", "Layers must be in rising order, not 4,2."),
-        ("dense --layers two", "--layers should be layer numbers with commas, as in 2,4,6; not 'two'."),
+        ("dense --layers two", "--layers should be layer numbers with commas, as in 2,4,6, or auto; not 'two'."),
         ("dense", "The setting 'layers' is missing: give the ToSA layers"),
         ("dense --layers 2,4 --keep-rate 0", "The keep rate of layer 2 is 0.0, but must be above 0 and at most 1."),
         ("dense --layers 2,4 --keep-rate 1.5", "The keep rate of layer 2 is 1.5, but must be above 0 and at most 1."),
@@ -59,7 +59,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("dense --layers 2 --target-reduction 0.9", "The target reduction 90.0% cannot be reached: layers 2 save at"),
         ("dense --layers 2 --target-reduction 0.1 --keep-rate 0.5", "Both --keep-rate and --target-reduction were"),
         ("dense --layers 2 --query-rows some", "--query-rows should be a number or 'all', not 'some'."),
-        ("dense --layers 2 --selector best", "selector must be one of: attention, previous, random; not 'best'."),
+        ("dense --layers 2 --selector best", "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'best'."),
         ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
         ("resnet18 --layers 2 --no-pretrained", "resnet18"),
         ("swin_tiny_patch4_window7_224 --layers 2 --no-pretrained", "swin"),
@@ -67,7 +67,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("no/such/folder --layers 2", "There is no folder or file no/such/folder. Check the path, or name a timm"),
         ("dense/config.json --layers 2", "is not a weights file: expected one of .safetensors"),
         ("--layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
-        ("dense --recipe nope", "There is no recipe 'nope'. Known: deit_tiny_imagenet_paper"),
+        ("dense --recipe nope", "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_paper"),
     ],
 )
 def test_convert_refuses(work: Path, tosa: Tosa, arguments: str, sentence: str) -> None:
@@ -291,7 +291,7 @@ def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> N
 
 def test_a_selector_without_weights_is_not_distilled(work: Path, tosa: Tosa) -> None:
     assert tosa("convert dense --layers 2,4 --selector previous").code == 0
-    check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "The selector 'previous' has nothing to train.")
+    check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "The selector 'previous' has nothing to train, and the bypass 'identity' nothing to fit")
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_model_as_it_was(converted: Path, tosa: Tosa) -> None:

@@ -88,8 +88,8 @@ def distill(
     accelerator.end_training()
     if not before:
         return
-    results: dict[str, Any] = {"samples": held_out.num_images}
     after = measure()
+    results: dict[str, Any] = {"samples": next(iter(after.values())).samples}
     if "selectors" in after:
         results["layers"] = _selector_rows(before["selectors"], after["selectors"])
     if "features" in after:
