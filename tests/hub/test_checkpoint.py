@@ -489,7 +489,7 @@ ARGS = "model_args"
         (set_value(ARGS, "layers", value=[2, 3, 6]), "Layers 2 and 3 are adjacent"),
         (set_value(ARGS, "keep_rate", value=3), "The keep rate of layer 2 is 3, but must be above 0"),
         (set_value(ARGS, "keep_rat", value=0.5), "unexpected keyword argument 'keep_rat'"),
-        (set_value(ARGS, "selector", value="oracle"), "selector must be one of: attention, previous, random"),
+        (set_value(ARGS, "selector", value="oracle"), "selector must be one of: attention, similarity"),
         (set_value(ARGS, "img_size", value="big"), "config.json does not describe a model"),
         (
             set_value(ARGS, "selector_kernel", value=3),
