@@ -59,7 +59,10 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("dense --layers 2 --target-reduction 0.9", "The target reduction 90.0% cannot be reached: layers 2 save at"),
         ("dense --layers 2 --target-reduction 0.1 --keep-rate 0.5", "Both --keep-rate and --target-reduction were"),
         ("dense --layers 2 --query-rows some", "--query-rows should be a number or 'all', not 'some'."),
-        ("dense --layers 2 --selector best", "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'best'."),
+        (
+            "dense --layers 2 --selector best",
+            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'best'.",
+        ),
         ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
         ("resnet18 --layers 2 --no-pretrained", "resnet18"),
         ("swin_tiny_patch4_window7_224 --layers 2 --no-pretrained", "swin"),
@@ -291,7 +294,10 @@ def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> N
 
 def test_a_selector_without_weights_is_not_distilled(work: Path, tosa: Tosa) -> None:
     assert tosa("convert dense --layers 2,4 --selector previous").code == 0
-    check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "The selector 'previous' has nothing to train, and the bypass 'identity' nothing to fit")
+    check_refused(
+        tosa(f"distill --data-dir photos {TRAIN}"),
+        "The selector 'previous' has nothing to train, and the bypass 'identity' nothing to fit",
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_model_as_it_was(converted: Path, tosa: Tosa) -> None:
