@@ -214,9 +214,9 @@ def run_seeds(lab: Lab) -> None:
 
     source = lab.source(224)
     settings = {
-        "five at 0.8": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
-        "calibrated -25%": _chosen(lab, 0.25),
-        "calibrated -40%": _chosen(lab, 0.4),
+        "five layers at 0.8": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
+        "layers by measurement, -25%": _chosen(lab, 0.25, "nearest+linear"),
+        "layers by measurement, -40%": _chosen(lab, 0.4, "nearest+linear"),
     }
 
     def one(config: Any, seed: int) -> dict[str, Any]:
@@ -355,13 +355,13 @@ def run_finetune(lab: Lab) -> None:
     lab.measure("finetune", "calibrated -25%", one)
 
 
-def _chosen(lab: Lab, target: float) -> Any:
+def _chosen(lab: Lab, target: float, bypass: Any = CALIBRATED) -> Any:
     """The calibrated setting for a target, as it was chosen at 224."""
     from tosa_cli.config import TosaConfig
 
-    rates = lab.results["budget"][f"auto {CALIBRATED} {target}"]["keep_rates"]
+    rates = lab.results["budget"][f"auto {bypass} {target}"]["keep_rates"]
     layers = tuple(int(layer) for layer in rates)
-    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass=CALIBRATED)
+    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass=bypass)
 
 
 if __name__ == "__main__":
