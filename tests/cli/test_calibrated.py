@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from tests.cli.conftest import Tosa
 from tosa_cli import load
@@ -76,6 +79,20 @@ def test_eval_tells_what_the_oracle_would_reach(work: Path, tosa: Tosa) -> None:
     assert (own["selector"], oracle["selector"]) == ("random", "oracle")
     assert oracle["patch_cosine"] != own["patch_cosine"] and oracle["gmacs"] == own["gmacs"]
     assert tosa(f"{command} --selector oracle --update-card").code == 2
+
+
+def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: Tosa) -> None:
+    (work / "black").mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64)).save(work / "black" / f"{name}.png")
+    assert tosa("convert dense --layers 2,3 --selector similarity --bypass nearest+linear -o m").code == 0
+    before = load_file("m/model.safetensors")
+    done = tosa(f"distill m --data-dir black --val-dir photos {CPU}")
+    assert done.code == 0 and "The fit was not kept" in done.err
+    after = load_file("m/model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    held_out = load("m").provenance.results["distill"]
+    assert not held_out["fit_kept"] and held_out["patch_cosine_before"] == held_out["patch_cosine_after"]
 
 
 def test_a_model_with_nothing_to_fit_is_told_so(work: Path, tosa: Tosa) -> None:

@@ -25,6 +25,7 @@ from tosa_cli.train.distill import check_trainable, distill, distill_augmentatio
 from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.objectives import DistillObjective, ErrorObjective
 from tosa_cli.train.regression import Sums
+from tosa_cli.train.weights import HeldOut, Watch
 
 BYPASSES = ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
 FITTED = ["linear", "nearest+affine", "nearest+linear"]
@@ -69,7 +70,7 @@ def fit(model: TosaViT, folder: Path, strict: bool = False, progress: Any = None
 
 
 def train_and_fit(model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, **values: Any) -> Any:
-    progress = values.pop("progress", None)
+    progress, watch = values.pop("progress", None), values.pop("watch", None)
     config = settings(**values)
     return distill(
         make_accelerator(config),
@@ -78,6 +79,7 @@ def train_and_fit(model: TosaViT, folder: Path, checkpoint: Path, resume: bool =
         read(model, folder, config, None),
         config,
         checkpoint=checkpoint,
+        watch=watch,
         resume=resume,
         progress=progress,
     )
@@ -439,6 +441,21 @@ def test_only_what_gets_gradients_asks_for_them(kind: Any, selector: str) -> Non
     kind(model)(torch.randn(2, 3, 32, 32), torch.zeros(2)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == name.startswith("selectors."), name
+
+
+@pytest.mark.parametrize("selector", ["similarity", "probe", "bypass-error"])
+@pytest.mark.parametrize("better", [True, False])
+def test_a_fit_is_kept_only_if_the_held_out_images_say_so(
+    photos: Path, tmp_path: Path, selector: str, better: bool
+) -> None:
+    model = tiny_tosa(selector=selector, bypass="nearest+linear")
+    start = {**weights(model, "bypasses"), **weights(model, "selectors")}
+    scores = [0.5, 0.6 if better else 0.4]
+    watch = Watch(lambda: HeldOut(1, scores.pop(0), {}), every=0, keep_best=True)
+    train_and_fit(model, photos, tmp_path / "checkpoint", watch=watch)
+    now = {**weights(model, "bypasses"), **weights(model, "selectors")}
+    assert same(start, now) != better and not scores
+    assert watch.best.update == better
 
 
 @pytest.mark.parametrize("selector", ["similarity", "previous", "random"])

@@ -1,6 +1,6 @@
 """`tosa distill`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from tosa_cli.cli.options import (
     with_settings,
 )
 from tosa_cli.train.config import DistillConfig
+
+if TYPE_CHECKING:
+    from tosa_cli.measure.selectors import SelectorReport
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an interrupted run.")]
 
@@ -42,13 +45,20 @@ def distill(
     config = DistillConfig.from_dict(settings_from("distill", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
 
-    from tosa_cli.cli.training import calibration_images, finish, load_for_training, training_images
-    from tosa_cli.measure.features import measure_features
+    from tosa_cli.cli.training import (
+        calibration_images,
+        features_held_out,
+        finish,
+        load_for_training,
+        training_images,
+        watched_results,
+    )
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
     from tosa_cli.train.distill import check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
     from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.train.weights import HeldOut, Watch
 
     job = load_for_training(name, output, overwrite, resume, "distill")
     check_trainable(job.model)
@@ -62,18 +72,18 @@ def distill(
         f"held out."
     )
 
-    def measure() -> dict[str, Any]:
-        measured: dict[str, Any] = {}
-        if predicts_maps:
-            batches = (batch.images for batch in held_out.batches(config.strict))
-            measured["selectors"] = measure_selectors(job.model, batches, accelerator.device)
-        if job.model.config.bypass != "identity" or not predicts_maps:
-            measured["features"] = measure_features(
-                job.model, job.model.backbone, held_out, device=accelerator.device, strict=config.strict
-            )
-        return measured
+    def features() -> HeldOut:
+        return features_held_out(job.model, job.model.backbone, held_out, accelerator, config)
 
-    before = measure() if accelerator.is_main_process else {}
+    def selectors() -> "SelectorReport | None":
+        if not (predicts_maps and accelerator.is_main_process):
+            return None
+        batches = (batch.images for batch in held_out.batches(config.strict))
+        return measure_selectors(job.model, batches, accelerator.device)
+
+    is_fitted = job.model.config.is_fitted or not predicts_maps
+    watch = Watch(features, every=0, keep_best=True) if is_fitted else None
+    before = selectors()
     with console.progress("Distilling") as progress:
         done = run(
             accelerator,
@@ -82,20 +92,19 @@ def distill(
             calibration,
             config,
             checkpoint=job.checkpoint,
+            watch=watch,
             resume=resume,
             progress=progress,
         )
     accelerator.end_training()
-    if not before:
+    if not accelerator.is_main_process:
         return
-    after = measure()
-    results: dict[str, Any] = {"samples": next(iter(after.values())).samples}
-    if "selectors" in after:
-        results["layers"] = _selector_rows(before["selectors"], after["selectors"])
-    if "features" in after:
-        for which, measured in (("before", before["features"]), ("after", after["features"])):
-            results[f"patch_cosine_{which}"] = measured.patch_cosine
-            results[f"class_cosine_{which}"] = measured.class_cosine
+    results: dict[str, Any] = {}
+    after = selectors()
+    if before is not None and after is not None:
+        results |= {"samples": after.samples, "layers": _selector_rows(before, after)}
+    if watch is not None:
+        results |= {**watched_results(watch), "fit_kept": watch.best.update > 0}
     if done.calibration is not None:
         results["bypass_errors"] = done.calibration.errors
     report = finish(job, "distilled", config, done, held_out, results)
@@ -103,7 +112,7 @@ def distill(
         console.print_json(report)
     else:
         _show(results)
-        _warn_if_worse(results)
+        _warn_if_undone(results)
         console.say(f"{done.updates} steps, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
     reduction = count_flops(job.model).reduction
     console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
@@ -145,11 +154,12 @@ def _show(results: dict[str, Any]) -> None:
         )
 
 
-def _warn_if_worse(results: dict[str, Any]) -> None:
-    if results.get("patch_cosine_after", 1.0) < results.get("patch_cosine_before", 0.0):
+def _warn_if_undone(results: dict[str, Any]) -> None:
+    if not results.get("fit_kept", True):
         console.warn(
-            "On the held-out images the model is farther from the dense one than before: the images to fit on were too "
-            "few or too different. Distill the model from `tosa convert` again with more images."
+            "The fit was not kept: it did not bring the final tokens of the held-out images nearer to the dense "
+            "model's. The images to fit on were too few or too different; the model is as good as it was, and more "
+            "images may make it better."
         )
 
 

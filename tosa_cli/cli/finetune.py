@@ -144,30 +144,22 @@ def _measure(
     model: "TosaViT", teacher: "nn.Module | None", images: "Images", accelerator: "Accelerator", config: FinetuneConfig
 ) -> "HeldOut":
     """Measure a model on held-out images: by its final tokens where there is a teacher, by its guesses otherwise."""
+    from tosa_cli.cli.training import features_held_out
     from tosa_cli.measure.accuracy import measure_accuracy
-    from tosa_cli.measure.features import measure_features
     from tosa_cli.train.weights import HeldOut
 
-    device, amp, strict = accelerator.device, config.amp, config.strict
-    if teacher is None:
-        report = measure_accuracy({"tosa": model}, images, device=device, amp=amp, strict=strict)
-        found = report.models["tosa"]
-        return HeldOut(report.samples, found.top1, {"top1": found.top1, "top5": found.top5})
-    cosines = measure_features(model, teacher, images, device=device, amp=amp, strict=strict)
-    figures = {"patch_cosine": cosines.patch_cosine}
-    if cosines.class_cosine is not None:
-        figures["class_cosine"] = cosines.class_cosine
-    return HeldOut(cosines.samples, sum(figures.values()) / len(figures), figures)
+    if teacher is not None:
+        return features_held_out(model, teacher, images, accelerator, config)
+    report = measure_accuracy({"tosa": model}, images, device=accelerator.device, amp=config.amp, strict=config.strict)
+    found = report.models["tosa"]
+    return HeldOut(report.samples, found.top1, {"top1": found.top1, "top5": found.top5})
 
 
 def _results(watch: "Watch") -> dict[str, Any]:
-    before, after = watch.history[0], watch.best
-    results: dict[str, Any] = {"samples": after.samples}
-    for name, value in before.figures.items():
-        results |= {f"{name}_before": value, f"{name}_after": after.figures[name]}
-    if watch.keep_best:
-        results["best_step"] = after.update
-    return results
+    from tosa_cli.cli.training import watched_results
+
+    best_step = {"best_step": watch.best.update} if watch.keep_best else {}
+    return {**watched_results(watch), **best_step}
 
 
 def _show(watch: "Watch", features: bool) -> None:

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
 from tosa_cli.cli import console
 from tosa_cli.config import COMMANDS, Stage
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.checkpoint import load, save
 from tosa_cli.hub.folder import check_output
+from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices
 from tosa_cli.train.distill import DistillReport
 from tosa_cli.train.loop import TrainReport
+from tosa_cli.train.weights import HeldOut, Watch
 
 
 @dataclass
@@ -153,6 +156,23 @@ def choose_indices(
     if max_samples is not None:
         raise DataError(f"{name} can only be read in order, so it has to be read whole: leave out --max-samples.")
     return None, None
+
+
+def features_held_out(
+    model: TosaViT, dense: nn.Module, images: Images, accelerator: Accelerator, config: TrainConfig
+) -> HeldOut:
+    """Measure how close final tokens are to the dense model's on held-out images; the score is the mean cosine."""
+    report = measure_features(model, dense, images, device=accelerator.device, amp=config.amp, strict=config.strict)
+    return HeldOut(report.samples, sum(report.cosines.values()) / len(report.cosines), report.cosines)
+
+
+def watched_results(watch: Watch) -> dict[str, Any]:
+    """What the held-out images say of the weights at the start and of those handed back."""
+    before, after = watch.history[0], watch.best
+    results: dict[str, Any] = {"samples": after.samples}
+    for name, value in before.figures.items():
+        results |= {f"{name}_before": value, f"{name}_after": after.figures[name]}
+    return results
 
 
 def finish(

@@ -35,6 +35,12 @@ class FeatureReport:
     dense_images_per_second: float
     data_seconds: float
 
+    @property
+    def cosines(self) -> dict[str, float]:
+        """The cosines that there are, by name."""
+        found = {"patch_cosine": self.patch_cosine}
+        return found if self.class_cosine is None else {**found, "class_cosine": self.class_cosine}
+
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         return dataclasses.asdict(self)

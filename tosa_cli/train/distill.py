@@ -16,6 +16,7 @@ from tosa_cli.train.loop import Progress, TrainReport, train
 from tosa_cli.train.objectives import DistillObjective, ErrorObjective
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
+from tosa_cli.train.weights import Watch
 
 TRAINED_SELECTORS = ("attention", "bypass-error")
 """Selectors that are trained step by step."""
@@ -82,10 +83,11 @@ def distill(
     config: DistillConfig,
     *,
     checkpoint: Path,
+    watch: Watch | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> DistillReport:
-    """Train the selectors of a model in place, then fit its bypasses.
+    """Train the selectors of a model in place, then fit its bypasses and probes.
 
     Args:
         accelerator: From `make_accelerator`.
@@ -94,6 +96,8 @@ def distill(
         calibration: The same images, in order and not augmented, for what is fitted.
         config: The settings.
         checkpoint: Where the checkpoint is written.
+        watch: Measures on held-out images before and after the fit, which is kept only if it is better: least squares
+            bring each layer nearer to the dense one, which on few images need not help the final tokens.
         resume: Continue from it.
         progress: Told about the advance.
 
@@ -104,17 +108,9 @@ def distill(
     """
     check_trainable(model)
     report = DistillReport()
-    if model.config.selector in TRAINED_SELECTORS:
-        objective: nn.Module
-        if model.config.selector == "bypass-error":
-            # What the selector learns to predict is what the bypass gets wrong, so there has to be one first.
-            with Calibration(accelerator, model, calibration, config.strict, progress) as run:
-                run.progress.start(run.num_batches * has_parameters(model), 0)
-                fit_candidates(run)
-            objective = ErrorObjective(model)
-        else:
-            objective = DistillObjective(model)
-        report.training = train(
+
+    def train_selectors(objective: nn.Module) -> TrainReport:
+        return train(
             accelerator,
             objective,
             images,
@@ -126,6 +122,30 @@ def distill(
             make_scheduler=make_scheduler(config),
             progress=progress,
         )
+
+    if model.config.selector == "attention":
+        report.training = train_selectors(DistillObjective(model))
+    # The rest is there to bring the final tokens nearer to the dense model's.
+    if watch is not None:
+        watch.attach(accelerator, fitted_parts(model), None, config.seed)
+        watch.look(0)
+    if model.config.selector == "bypass-error":
+        # What the selector learns to predict is what the bypass gets wrong, so there has to be one first.
+        with Calibration(accelerator, model, calibration, config.strict, progress) as run:
+            run.progress.start(run.num_batches * has_parameters(model), 0)
+            fit_candidates(run)
+        report.training = train_selectors(ErrorObjective(model))
     if model.config.is_fitted:
         report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
+    if watch is not None:
+        watch.look(1)
+        watch.hand_back()
     return report
+
+
+def fitted_parts(model: TosaViT) -> nn.ModuleDict:
+    """The parts of a model, as one module, that `distill` brings nearer to the dense model, not to its maps."""
+    parts = nn.ModuleDict({"bypasses": model.bypasses})
+    if model.config.selector != "attention":
+        parts["selectors"] = model.selectors
+    return parts
