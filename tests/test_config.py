@@ -52,6 +52,13 @@ from tosa_cli.errors import ConfigError, InputError
         ({"neighbors": 1.5}, "neighbors must be a whole number from 1 up, not 1.5."),
         ({"neighbors": True}, "neighbors must be a whole number from 1 up, not True."),
         ({"neighbors": None}, "neighbors must be a whole number from 1 up, not None."),
+        ({"span": 0}, "span must be a whole number from 1 up, not 0."),
+        ({"span": 2.0}, "span must be a whole number from 1 up, not 2.0."),
+        ({"span": 2}, "The selector 'attention' chooses anew in each ToSA layer, so no layers share a choice"),
+        (
+            {"layers": (1, 2), "selector": "similarity", "span": 2, "keep_rate": (0.9, 0.8)},
+            "Layers 1 and 2 share one choice of tokens (span 2), so they need one keep rate, not 0.9 and 0.8.",
+        ),
         ({"selector_kernel": 2}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 2."),
         ({"selector_kernel": 0}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 0."),
         ({"selector_kernel": -1}, "selector_kernel must be odd and positive (1, 3, 5, ...), not -1."),
@@ -182,13 +189,23 @@ def test_one_keep_rate_holds_for_all_layers_and_a_list_for_one_each() -> None:
     assert TosaConfig(layers=(2, 4), keep_rate=(0.3, 1)).keep_rates == {2: 0.3, 4: 1}
 
 
+def test_layers_in_a_row_share_the_choice_of_the_first_of_their_span() -> None:
+    def choosing(span: int) -> list[int]:
+        config = TosaConfig(layers=(1, 2, 3, 5, 6, 8), selector="similarity", span=span)
+        return list(config.choosing_layers.values())
+
+    assert choosing(1) == [1, 2, 3, 5, 6, 8]
+    assert choosing(2) == [1, 1, 3, 5, 5, 8]
+    assert choosing(9) == [1, 1, 1, 5, 5, 8]
+
+
 @pytest.mark.parametrize(
     "config",
     [
         TosaConfig(layers=(2,)),
         TosaConfig(layers=(2, 4), keep_rate=(0.25, 1.0), selector="previous", query_rows="all"),
         TosaConfig(layers=(1, 2), selector="random", selection="per-head", selector_kernel=5, query_rows=1),
-        TosaConfig(layers=(1, 2, 3), selector="similarity", bypass="nearest+affine", neighbors=2),
+        TosaConfig(layers=(1, 2, 3), selector="similarity", bypass="nearest+affine", neighbors=2, span=3),
     ],
     ids=lambda config: config.selector,
 )

@@ -42,6 +42,8 @@ class TosaConfig:
             gives it the update of the kept tokens that are most like it, `nearest+affine` and `nearest+linear` correct
             that update by the difference between it and them.
         neighbors: How many kept tokens a skipped one takes its update from, where the bypass is a `nearest` one.
+        span: How many ToSA layers in a row share one choice of tokens, made at the first of them. More than one needs
+            a selector that reads no maps, and one keep rate for those that share.
         selector_kernel: Kernel size of the selector's convolutions along the keys; odd.
 
     Raises:
@@ -55,6 +57,7 @@ class TosaConfig:
     selection: Selection = "shared"
     bypass: Bypass = "identity"
     neighbors: int = 4
+    span: int = 1
     selector_kernel: int = 1
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class TosaConfig:
             raise ConfigError(f"query_rows must be 'all' or a number from 1 up, not {self.query_rows!r}.")
         if not (_is_int(self.neighbors) and self.neighbors >= 1):
             raise ConfigError(f"neighbors must be a whole number from 1 up, not {self.neighbors!r}.")
+        self._check_span()
         if not (_is_int(self.selector_kernel) and self.selector_kernel >= 1 and self.selector_kernel % 2):
             raise ConfigError(f"selector_kernel must be odd and positive (1, 3, 5, ...), not {self.selector_kernel!r}.")
 
@@ -80,6 +84,15 @@ class TosaConfig:
         """Keep rate of each ToSA layer."""
         rates = self.keep_rate if isinstance(self.keep_rate, tuple) else (self.keep_rate,) * len(self.layers)
         return dict(zip(self.layers, rates, strict=True))
+
+    @property
+    def choosing_layers(self) -> dict[int, int]:
+        """Of each ToSA layer, the layer whose choice of tokens it uses: its own, or that of the first of its span."""
+        choosing: dict[int, int] = {}
+        for layer in self.layers:
+            first = choosing.get(layer - 1, layer)
+            choosing[layer] = first if layer - first < self.span else layer
+        return choosing
 
     @property
     def reads_maps(self) -> bool:
@@ -188,6 +201,22 @@ class TosaConfig:
         for layer, rate in self.keep_rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
                 raise ConfigError(f"The keep rate of layer {layer} is {rate!r}, but must be above 0 and at most 1.")
+
+    def _check_span(self) -> None:
+        if not (_is_int(self.span) and self.span >= 1):
+            raise ConfigError(f"span must be a whole number from 1 up, not {self.span!r}.")
+        if self.span > 1 and self.reads_maps:
+            raise ConfigError(
+                f"The selector {self.selector!r} chooses anew in each ToSA layer, so no layers share a choice: leave "
+                f"out --span, or use --selector similarity."
+            )
+        rates = self.keep_rates
+        for layer, first in self.choosing_layers.items():
+            if rates[layer] != rates[first]:
+                raise ConfigError(
+                    f"Layers {first} and {layer} share one choice of tokens (span {self.span}), so they need one keep "
+                    f"rate, not {rates[first]} and {rates[layer]}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

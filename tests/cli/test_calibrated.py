@@ -19,7 +19,7 @@ def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) 
     assert "chosen" in done.out and "Next: tosa distill" in done.err
     model = load("dense-tosa")
     assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+affine")
-    assert model.provenance.results["budget"]["curves"][0]["layer"] == 1
+    assert model.provenance.results["budget"]["curves"][0]["layers"] == [1, 2]
     done = tosa(f"distill --preset calibrated --data-dir photos {CPU} --json")
     assert done.code == 0, done.err
     assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)
@@ -32,7 +32,7 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
     command = "convert dense --img-size 64 --layers auto --selector similarity --bypass nearest --max-samples 4 --json"
     done = tosa(f"{command} --target-reduction 0.2 --data-dir photos")
     assert done.code == 0 and 0.2 <= done.json["reduction"] < 0.23
-    assert [curve["layer"] for curve in done.json["curves"]] == [1, 2, 3, 4, 5, 6]
+    assert [curve["layers"] for curve in done.json["curves"]] == [[1], [2], [3], [4], [5], [6]]
 
 
 @pytest.mark.parametrize(

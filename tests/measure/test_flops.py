@@ -112,8 +112,9 @@ def test_other_architectures_are_counted_as_they_run_too(name: str, args: dict[s
 @pytest.mark.parametrize("selector", ["attention", "similarity", "bypass-error", "probe", "previous", "random"])
 def test_every_selector_with_every_bypass_is_counted_as_it_runs(selector: str, bypass: str, keep_rate: float) -> None:
     source = make_vit("vit_tiny_patch16_224", depth=4, img_size=(96, 64))
-    adjacent = (1, 2, 4) if selector in ("similarity", "probe", "random") else (2, 4)
-    model = make_tosa(source, selector=selector, bypass=bypass, layers=adjacent, keep_rate=keep_rate)
+    reads_maps = selector in ("attention", "bypass-error", "previous")
+    layers, span = ((2, 4), 1) if reads_maps else ((1, 2, 3, 4), 3)
+    model = make_tosa(source, selector=selector, bypass=bypass, layers=layers, span=span, keep_rate=keep_rate)
     report = count_flops(model)
     assert run_and_count(model) == macs(report)
     assert report.params == sum(parameter.numel() for parameter in model.parameters())

@@ -228,6 +228,27 @@ def test_neighbors_tell_how_many_kept_tokens_a_skipped_one_follows() -> None:
 
 
 @pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", ["similarity", "probe"])
+def test_layers_of_a_span_compute_the_tokens_that_its_first_layer_chose(selector: str, bypass: str) -> None:
+    model = make_fitted(selector=selector, bypass=bypass, layers=(1, 2, 3, 5, 6), span=2)
+    images = make_images()
+    with torch.no_grad():
+        outputs = model.run_layers(embed(model.backbone, images), model.grid(images))
+        tokens = embed(model.backbone, images)
+        for layers in ((1, 2), (3,), (4,), (5, 6)):
+            choice = model.choose(layers[0], tokens, (10, 10)) if layers != (4,) else None
+            for layer in layers:
+                block = model.blocks[layer - 1]
+                tokens = run_tosa_layer(block, tokens, choice, model.bypass(layer)) if choice else block(tokens)
+    assert torch.allclose(outputs.tokens, tokens, atol=1e-5)
+    chosen = outputs.keep_indices
+    assert chosen[1].equal(chosen[2]) and chosen[5].equal(chosen[6]) and not chosen[3].equal(chosen[2])
+    # What chooses is there for the layers that choose, and for no other.
+    for parts in (model.selectors, model.keys):
+        assert set(parts) in ({"1", "3", "5"}, set())
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
 @pytest.mark.parametrize("selector", ["similarity", "probe", "bypass-error"])
 def test_half_precision_stays_close(selector: str, bypass: str) -> None:
     model, images = make_fitted(selector=selector, bypass=bypass, keep_rate=0.9), make_images()

@@ -27,7 +27,7 @@ def backbone() -> torch.nn.Module:
 
 
 def curves(*scales: float) -> list[ErrorCurve]:
-    return [ErrorCurve(layer, RATES, (scale, 4 * scale, 16 * scale)) for layer, scale in enumerate(scales, start=1)]
+    return [ErrorCurve((layer,), RATES, (scale, 4 * scale, 16 * scale)) for layer, scale in enumerate(scales, start=1)]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> Images:
 
 
 def test_a_curve_passes_through_what_was_measured_and_rises_between() -> None:
-    curve = ErrorCurve(1, RATES, (0.01, 0.02, 0.1))
+    curve = ErrorCurve((1,), RATES, (0.01, 0.02, 0.1))
     assert [curve.at(rate) for rate in RATES] == pytest.approx([0.01, 0.02, 0.1])
     errors = [curve.at(rate) for rate in (1.0, 0.9, 0.8, 0.7, 0.5, 0.4, 0.3)]
     assert errors == sorted(errors) and errors[0] == 0
@@ -62,7 +62,7 @@ def test_no_other_choice_of_the_same_saving_has_a_smaller_sum_of_errors() -> Non
     """Against every combination of a few keep rates of three layers."""
     model, found = backbone(), curves(4, 2, 1)
     chosen = allocate(model, SIMILARITY, found, 0.1)
-    best = sum(curve.at(chosen.keep_rates.get(curve.layer, 1.0)) for curve in found)
+    best = sum(curve.at(chosen.keep_rates.get(curve.layers[0], 1.0)) for curve in found)
     for rates in itertools.product((1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3), repeat=3):
         layers = {layer: rate for layer, rate in enumerate(rates, start=1) if rate < 1}
         if not layers:
@@ -74,7 +74,7 @@ def test_no_other_choice_of_the_same_saving_has_a_smaller_sum_of_errors() -> Non
 
 def test_a_selector_that_reads_maps_gets_no_two_layers_in_a_row() -> None:
     config = replace(SIMILARITY, selector="previous", bypass="identity", query_rows=4)
-    found = [curve for curve in curves(9, 3, 1, 1, 1, 2) if curve.layer > 1]
+    found = [curve for curve in curves(9, 3, 1, 1, 1, 2) if curve.layers[0] > 1]
     layers = allocate(backbone(), config, found, 0.2).layers
     assert len(layers) > 1 and all(b - a > 1 for a, b in itertools.pairwise(layers))
 
@@ -91,7 +91,7 @@ def test_every_layer_that_may_be_one_gets_a_curve_that_rises(photos: Images, sel
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = replace(SIMILARITY, selector=selector)
     found = measure_curves(make_accelerator(TrainConfig(device="cpu")), model, config, photos, keep_rates=RATES)
-    assert [curve.layer for curve in found] == list(range(2 if selector == "previous" else 1, 7))
+    assert [curve.layers[0] for curve in found] == list(range(2 if selector == "previous" else 1, 7))
     assert all(list(curve.errors) == sorted(curve.errors) and curve.errors[0] > 0 for curve in found)
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
@@ -108,6 +108,20 @@ def test_the_measured_error_is_that_of_the_converted_model(photos: Images) -> No
             cosine = torch.nn.functional.cosine_similarity(*pair, dim=-1)
             errors.append(1 - (cosine[:, 1:].mean(1) + cosine[:, 0]) / 2)
     assert curve.errors[0] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("selector", ["similarity", "probe"])
+def test_layers_that_share_a_choice_share_a_curve_and_a_keep_rate(photos: Images, selector: str) -> None:
+    model, config = backbone(), replace(SIMILARITY, selector=selector, span=4)
+    found = measure_curves(make_accelerator(TrainConfig(device="cpu")), model, config, photos, keep_rates=RATES)
+    assert [curve.name for curve in found] == ["1-4", "5-6"]
+    alone = measure_curves(
+        make_accelerator(TrainConfig(device="cpu")), model, replace(config, span=1), photos, keep_rates=RATES
+    )
+    assert found[0].errors[0] > alone[0].errors[0]
+    chosen = allocate(model, config, [found[1]], 0.1)
+    assert chosen.layers == (5, 6) and len(set(chosen.keep_rates.values())) == 1
+    assert 0.1 <= count_flops(model, chosen).reduction < 0.12
 
 
 def test_a_selector_that_needs_training_first_is_refused(photos: Images) -> None:

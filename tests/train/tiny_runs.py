@@ -144,7 +144,7 @@ def run_features(
 
 FITTED: tuple[dict[str, Any], ...] = (
     {"selector": "similarity", "bypass": "nearest+affine", "layers": (1, 2, 5)},
-    {"selector": "probe", "bypass": "nearest+linear"},
+    {"selector": "probe", "bypass": "nearest+linear", "layers": (2, 3, 4, 6), "span": 2},
     {"selector": "previous", "bypass": "linear"},
     {"selector": "random", "bypass": "nearest+affine"},
 )

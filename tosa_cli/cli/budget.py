@@ -41,9 +41,9 @@ def show_curves(curves: "list[ErrorCurve]", config: TosaConfig | None = None) ->
     chosen = config.keep_rates if config is not None else {}
     rows = []
     for curve in curves:
-        row = [str(curve.layer), *(f"{error * 1000:.2f}" for error in curve.errors)]
+        row = [curve.name, *(f"{error * 1000:.2f}" for error in curve.errors)]
         if config is not None:
-            row.append(str(chosen.get(curve.layer, "-")))
+            row.append(str(chosen.get(curve.layers[0], "-")))
         rows.append(row)
     console.print_table(
         "1000 x (1 - cosine of the final tokens), each layer alone, by keep rate",

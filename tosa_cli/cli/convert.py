@@ -90,6 +90,10 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    span: Annotated[
+        int | None,
+        typer.Option(help="How many ToSA layers in a row share one choice of tokens. [default: 1]", show_default=False),
+    ] = None,
     selector_kernel: Annotated[
         int | None, typer.Option(help="Kernel size of the selector along the keys. [default: 1]", show_default=False)
     ] = None,
@@ -139,6 +143,7 @@ def convert(
             "selection": selection,
             "bypass": bypass,
             "neighbors": neighbors,
+            "span": span,
             "data_dir": data_dir,
             "max_samples": max_samples,
             "selector_kernel": selector_kernel,

@@ -131,7 +131,7 @@ def inspect(
             "Keep rates that convert --layers auto would choose, by --target-reduction",
             ["layer", *(f"{target:.0%}" for target in choices_by_target)],
             [
-                [str(curve.layer), *(str(c.keep_rates.get(curve.layer, "-")) for c in choices_by_target.values())]
+                [curve.name, *(str(c.keep_rates.get(curve.layers[0], "-")) for c in choices_by_target.values())]
                 for curve in curves
             ],
         )

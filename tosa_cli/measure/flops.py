@@ -113,7 +113,8 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
             check_supported(backbone, config.selection)
             config.check_depth(len(backbone.blocks))
             keep_rates = config.keep_rates
-            params += sum(_added_params(backbone, config, layer) for layer in config.layers)
+            choosing = config.choosing_layers
+            params += sum(_added_params(backbone, config, layer, choosing[layer] == layer) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
     outside = _embed_macs(backbone) + _head_macs(backbone)
     dense = outside + sum(layer.dense_macs for layer in layers)
@@ -174,10 +175,12 @@ def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dic
             feeding = config is not None and layer + 1 in keep_rates and config.reads_maps
             yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
             continue
-        yield count_tosa_layer(backbone, config, layer, keep_rates[layer])
+        yield count_tosa_layer(backbone, config, layer, keep_rates[layer], config.choosing_layers[layer] == layer)
 
 
-def count_tosa_layer(backbone: Backbone, config: TosaConfig, layer: int, keep_rate: float) -> LayerFlops:
+def count_tosa_layer(
+    backbone: Backbone, config: TosaConfig, layer: int, keep_rate: float, chooses: bool = True
+) -> LayerFlops:
     """Count the MACs of one ToSA layer with what belongs to it: selector, query rows in the feeding layer, bypass.
 
     Args:
@@ -185,6 +188,7 @@ def count_tosa_layer(backbone: Backbone, config: TosaConfig, layer: int, keep_ra
         config: Selector, selection and bypass; its layers and keep rates are not read.
         layer: Which layer, from 1.
         keep_rate: Its keep rate.
+        chooses: Whether it makes a choice of tokens, or uses that of a layer before it.
     """
     block, tokens = backbone.blocks[layer - 1], _num_tokens(backbone)
     kept = num_kept(tokens, keep_rate, backbone.num_prefix_tokens)
@@ -196,8 +200,8 @@ def count_tosa_layer(backbone: Backbone, config: TosaConfig, layer: int, keep_ra
         kept,
         _block_macs(block, tokens),
         count(block, tokens, kept),
-        _selector_macs(backbone, config, layer, kept),
-        _bypass_macs(backbone, config, layer, kept),
+        _selector_macs(backbone, config, layer, kept) if chooses else 0,
+        _bypass_macs(backbone, config, layer, kept, chooses),
     )
 
 
@@ -252,23 +256,23 @@ def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int
     return logits + EXPANSION * heads * (heads + outputs) * config.selector_kernel * rows * tokens
 
 
-def _bypass_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int) -> int:
+def _bypass_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int, matches: bool) -> int:
     tokens, dim = _num_tokens(backbone), backbone.embed_dim
     skipped = tokens - kept
     maps = skipped * dim * dim if config.bypass in ("linear", "nearest+linear") else 0
-    if not config.matches_tokens or config.selector == "similarity":
+    if not (config.matches_tokens and matches) or config.selector == "similarity":
         return maps
     width = key_dim(backbone.blocks[layer - 1], dim)
     return maps + tokens * dim * width + skipped * (kept - backbone.num_prefix_tokens) * width
 
 
-def _added_params(backbone: Backbone, config: TosaConfig, layer: int) -> int:
+def _added_params(backbone: Backbone, config: TosaConfig, layer: int, chooses: bool) -> int:
     """Parameters that a ToSA layer gets: selector and bypass; the frozen keys are none."""
     dim = backbone.embed_dim
     added = {"linear": dim * dim + dim, "nearest+affine": 3 * dim, "nearest+linear": dim * dim + 2 * dim}
     count = added.get(config.bypass, 0)
     if config.selector == "probe":
-        return count + dim + 1
+        return count + (dim + 1) * chooses
     if config.selector not in ("attention", "bypass-error"):
         return count
     heads = num_heads(backbone.blocks[layer - 2])

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.backbone import attention_input
-from tosa_cli.model.candidates import bypass_errors
+from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.selection import choose_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT
@@ -22,7 +22,8 @@ class OracleViT(TosaViT):
     def choose(self, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes by the true errors; see `TosaViT.choose`."""
         block, prefix = self.blocks[layer - 1], self.num_prefix_tokens
-        errors = bypass_errors(self, layer, tokens, block(tokens) - tokens, grid)
+        partners = candidate_partners(self, layer, tokens, grid)
+        errors = bypass_errors(self, layer, tokens, block(tokens) - tokens, partners)
         kept = num_kept(tokens.shape[1], self.keep_rates[layer], prefix)
         keep_indices = choose_tokens(F.pad(errors, (prefix, 0)), kept, prefix)
         keys = self.keys[str(layer)](attention_input(block, tokens)) if self.config.matches_tokens else tokens

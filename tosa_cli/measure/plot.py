@@ -91,7 +91,7 @@ def plot_error_curves(curves: list[Any], path: Path) -> None:
         shade = str(0.8 * i / max(1, len(curves) - 1))
         axes.semilogy(curve.keep_rates, curve.errors, marker="o", color=shade)
         axes.annotate(
-            str(curve.layer), (curve.keep_rates[-1], curve.errors[-1]), textcoords="offset points", xytext=(-12, -3)
+            curve.name, (curve.keep_rates[-1], curve.errors[-1]), textcoords="offset points", xytext=(-12, -3)
         )
     axes.set_xlabel("keep rate of the layer")
     axes.set_ylabel("1 - cosine of final tokens to the dense model's")

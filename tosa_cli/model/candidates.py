@@ -1,5 +1,7 @@
 """What a bypass reads and what it should say, of the tokens that a layer skips or of all that it might skip."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,46 @@ from tosa_cli.model.tosa_layer import partner_features, run_selected
 from tosa_cli.model.tosa_vit import TosaViT
 
 
+class Partners(NamedTuple):
+    """The partners that some patches would have, if they were skipped and those around them kept.
+
+    Attributes:
+        patches: The patches (A,), as indices among all tokens.
+        indices: Partners (B, A, k) of each, as indices among all tokens.
+        weights: Their shares (B, A, k).
+    """
+
+    patches: Tensor
+    indices: Tensor
+    weights: Tensor
+
+
+def candidate_partners(model: TosaViT, layer: int, tokens: Tensor, grid: tuple[int, int]) -> list[Partners]:
+    """Find the partners of every patch among those of the other color of a checkerboard.
+
+    Args:
+        model: The ToSA model.
+        layer: A ToSA layer that makes a choice.
+        tokens: Tokens (B, N, D) that enter it.
+        grid: Patches (rows, columns).
+
+    Returns:
+        Those of either color; none where tokens are not matched.
+    """
+    if not model.config.matches_tokens:
+        return []
+    keys = model.keys[str(layer)](attention_input(model.blocks[layer - 1], tokens))
+    sides = [indices + model.num_prefix_tokens for indices in two_sets(grid, 1, tokens.device)]
+    found = []
+    for mine, others in (sides, reversed(sides)):
+        distances = squared_distances(keys[:, mine], keys[:, others])
+        nearest = smallest(distances, min(model.config.neighbors, len(others)))
+        found.append(Partners(mine, others[nearest.indices], partner_weights(nearest.values)))
+    return found
+
+
 def candidate_features(
-    model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, grid: tuple[int, int]
+    model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the bypass of a layer would read of every patch, if that patch were skipped and those around it kept.
 
@@ -29,7 +69,7 @@ def candidate_features(
         layer: The ToSA layer.
         tokens: Tokens (B, N, D) that enter it.
         updates: What the layer adds to each, (B, N, D).
-        grid: Patches (rows, columns).
+        partners: From `candidate_partners` of the layer whose choice it uses.
 
     Returns:
         Inputs of the patches or their differences from the partners, (B, n, D); the partners' updates (B, n, D) or
@@ -37,19 +77,13 @@ def candidate_features(
     """
     prefix = model.num_prefix_tokens
     inputs = attention_input(model.blocks[layer - 1], tokens)
-    if not model.config.matches_tokens:
+    if not partners:
         return inputs[:, prefix:], None, updates[:, prefix:]
-    keys = model.keys[str(layer)](inputs)
-    sides = [indices + prefix for indices in two_sets(grid, 1, tokens.device)]
     differences, partners_updates = [], []
-    for mine, others in (sides, reversed(sides)):
-        distances = squared_distances(keys[:, mine], keys[:, others])
-        nearest = smallest(distances, min(model.config.neighbors, len(others)))
-        weights = partner_weights(nearest.values)
-        partners = others[nearest.indices]
-        differences.append(inputs[:, mine] - mean_of_partners(inputs, partners, weights))
-        partners_updates.append(mean_of_partners(updates, partners, weights))
-    order = torch.cat(sides).argsort()
+    for patches, indices, weights in partners:
+        differences.append(inputs[:, patches] - mean_of_partners(inputs, indices, weights))
+        partners_updates.append(mean_of_partners(updates, indices, weights))
+    order = torch.cat([side.patches for side in partners]).argsort()
     return (
         torch.cat(differences, 1)[:, order],
         torch.cat(partners_updates, 1)[:, order],
@@ -57,7 +91,7 @@ def candidate_features(
     )
 
 
-def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, grid: tuple[int, int]) -> Tensor:
+def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Tensor:
     """How wrong the bypass of a layer is about every patch: norm (B, N - prefix) of what it gets wrong.
 
     Args:
@@ -65,9 +99,9 @@ def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, g
         layer: The ToSA layer.
         tokens: Tokens (B, N, D) that enter it.
         updates: What the layer adds to each, (B, N, D).
-        grid: Patches (rows, columns).
+        partners: From `candidate_partners` of the layer whose choice it uses.
     """
-    inputs, partners_updates, truth = candidate_features(model, layer, tokens, updates, grid)
+    inputs, partners_updates, truth = candidate_features(model, layer, tokens, updates, partners)
     return (apply_bypass(model, layer, inputs, partners_updates) - truth).norm(dim=-1).clamp_min(1e-8)
 
 

@@ -72,6 +72,7 @@ class TosaViT(TimmInterface):
         self.backbone: Backbone = backbone
         self.config = config
         self.keep_rates = config.keep_rates
+        self.choosing_layers = config.choosing_layers
         self.selectors = nn.ModuleDict()
         self.keys = nn.ModuleDict()
         self.bypasses = nn.ModuleDict()
@@ -87,17 +88,19 @@ class TosaViT(TimmInterface):
 
     def _add_parts(self, layer: int) -> None:
         """Add what a ToSA layer needs besides its block."""
-        config, block, name = self.config, self.blocks[layer - 1], str(layer)
+        config, name = self.config, str(layer)
+        bypass = make_bypass(config.bypass, self.embed_dim)
+        if bypass is not None:
+            self.bypasses[name] = bypass
+        if self.choosing_layers[layer] != layer:
+            return
         if config.selector in ("attention", "bypass-error"):
             kind = AttentionSelector if config.selector == "attention" else ErrorSelector
             self.selectors[name] = kind(num_heads(self.blocks[layer - 2]), config.selector_kernel)
         elif config.selector == "probe":
             self.selectors[name] = Probe(self.embed_dim)
         if config.needs_keys:
-            self.keys[name] = MatchingKeys(*matching_projection(block, self.embed_dim))
-        bypass = make_bypass(config.bypass, self.embed_dim)
-        if bypass is not None:
-            self.bypasses[name] = bypass
+            self.keys[name] = MatchingKeys(*matching_projection(self.blocks[layer - 1], self.embed_dim))
 
     # ------------------------------------------------------------------ forward
 
@@ -217,7 +220,8 @@ class TosaViT(TimmInterface):
         scores: Tensor | None = None
         for layer in range(1, (last or len(self.blocks)) + 1):
             if layer in self.keep_rates:
-                choice = self.choose(layer, tokens, grid, scores)
+                if self.choosing_layers[layer] == layer:
+                    choice = self.choose(layer, tokens, grid, scores)
                 tokens = self.run_tosa_layer(layer, tokens, choice)
                 outputs.keep_indices[layer] = choice.keep_indices
             else:
@@ -260,7 +264,7 @@ class TosaViT(TimmInterface):
         """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
 
         Args:
-            layer: The ToSA layer.
+            layer: The ToSA layer, which shares its choice with the others of its span.
             tokens: Tokens (B, N, D) that enter it.
             grid: Patches (rows, columns).
             scores: What `read_scores` made of the feeding layer's logits, where the selector reads them.

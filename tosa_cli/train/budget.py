@@ -32,17 +32,22 @@ RATE_STEP = 0.01
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """What selecting tokens in one layer alone does to the final tokens.
+    """What selecting tokens in one layer alone, or in one span of layers, does to the final tokens.
 
     Attributes:
-        layer: The layer, from 1.
+        layers: The layer, from 1, or those of the span, which share one choice of tokens.
         keep_rates: Keep rates at which it was measured, falling.
         errors: 1 - cosine of final tokens to the dense model's, at each; mean of patch and class tokens.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     keep_rates: tuple[float, ...]
     errors: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The layers as text: `3`, or `3-4`."""
+        return "-".join(map(str, dict.fromkeys((self.layers[0], self.layers[-1]))))
 
     def at(self, keep_rate: float) -> float:
         """Error at any keep rate: between two measured ones the logarithm is interpolated; 0 at keep rate 1."""
@@ -71,12 +76,12 @@ def measure_curves(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[ErrorCurve]:
-    """Measure the error curve of every layer that can be a ToSA layer.
+    """Measure the error curve of every layer, or span of layers, in which tokens can be selected.
 
     Args:
         accelerator: From `make_accelerator`.
         backbone: The dense model; it is not changed.
-        config: Selector, selection and bypass; its layers and keep rates are not read.
+        config: Selector, selection, bypass and span; its layers and keep rates are not read.
         images: Images in order and not augmented; a few tens are enough.
         keep_rates: Where to measure, falling.
         strict: Stop at an image that cannot be read.
@@ -103,39 +108,52 @@ def measure_curves(
     progress = progress or NoProgress()
     runs = [Calibration(accelerator, model, images, strict, progress) for model in models]
     progress.start(len(runs) * (fits + 1) * runs[0].num_batches, 0)
-    sums: dict[int, list[float]] = {}
+    sums: dict[tuple[int, ...], list[float]] = {}
     for run in runs:
         if config.is_fitted:
             fit_candidates(run)
         if config.selector == "probe":
             fit_probes(run)
-        for layer in run.model.keep_rates:
-            sums[layer] = [0.0] * len(keep_rates)
+        for layers in _spans(run.model):
+            sums[layers] = [0.0] * len(keep_rates)
         for _, tokens in run.read():
             _add_errors(run, tokens, keep_rates, sums)
     return [
-        ErrorCurve(layer, tuple(keep_rates), _rising([value / runs[0].num_images for value in values]))
-        for layer, values in sorted(sums.items())
+        ErrorCurve(layers, tuple(keep_rates), _rising([value / runs[0].num_images for value in values]))
+        for layers, values in sorted(sums.items())
     ]
 
 
-def _add_errors(run: Calibration, tokens: Tensor, keep_rates: Sequence[float], sums: dict[int, list[float]]) -> None:
-    """Add the errors of each layer and keep rate for a batch of embedded tokens (B, N, D)."""
+def _spans(model: TosaViT) -> list[tuple[int, ...]]:
+    """The ToSA layers of a model in groups that share one choice of tokens."""
+    spans: dict[int, tuple[int, ...]] = {}
+    for layer, choosing in model.choosing_layers.items():
+        spans[choosing] = (*spans.get(choosing, ()), layer)
+    return list(spans.values())
+
+
+def _add_errors(
+    run: Calibration, tokens: Tensor, keep_rates: Sequence[float], sums: dict[tuple[int, ...], list[float]]
+) -> None:
+    """Add the errors of each span of layers and each keep rate for a batch of embedded tokens (B, N, D)."""
     model = run.model
     blocks = model.blocks
     dense = [tokens]
     for block in blocks:
         dense.append(block(dense[-1]))
     final = model.backbone.norm(dense[-1])
-    for layer in model.keep_rates:
-        entering = dense[layer - 1]
-        _, scores = model.run_standard_layer(layer - 1, dense[layer - 2]) if model.config.reads_maps else (None, None)
+    for layers in _spans(model):
+        first = layers[0]
+        _, scores = model.run_standard_layer(first - 1, dense[first - 2]) if model.config.reads_maps else (None, None)
         for position, rate in enumerate(keep_rates):
-            model.keep_rates[layer] = rate
-            tokens = model.run_tosa_layer(layer, entering, model.choose(layer, entering, run.grid, scores))
-            for block in blocks[layer:]:
+            model.keep_rates[first] = rate
+            tokens = dense[first - 1]
+            choice = model.choose(first, tokens, run.grid, scores)
+            for layer in layers:
+                tokens = model.run_tosa_layer(layer, tokens, choice)
+            for block in blocks[layers[-1] :]:
                 tokens = block(tokens)
-            sums[layer][position] += _error(model, final, model.backbone.norm(tokens))
+            sums[layers][position] += _error(model, final, model.backbone.norm(tokens))
 
 
 def _error(model: TosaViT, dense: Tensor, tokens: Tensor) -> float:
@@ -157,11 +175,15 @@ def _rising(errors: list[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Option:
-    """A keep rate for a layer, or none (1): what it saves in MACs, and its error."""
+    """A keep rate for a layer or a span of layers, or none (1): what it saves in MACs, and its error."""
 
     keep_rate: float
     saved: int
     error: float
+
+
+Options = dict[tuple[int, ...], list[_Option]]
+"""What each layer, or span of layers, may choose from, in their order."""
 
 
 def allocate(
@@ -171,7 +193,7 @@ def allocate(
 
     Args:
         backbone: The dense model.
-        config: Selector, selection and bypass; its layers and keep rates are replaced.
+        config: Selector, selection, bypass and span; its layers and keep rates are replaced.
         curves: From `measure_curves`.
         target_reduction: Share of the dense MACs to save, selectors, matching and bypasses counted.
 
@@ -181,7 +203,7 @@ def allocate(
     if not 0 < target_reduction < 1:
         raise ConfigError(f"The target reduction is {target_reduction}, but must be between 0 and 1, as in 0.25.")
     dense_macs = count_flops(backbone).dense_gmacs * 1e9
-    options = {curve.layer: _options(backbone, config, curve) for curve in curves}
+    options = {curve.layers: _options(backbone, config, curve) for curve in curves}
     needed = target_reduction * dense_macs
     most = sum(option.saved for option in _choose(options, math.inf, config.reads_maps).values())
     if most < needed:
@@ -196,10 +218,8 @@ def allocate(
         low, high = (low, price) if saved >= needed else (price, high)
     chosen = _choose(options, high / dense_macs, config.reads_maps)
     _spend_surplus(options, chosen, needed)
-    chosen = {layer: option for layer, option in chosen.items() if option.keep_rate < 1}
-    return dataclasses.replace(
-        config, layers=tuple(chosen), keep_rate=tuple(option.keep_rate for option in chosen.values())
-    )
+    rates = {layer: option.keep_rate for layers, option in chosen.items() for layer in layers if option.keep_rate < 1}
+    return dataclasses.replace(config, layers=tuple(rates), keep_rate=tuple(rates.values()))
 
 
 def _options(backbone: Backbone, config: TosaConfig, curve: ErrorCurve) -> list[_Option]:
@@ -208,44 +228,46 @@ def _options(backbone: Backbone, config: TosaConfig, curve: ErrorCurve) -> list[
         rate = round(1 - step * RATE_STEP, 4)
         if rate < curve.keep_rates[-1]:
             break
-        macs = count_tosa_layer(backbone, config, curve.layer, rate)
-        saved = macs.dense_macs - macs.macs - macs.selector_macs - macs.bypass_macs
+        counts = [
+            count_tosa_layer(backbone, config, layer, rate, chooses=layer == curve.layers[0]) for layer in curve.layers
+        ]
+        saved = sum(macs.dense_macs - macs.macs - macs.selector_macs - macs.bypass_macs for macs in counts)
         if saved > options[-1].saved:
             options.append(_Option(rate, saved, curve.at(rate)))
     return options
 
 
-def _choose(options: dict[int, list[_Option]], price: float, no_neighbors: bool) -> dict[int, _Option]:
+def _choose(options: Options, price: float, no_neighbors: bool) -> dict[tuple[int, ...], _Option]:
     """The best option of each layer at a price a MAC; with `no_neighbors` no two layers in a row select tokens."""
     # Best value and choice so far, where the last layer selects tokens and where it does not.
-    paths: dict[bool, tuple[float, dict[int, _Option]]] = {False: (0.0, {})}
-    for layer, found in options.items():
+    paths: dict[bool, tuple[float, dict[tuple[int, ...], _Option]]] = {False: (0.0, {})}
+    for layers, found in options.items():
         values = [(-float(o.saved) if price == math.inf else o.error - price * o.saved, o) for o in found]
         standard = values[0]
         tosa = min(values[1:], key=lambda value: value[0], default=None)
-        extended: dict[bool, tuple[float, dict[int, _Option]]] = {}
+        extended: dict[bool, tuple[float, dict[tuple[int, ...], _Option]]] = {}
         for last, (value, path) in paths.items():
             for selects, choice in ((False, standard), (True, tosa)):
                 if choice is None or (no_neighbors and last and selects):
                     continue
                 total = value + choice[0]
                 if selects not in extended or total < extended[selects][0]:
-                    extended[selects] = (total, {**path, layer: choice[1]})
+                    extended[selects] = (total, {**path, layers: choice[1]})
         paths = extended
     return min(paths.values(), key=lambda path: path[0])[1]
 
 
-def _spend_surplus(options: dict[int, list[_Option]], chosen: dict[int, _Option], needed: float) -> None:
+def _spend_surplus(options: Options, chosen: dict[tuple[int, ...], _Option], needed: float) -> None:
     """Raise keep rates while enough is saved, the largest gain first: a price leaves a little over."""
     while True:
         surplus = sum(option.saved for option in chosen.values()) - needed
         gains = [
-            (current.error - option.error, layer, option)
-            for layer, current in chosen.items()
-            for option in options[layer]
+            (current.error - option.error, layers, option)
+            for layers, current in chosen.items()
+            for option in options[layers]
             if option.error < current.error and current.saved - option.saved <= surplus
         ]
         if not gains:
             return
-        _, layer, option = max(gains, key=lambda gain: gain[0])
-        chosen[layer] = option
+        _, layers, option = max(gains, key=lambda gain: gain[0])
+        chosen[layers] = option

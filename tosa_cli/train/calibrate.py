@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from tosa_cli.errors import OutputError, TrainingError
 from tosa_cli.model.backbone import attention_input, embed
-from tosa_cli.model.candidates import apply_bypass, bypass_errors, candidate_features, skipped_features
+from tosa_cli.model.candidates import (
+    Partners,
+    apply_bypass,
+    bypass_errors,
+    candidate_features,
+    candidate_partners,
+    skipped_features,
+)
+from tosa_cli.model.matching import Choice
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Probe
 from tosa_cli.model.tosa_vit import TosaViT
@@ -188,8 +196,8 @@ def fit_candidates(run: Calibration) -> None:
     if not has_parameters(model):
         return
 
-    def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
-        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, run.grid))
+    def sums(layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Sums:
+        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, partners))
 
     for layer, total in run.sum_up(_dense_pass(run, sums)).items():
         set_bypass(model, layer, total)
@@ -200,24 +208,29 @@ def fit_probes(run: Calibration) -> None:
     """Fit every probe to the logarithm of the error of the bypass, on the dense model's tokens."""
     model = run.model
 
-    def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
-        errors = bypass_errors(model, layer, tokens, updates, run.grid)
+    def sums(layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Sums:
+        if str(layer) not in model.selectors:
+            return {}
+        errors = bypass_errors(model, layer, tokens, updates, partners)
         inputs = attention_input(model.blocks[layer - 1], tokens)[:, model.num_prefix_tokens :]
         return regression.linear_sums(inputs, errors.log().unsqueeze(-1))
 
     for layer, total in run.sum_up(_dense_pass(run, sums)).items():
-        weight, bias = regression.solve_linear(total)
         probe = model.selectors[str(layer)]
         if isinstance(probe, Probe):
+            weight, bias = regression.solve_linear(total)
             _set(probe, layer, weight=weight, bias=bias)
 
 
-def _dense_pass(run: Calibration, sums: Callable[[int, Tensor, Tensor], Sums]) -> Iterator[dict[Any, Sums]]:
+def _dense_pass(
+    run: Calibration, sums: Callable[[int, Tensor, Tensor, list[Partners]], Sums]
+) -> Iterator[dict[Any, Sums]]:
     """Sums of each ToSA layer on the dense model's tokens, batch by batch.
 
     Args:
         run: The calibration.
-        sums: Makes them from the layer, the tokens (B, N, D) that enter it and what it adds to them, (B, N, D).
+        sums: Makes them from the layer, the tokens (B, N, D) that enter it, what it adds to them, (B, N, D), and the
+            partners of every patch.
     """
     model = run.model
     for _, tokens in run.read():
@@ -225,7 +238,9 @@ def _dense_pass(run: Calibration, sums: Callable[[int, Tensor, Tensor], Sums]) -
         for layer, block in enumerate(model.blocks, start=1):
             after = block(tokens)
             if layer in model.keep_rates:
-                found[layer] = sums(layer, tokens, after - tokens)
+                if model.choosing_layers[layer] == layer:
+                    partners = candidate_partners(model, layer, tokens, run.grid)
+                found[layer] = sums(layer, tokens, after - tokens, partners)
             tokens = after
         yield found
 
@@ -273,11 +288,17 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
             scores = None
             for standard in range((before or 0) + 1, layer):
                 tokens, scores = model.run_standard_layer(standard, tokens)
-            seed_step(0, layer, number, 0)  # for the selector `random`
-            choice = model.choose(layer, tokens, run.grid, scores)
+            if model.choosing_layers[layer] == layer:
+                seed_step(0, layer, number, 0)  # for the selector `random`
+                choice = model.choose(layer, tokens, run.grid, scores)
+            else:
+                choice = Choice(kept["keep"], kept["skip"], kept.get("partners"), kept.get("weights"))
             after, values = skipped_features(model, layer, tokens, choice)
             sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
-            run.keep(number, {"tokens": after, **values})
+            values |= {"tokens": after, "keep": choice.keep_indices}
+            if choice.partners is not None and choice.weights is not None:
+                values |= {"partners": choice.partners, "weights": choice.weights}
+            run.keep(number, values)
         yield sums
 
 

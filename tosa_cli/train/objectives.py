@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.model.backbone import embed, run_and_tap
-from tosa_cli.model.candidates import bypass_errors
+from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.selectors import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.weights import finetuned_parts
@@ -75,7 +75,8 @@ class ErrorObjective(nn.Module):
                 else:
                     after = block(tokens)
             if layer in model.keep_rates:
-                errors = bypass_errors(model, layer, tokens, after - tokens, grid)
+                partners = candidate_partners(model, layer, tokens, grid)
+                errors = bypass_errors(model, layer, tokens, after - tokens, partners)
                 predicted = model.selectors[str(layer)](logits)[:, model.num_prefix_tokens :]
                 losses.append((predicted - errors.float().log()).var(dim=1, correction=0).mean())
             tokens = after
