@@ -10,6 +10,7 @@ alone it makes benchmarks/RESULTS.md and its pictures.
 
 import argparse
 import copy
+import itertools
 import json
 import random
 import resource
@@ -30,7 +31,9 @@ SELECTORS = ("similarity", "probe", "bypass-error", "attention", "previous", "ra
 BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
 CALIBRATED: Any = "nearest+affine"
 """The bypass of the preset `calibrated`."""
-PARTS = ("budget", "seeds", "speed", "profile", "finetune", "grid", "large")
+SPAN = 2
+"""Its span."""
+PARTS = ("budget", "seeds", "grid", "large", "finetune", "speed", "grid_speed", "profile")
 
 
 def main() -> None:
@@ -159,21 +162,26 @@ def describe(model: Any, seconds: float, quality: dict[str, Any]) -> dict[str, A
 
 
 def run_grid(lab: Lab) -> None:
-    """Every selector with every bypass: 224, five layers at 0.8."""
+    """Every selector with every bypass, and the oracle: 224, five layers at 0.8 and 0.5."""
     from tosa_cli.config import TosaConfig
+    from tosa_cli.measure.oracle import with_oracle
 
     source = lab.source(224)
 
     def one(selector: Any, bypass: Any, keep_rate: float) -> dict[str, Any]:
-        config = TosaConfig(layers=FIVE, keep_rate=keep_rate, selector=selector, bypass=bypass)
+        # The oracle takes the place of a probe: the bypass is fitted to the tokens that the probe skips.
+        config = TosaConfig(
+            layers=FIVE, keep_rate=keep_rate, selector="probe" if selector == "oracle" else selector, bypass=bypass
+        )
         model, seconds = distilled(lab, source, config, calibration=64)
+        if selector == "oracle":
+            model = with_oracle(model)
         return describe(model, seconds, lab.quality(model, 48))
 
     for keep_rate in (0.8, 0.5):
         for bypass in BYPASSES:
-            for selector in SELECTORS:
-                if keep_rate == 0.8 or (bypass in ("identity", "nearest+linear") and selector != "bypass-error"):
-                    lab.measure("grid", f"{selector} {bypass} {keep_rate}", partial(one, selector, bypass, keep_rate))
+            for selector in ("oracle", *SELECTORS):
+                lab.measure("grid", f"{selector} {bypass} {keep_rate}", partial(one, selector, bypass, keep_rate))
 
 
 def run_budget(lab: Lab) -> None:
@@ -184,28 +192,31 @@ def run_budget(lab: Lab) -> None:
 
     source = lab.source(224)
 
-    def curves(bypass: Any) -> dict[str, Any]:
-        config = TosaConfig(layers=FIVE, selector="similarity", bypass=bypass)
+    def curves(bypass: Any, span: int) -> dict[str, Any]:
+        config = TosaConfig(layers=FIVE, selector="similarity", bypass=bypass, span=span)
         photos = lab.photos("calibration", source, 32)
         found = measure_curves(lab.accelerator, source, config, photos)
         return {"curves": [curve.to_dict() for curve in found]}
 
-    def one(target: float, bypass: Any, uniform: bool) -> dict[str, Any]:
-        config = TosaConfig(layers=ELEVEN, selector="similarity", bypass=bypass)
+    def one(target: float, bypass: Any, span: int, uniform: bool) -> dict[str, Any]:
+        config = TosaConfig(layers=ELEVEN, selector="similarity", bypass=bypass, span=span)
         if uniform:
             config = solve_keep_rate(source, config, target)
         else:
-            found = lab.results["curves"][bypass]["curves"]
-            config = allocate(source, config, [ErrorCurve(**curve) for curve in found], target)
+            found = lab.results["curves"][f"{bypass}, span {span}"]["curves"]
+            measured = [ErrorCurve(**{key: tuple(values) for key, values in curve.items()}) for curve in found]
+            config = allocate(source, config, measured, target)
         model, seconds = distilled(lab, source, config, calibration=126)
         return {"keep_rates": config.keep_rates, **describe(model, seconds, lab.quality(model, 95))}
 
-    for bypass in ("nearest+linear", "nearest+affine"):
-        lab.measure("curves", bypass, partial(curves, bypass))
-        for target in (0.25, 0.4) if bypass == "nearest+affine" else (0.1, 0.25, 0.4):
-            lab.measure("budget", f"auto {bypass} {target}", partial(one, target, bypass, False))
+    for bypass, span in itertools.product(("nearest+affine", "nearest+linear"), (1, 2, 3)):
+        lab.measure("curves", f"{bypass}, span {span}", partial(curves, bypass, span))
+        for target in (0.1, 0.25, 0.4):
+            name = f"auto {bypass}, span {span}, -{target:.0%}"
+            lab.measure("budget", name, partial(one, target, bypass, span, False))
     for target in (0.25, 0.4):
-        lab.measure("budget", f"uniform nearest+linear {target}", partial(one, target, "nearest+linear", True))
+        name = f"uniform nearest+linear, span 1, -{target:.0%}"
+        lab.measure("budget", name, partial(one, target, "nearest+linear", 1, True))
 
 
 def run_seeds(lab: Lab) -> None:
@@ -214,9 +225,14 @@ def run_seeds(lab: Lab) -> None:
 
     source = lab.source(224)
     settings = {
-        "five layers at 0.8": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
-        "layers by measurement, -25%": _chosen(lab, 0.25, "nearest+linear"),
-        "layers by measurement, -40%": _chosen(lab, 0.4, "nearest+linear"),
+        "five layers at 0.8, nearest+linear": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
+        **{
+            f"auto {bypass}, span {span}, -{target:.0%}": _chosen(lab, target, bypass, span)
+            for target in (0.25, 0.4)
+            for bypass, span in (("nearest+affine", 1), ("nearest+affine", 2), ("nearest+affine", 3))
+        },
+        "auto nearest+linear, span 1, -25%": _chosen(lab, 0.25, "nearest+linear", 1),
+        "auto nearest+linear, span 1, -40%": _chosen(lab, 0.4, "nearest+linear", 1),
     }
 
     def one(config: Any, seed: int) -> dict[str, Any]:
@@ -279,12 +295,17 @@ def run_speed(lab: Lab) -> None:
     cases = [
         ("calibrated -25%", small, 224, 8, calibrated, float32, False),
         ("calibrated -25%", tiny, 224, 16, calibrated, float32, False),
+        ("calibrated -40%", small, 224, 8, _chosen(lab, 0.4), float32, False),
+        ("calibrated -40%", tiny, 224, 16, _chosen(lab, 0.4), float32, False),
+        ("calibrated -25%, span 1", small, 224, 8, _chosen(lab, 0.25, span=1), float32, False),
+        ("calibrated -25%, span 1", tiny, 224, 16, _chosen(lab, 0.25, span=1), float32, False),
         ("calibrated -25%", small, 224, 8, calibrated, bfloat16, False),
         ("calibrated -25%", small, 224, 8, calibrated, float32, True),
         ("calibrated -25%", tiny, 224, 16, calibrated, float32, True),
         ("five layers at 0.8", small, 224, 8, five, float32, False),
         ("eleven at 0.72, affine", small, 518, 2, eleven(keep_rate=0.72, bypass="nearest+affine"), float32, False),
         ("eleven at 0.6, affine", small, 518, 2, eleven(keep_rate=0.6, bypass="nearest+affine"), float32, False),
+        ("calibrated -25%", small, 518, 2, calibrated, float32, False),
         ("paper at 0.4", tiny, 224, 16, paper(keep_rate=0.4), float32, False),
         ("paper at 0.8", tiny, 224, 16, paper(keep_rate=0.8), float32, False),
     ]
@@ -292,6 +313,32 @@ def run_speed(lab: Lab) -> None:
         how = f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
         key = f"{what}, {name} at {size}, batch {batch}, {how}"
         lab.measure("speed", key, partial(one, name, size, batch, config, dtype, compiled))
+
+
+def run_grid_speed(lab: Lab) -> None:
+    """Speed of every selector with every bypass at 0.8 on five layers, all in turns in one process."""
+    import timm
+    import torch
+
+    from tosa_cli.config import TosaConfig
+    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.measure.speed import time_in_turns
+    from tosa_cli.model.tosa_vit import TosaViT
+
+    def one() -> dict[str, Any]:
+        torch.manual_seed(0)
+        dense = timm.create_model("vit_small_patch14_dinov2", img_size=224).eval()
+        models: dict[str, Any] = {"dense": dense}
+        for bypass, selector in itertools.product(BYPASSES, SELECTORS):
+            config: Any = TosaConfig(layers=FIVE, selector=selector, bypass=bypass)
+            # All share the weights of the one backbone: only how it is run differs.
+            models[f"{selector} {bypass} 0.8"] = TosaViT(dense, config).eval()
+        report = time_in_turns(models, torch.randn(8, 3, 224, 224), rounds=7, seconds=0.0)
+        speedups = {name: vars(found) for name, found in report.speedups.items() if name != "dense"}
+        ideal = {name: 1 / (1 - count_flops(models[name]).reduction) for name in speedups}
+        return {"speedups": speedups, "ideal": ideal, "dense_median_s": report.timings["dense"].median_s}
+
+    lab.measure("grid_speed", "0.8", one)
 
 
 GROUPS = {
@@ -332,7 +379,7 @@ def run_profile(lab: Lab) -> None:
 
 
 def run_finetune(lab: Lab) -> None:
-    """Label-free finetuning of the calibrated model at -25 %, nine minutes of training."""
+    """Label-free finetuning of the calibrated model at -25 %, 25 minutes of training."""
     from tosa_cli.hub.checkpoint import load, save
 
     def one() -> dict[str, Any]:
@@ -341,7 +388,7 @@ def run_finetune(lab: Lab) -> None:
         folder = lab.work / "results_calibrated"
         save(model, folder, overwrite=True)
         command = [sys.executable, "-m", "tosa_cli.cli.app", "finetune", str(folder), "--objective", "features"]
-        command += ["--data-dir", str(lab.work / "photos" / "calibration"), "--max-minutes", "7", "--json"]
+        command += ["--data-dir", str(lab.work / "photos" / "calibration"), "--max-minutes", "25", "--json"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         report = json.loads(done.stdout)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -355,13 +402,13 @@ def run_finetune(lab: Lab) -> None:
     lab.measure("finetune", "calibrated -25%", one)
 
 
-def _chosen(lab: Lab, target: float, bypass: Any = CALIBRATED) -> Any:
+def _chosen(lab: Lab, target: float, bypass: Any = CALIBRATED, span: int = SPAN) -> Any:
     """The calibrated setting for a target, as it was chosen at 224."""
     from tosa_cli.config import TosaConfig
 
-    rates = lab.results["budget"][f"auto {bypass} {target}"]["keep_rates"]
+    rates = lab.results["budget"][f"auto {bypass}, span {span}, -{target:.0%}"]["keep_rates"]
     layers = tuple(int(layer) for layer in rates)
-    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass=bypass)
+    return TosaConfig(layers=layers, keep_rate=tuple(rates.values()), selector="similarity", bypass=bypass, span=span)
 
 
 if __name__ == "__main__":
