@@ -77,7 +77,7 @@ def test_spaced_partners_are_one_of_each_square() -> None:
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_at_every_size_and_rate_there_are_candidates_enough_and_the_choice_is_whole(prefix: int) -> None:
-    for grid in [(rows, columns) for rows in range(1, 10) for columns in range(1, 8) if rows * columns > 1]:
+    for grid in [(rows, columns) for rows in range(1, 10) for columns in range(1, 8)]:
         patches = grid[0] * grid[1]
         keys = make_keys(patches + prefix, batch=1, dim=2)
         for skipped in range(patches):

@@ -103,8 +103,12 @@ def choose_by_similarity(
     Returns:
         The choice, with partners.
     """
-    length = keys.shape[1]
+    batch, length, _ = keys.shape
     num_skipped = length - num_kept
+    if num_skipped == 0:
+        everything = torch.arange(length, device=keys.device).expand(batch, length)
+        nothing = everything[:, :0]
+        return Choice(everything, nothing, nothing.unsqueeze(-1), keys.new_empty(batch, 0, 1, dtype=torch.float32))
     candidates, others = two_sets(grid, partner_spacing(grid, num_skipped), keys.device)
     candidates, others = candidates + num_prefix_tokens, others + num_prefix_tokens
     distances = squared_distances(keys.index_select(1, candidates), keys.index_select(1, others))
