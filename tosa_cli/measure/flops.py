@@ -242,7 +242,7 @@ def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int
         grid = backbone.patch_embed.grid_size
         partners = num_partners(grid, partner_spacing(grid, tokens - kept))
         matching = (tokens - backbone.num_prefix_tokens - partners) * partners * width
-        return tokens * dim * width + matching
+        return tokens * dim * width + (matching if kept < tokens else 0)
     if not config.reads_maps:
         return 0
     feeder = backbone.blocks[layer - 2]

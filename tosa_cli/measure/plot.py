@@ -15,7 +15,7 @@ def check_can_plot(path: Path, overwrite: bool) -> None:
         InputError: If matplotlib is not installed.
         OutputError: If the file is no .png, exists already, or its folder does not exist or cannot be written to.
     """
-    _figure_class()
+    _new_figure()
     if path.suffix.lower() != ".png":
         raise OutputError(f"--plot writes PNG, but {path} does not end in .png: name a file such as speed.png.")
     if path.is_dir():
@@ -37,8 +37,7 @@ def plot_sweep(report: SweepReport, path: Path) -> None:
         InputError: If matplotlib is not installed.
         OutputError: If the file cannot be written.
     """
-    figure = _figure_class()(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _new_figure()
     for i, ((height, width), rows_of_size) in enumerate(_by_size(report.rows).items()):
         rates = sorted({row.keep_rate: row.ideal_speedup for row in rows_of_size}.items())
         axes.plot(*zip(*rates, strict=True), "--", color=f"C{i}", alpha=0.6, label=f"{height}x{width}, ideal (MACs)")
@@ -85,8 +84,7 @@ def plot_error_curves(curves: list[Any], path: Path) -> None:
         InputError: If matplotlib is not installed.
         OutputError: If the file cannot be written.
     """
-    figure = _figure_class()(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _new_figure()
     for i, curve in enumerate(curves):
         shade = str(0.8 * i / max(1, len(curves) - 1))
         axes.semilogy(curve.keep_rates, curve.errors, marker="o", color=shade)
@@ -95,7 +93,7 @@ def plot_error_curves(curves: list[Any], path: Path) -> None:
         )
     axes.set_xlabel("keep rate of the layer")
     axes.set_ylabel("1 - cosine of final tokens to the dense model's")
-    axes.set_title("Each layer alone; the number at the line is the layer's", fontsize=10)
+    axes.set_title("Each layer alone; the numbers at the lines are the layers'", fontsize=10)
     _save(figure, path)
 
 
@@ -116,9 +114,11 @@ def _by_size(rows: list[SweepRow]) -> dict[tuple[int, int], list[SweepRow]]:
     return sizes
 
 
-def _figure_class() -> Any:
+def _new_figure() -> tuple[Any, Any]:
+    """A figure and its axes."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("--plot needs matplotlib: run `pip install 'tosa-cli[plot]'`, or leave it out.") from None
-    return Figure
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    return figure, figure.add_subplot()

@@ -56,22 +56,11 @@ class TurnsReport:
 
 
 @dataclass(frozen=True)
-class SpeedReport:
-    """Speed with its conditions. `ideal_speedup` is the ratio of the MACs."""
+class SpeedReport(Speedup, Conditions):
+    """Speed of a converted model with its conditions. `ideal_speedup` is the ratio of the MACs."""
 
-    device: str
-    dtype: str
-    batch_size: int
-    img_size: tuple[int, int]
-    torch: str
-    threads: int
-    compile: bool
-    rounds: int
     dense: Timing
     tosa: Timing
-    speedup: float
-    speedup_min: float
-    speedup_max: float
     ideal_speedup: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,9 +99,9 @@ def compare_speed(
     )
     return SpeedReport(
         **vars(report.conditions),
+        **vars(report.speedups["tosa"]),
         dense=report.timings["dense"],
         tosa=report.timings["tosa"],
-        **vars(report.speedups["tosa"]),
         ideal_speedup=ideal_speedup,
     )
 

@@ -22,9 +22,7 @@ class AttentionSelector(nn.Module):
 
     def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
         super().__init__()
-        hidden = EXPANSION * num_heads
-        self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=kernel_size // 2)
-        self.conv2 = nn.Conv1d(hidden, num_heads, kernel_size, padding=kernel_size // 2)
+        self.conv1, self.conv2 = _convolutions(num_heads, num_heads, kernel_size)
         self._init_as_identity(num_heads, kernel_size // 2)
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -68,9 +66,7 @@ class ErrorSelector(nn.Module):
 
     def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
         super().__init__()
-        hidden = EXPANSION * num_heads
-        self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=kernel_size // 2)
-        self.conv2 = nn.Conv1d(hidden, 1, kernel_size, padding=kernel_size // 2)
+        self.conv1, self.conv2 = _convolutions(num_heads, 1, kernel_size)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -148,6 +144,15 @@ def attention_kl(log_predicted: Tensor, logits: Tensor) -> Tensor:
     target = F.log_softmax(logits.float(), dim=-1)
     divergence = target.exp() * (target - log_predicted)
     return divergence.sum(dim=(1, 3)).mean()
+
+
+def _convolutions(num_heads: int, outputs: int, kernel_size: int) -> tuple[nn.Conv1d, nn.Conv1d]:
+    """The two convolutions along the keys of a selector: from H heads over 4H hidden channels to the outputs."""
+    hidden, padding = EXPANSION * num_heads, kernel_size // 2
+    return (
+        nn.Conv1d(num_heads, hidden, kernel_size, padding=padding),
+        nn.Conv1d(hidden, outputs, kernel_size, padding=padding),
+    )
 
 
 def _convolve_along_keys(conv: nn.Conv1d, maps: Tensor) -> Tensor:
