@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure.flops import count_flops, count_tosa_layer
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.backbone import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.calibrate import Calibration, fit_candidates, fit_probes
 from tosa_cli.train.data import Images
@@ -124,17 +124,20 @@ def _add_errors(run: Calibration, tokens: Tensor, keep_rates: Sequence[float], s
     model = run.model
     blocks = model.blocks
     dense = [tokens]
-    for block in blocks:
-        dense.append(block(dense[-1]))
+    for layer in range(1, len(blocks) + 1):
+        dense.append(model.run_block(layer, dense[-1], run.places))
     final = model.backbone.norm(dense[-1])
     for layer in model.keep_rates:
         entering = dense[layer - 1]
-        _, scores = model.run_standard_layer(layer - 1, dense[layer - 2]) if model.config.reads_maps else (None, None)
+        scores = None
+        if model.config.reads_maps:
+            _, scores = model.run_standard_layer(layer - 1, dense[layer - 2], run.places)
         for position, rate in enumerate(keep_rates):
             model.keep_rates[layer] = rate
-            tokens = model.run_tosa_layer(layer, entering, model.choose(layer, entering, run.grid, scores))
-            for block in blocks[layer:]:
-                tokens = block(tokens)
+            choice = model.choose(layer, entering, run.places, scores)
+            tokens = model.run_tosa_layer(layer, entering, choice, run.places)
+            for later in range(layer + 1, len(blocks) + 1):
+                tokens = model.run_block(later, tokens, run.places)
             sums[layer][position] += _error(model, final, model.backbone.norm(tokens))
 
 
@@ -142,7 +145,7 @@ def _error(model: TosaViT, dense: Tensor, tokens: Tensor) -> float:
     """1 - cosine of final tokens (B, N, D), mean of patch and class tokens, summed over the images."""
     cosine = F.cosine_similarity(dense.float(), tokens.float(), dim=-1)
     error = 1 - cosine[:, model.num_prefix_tokens :].mean(dim=1)
-    if model.backbone.has_class_token:
+    if has_class_token(model.backbone):
         error = (error + 1 - cosine[:, 0]) / 2
     return error.sum().item()
 

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tosa_cli.errors import OutputError, TrainingError
-from tosa_cli.model.backbone import attention_input, embed
+from tosa_cli.model.backbone import attention_input, embed_with_places
 from tosa_cli.model.candidates import apply_bypass, bypass_errors, candidate_features, skipped_features
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Probe
 from tosa_cli.model.tosa_vit import TosaViT
@@ -112,7 +113,7 @@ class Calibration:
         self.progress = progress or NoProgress()
         self.num_batches = -(-images.num_images // (images.loader.batch_size or 1))
         self.num_images = 0
-        self.grid = (0, 0)
+        self.places = Places((0, 0))
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="tosa-")
@@ -132,8 +133,8 @@ class Calibration:
                 self.num_images += len(batch.images)
                 if number % processes == own:
                     pixels = batch.images.to(self.accelerator.device)
-                    self.grid = self.model.grid(pixels)
-                    yield number, embed(self.model.backbone, pixels)
+                    tokens, self.places = embed_with_places(self.model.backbone, pixels)
+                    yield number, tokens
                 self.progress.advance(len(batch.images), "")
 
     def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -189,7 +190,7 @@ def fit_candidates(run: Calibration) -> None:
         return
 
     def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
-        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, run.grid))
+        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, run.places.grid))
 
     for layer, total in run.sum_up(_dense_pass(run, sums)).items():
         set_bypass(model, layer, total)
@@ -201,7 +202,7 @@ def fit_probes(run: Calibration) -> None:
     model = run.model
 
     def sums(layer: int, tokens: Tensor, updates: Tensor) -> Sums:
-        errors = bypass_errors(model, layer, tokens, updates, run.grid)
+        errors = bypass_errors(model, layer, tokens, updates, run.places.grid)
         inputs = attention_input(model.blocks[layer - 1], tokens)[:, model.num_prefix_tokens :]
         return regression.linear_sums(inputs, errors.log().unsqueeze(-1))
 
@@ -222,8 +223,8 @@ def _dense_pass(run: Calibration, sums: Callable[[int, Tensor, Tensor], Sums]) -
     model = run.model
     for _, tokens in run.read():
         found = {}
-        for layer, block in enumerate(model.blocks, start=1):
-            after = block(tokens)
+        for layer in range(1, len(model.blocks) + 1):
+            after = model.run_block(layer, tokens, run.places)
             if layer in model.keep_rates:
                 found[layer] = sums(layer, tokens, after - tokens)
             tokens = after
@@ -272,10 +273,10 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
         if layer is not None:
             scores = None
             for standard in range((before or 0) + 1, layer):
-                tokens, scores = model.run_standard_layer(standard, tokens)
+                tokens, scores = model.run_standard_layer(standard, tokens, run.places)
             seed_step(0, layer, number, 0)  # for the selector `random`
-            choice = model.choose(layer, tokens, run.grid, scores)
-            after, values = skipped_features(model, layer, tokens, choice)
+            choice = model.choose(layer, tokens, run.places, scores)
+            after, values = skipped_features(model, layer, tokens, choice, run.places)
             sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
             run.keep(number, {"tokens": after, **values})
         yield sums
