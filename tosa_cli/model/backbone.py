@@ -76,6 +76,11 @@ def check_supported(model: Backbone, selection: str = "shared") -> None:
         raise UnsupportedModelError(reason + hint)
 
 
+def is_supported_kind(kind: object) -> bool:
+    """Whether something is one of the model types that can be converted."""
+    return any(kind is supported for supported in SUPPORTED_MODELS)
+
+
 def is_supported(model: Backbone, selection: str) -> bool:
     """Whether a model can be converted with this selection."""
     return why_unsupported(model, selection) is None
@@ -86,12 +91,13 @@ def why_unsupported(model: Backbone, selection: str = "shared") -> str | None:
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"
     kind = type(model)
     if kind not in SUPPORTED_MODELS:
-        return f"{name} is a {kind.__name__}, which cannot be converted: {reason_against(kind.__module__)}."
+        own = "it is a subclass, which may compute something else" if isinstance(model, SUPPORTED_MODELS) else ""
+        return f"{name} is a {kind.__name__}, which cannot be converted: {own or reason_against(kind.__module__)}."
     for layer, block in enumerate(model.blocks, start=1):
         where = f"Layer {layer} of {name}"
         attentions = {type(attention) for attention in _attentions(block)}
         if type(block) is DiffParallelScalingBlock or DiffAttention in attentions:
-            return f"{where} cannot be converted: {DIFFERENTIAL}."
+            return f"{where} has differential attention, which cannot be converted: {DIFFERENTIAL}."
         supported = SUPPORTED_BLOCKS if selection == "shared" else (Block,)
         if type(block) not in supported:
             return (

@@ -37,7 +37,7 @@ _BY_MODULE = {
 
 _OTHER = "it is not built of transformer blocks that all work on one grid of tokens"
 
-DIFFERENTIAL = "differential attention takes one map off another, so its logits do not tell what a token receives"
+DIFFERENTIAL = "it takes one map of attention off another, so its logits do not tell what a token receives"
 NOT_FUSED = (
     "its position bias can be fitted to the selected tokens only in PyTorch's fused attention, which is off: unset "
     "TIMM_FUSED_ATTN"
