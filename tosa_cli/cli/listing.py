@@ -26,7 +26,7 @@ def list_architectures(
 
     names = find_architectures(pattern)
     if not names:
-        raise InputError(f"timm has no architecture that matches {pattern!r}. Type `tosa list` to see all that convert.")
+        raise InputError(f"timm has no architecture that matches {pattern!r}. Type `tosa list` to see them.")
     found = []
     with console.progress("Looking up", unit="architectures") as progress:
         progress.start(len(names), 0)
