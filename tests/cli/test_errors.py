@@ -66,7 +66,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
         ("resnet18 --layers 2 --no-pretrained", "resnet18"),
         ("swin_tiny_patch4_window7_224 --layers 2 --no-pretrained", "swin"),
-        ("test_vit_relpos --layers 2 --no-pretrained", "RelPos"),
+        ("test_resnet --layers 2 --no-pretrained", "ResNet"),
         ("no/such/folder --layers 2", "There is no folder or file no/such/folder. Check the path, or name a timm"),
         ("dense/config.json --layers 2", "is not a weights file: expected one of .safetensors"),
         ("--layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),

@@ -481,7 +481,7 @@ ARGS = "model_args"
         (drop(ARGS, "base_architecture"), "config.json lacks 'base_architecture' under model_args."),
         (set_value(ARGS, "base_architecture", value="vit_of_mine"), "does not describe a model (Unknown model"),
         (set_value(ARGS, "base_architecture", value=5), "config.json does not describe a model"),
-        (set_value(ARGS, "base_architecture", value="test_vit_relpos"), "config.json"),
+        (set_value(ARGS, "base_architecture", value="test_resnet"), "config.json"),
         (set_value(ARGS, "base_architecture", value="tosa_vit"), "config.json does not describe a model"),
         (drop(ARGS, "layers"), "config.json lacks 'layers' under model_args."),
         (set_value(ARGS, "layers", value="2,4,6"), "layers must be a list of layer numbers such as [2, 4, 6]"),

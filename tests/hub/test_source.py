@@ -114,7 +114,7 @@ def test_image_size_and_number_of_classes_are_set() -> None:
 
 
 def test_a_model_that_cannot_be_converted_is_refused_before_its_weights_are_fetched(stub_hub: StubHub) -> None:
-    for name in ("resnet18", "test_vit_relpos"):
+    for name in ("resnet18", "test_convnext"):
         assert "cannot be converted" in source_error(name, UnsupportedModelError)
     assert stub_hub.requests == []
 

@@ -17,6 +17,7 @@ from tosa_cli.measure.flops import FlopsReport, count_flops, solve_keep_rate
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.tosa_vit import TosaViT
 
+from ..model.families import FAMILIES, MECHANISMS, make_family
 from ..model.test_backbone import SHRUNK
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
 
@@ -143,6 +144,28 @@ def test_other_architectures_with_matching_are_counted_as_they_run_too(name: str
         report = count_flops(model)
         assert run_and_count(model) == macs(report) and count_flops(source, model.config) == report
         assert report.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@needs_a_right_counter
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_counted_as_it_runs(family: str) -> None:
+    source = make_family(family)
+    for settings in ({}, {"query_rows": "all"}, {"selector": "similarity", "bypass": "nearest+linear"}):
+        model = make_tosa(source, layers=(2, 4), keep_rate=0.6, **settings)
+        report = count_flops(model)
+        assert run_and_count(model) == macs(report) and count_flops(source, model.config) == report
+        assert run_and_count(model.backbone) == round(report.dense_gmacs * 1e9)
+        assert report.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@needs_a_right_counter
+@pytest.mark.parametrize("selector", ["attention", "similarity", "bypass-error", "probe", "previous", "random"])
+@pytest.mark.parametrize("family", MECHANISMS)
+def test_every_selector_and_bypass_of_a_family_is_counted_as_it_runs(family: str, selector: str) -> None:
+    source = make_family(family)
+    for bypass in ("identity", "linear", "nearest", "nearest+affine", "nearest+linear"):
+        model = make_tosa(source, layers=(2, 4), keep_rate=0.6, selector=selector, bypass=bypass)
+        assert run_and_count(model) == macs(count_flops(model))
 
 
 @needs_a_right_counter

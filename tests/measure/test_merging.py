@@ -162,7 +162,8 @@ def test_the_backbone_stays_as_it_was() -> None:
     [
         ("test_vit", {"block_fn": ResPostBlock}, "Layer 1 is a ResPostBlock, which tokens cannot be merged in"),
         ("test_vit", {"block_fn": ParallelScalingBlock}, "Layer 1 is a ParallelScalingBlock, which tokens cannot be"),
-        ("test_vit_relpos", {}, "cannot be converted"),
+        ("test_vit_relpos", {}, "Layer 1 is a RelPosBlock, which tokens cannot be merged in"),
+        ("test_resnet", {}, "cannot be converted"),
     ],
 )
 def test_blocks_of_another_kind_are_refused(name: str, args: dict[str, Any], sentence: str) -> None:

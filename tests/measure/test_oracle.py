@@ -6,7 +6,7 @@ import torch
 from tests.model.tiny_models import make_images, make_tosa
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure.oracle import with_oracle
-from tosa_cli.model.backbone import embed
+from tosa_cli.model.backbone import embed_with_places
 
 
 @pytest.mark.parametrize("bypass", ["identity", "linear", "nearest", "nearest+linear"])
@@ -18,7 +18,7 @@ def test_the_oracle_skips_what_the_bypass_is_least_wrong_about(bypass: str) -> N
         torch.manual_seed(0)
         dense = model.backbone.forward_intermediates(images, [2], output_fmt="NLC", intermediates_only=True)[0]
         for which, net in ((name, model), ("oracle", with_oracle(model))):
-            outputs = net.run_layers(embed(net.backbone, images), net.grid(images), take=[3])
+            outputs = net.run_layers(*embed_with_places(net.backbone, images), take=[3])
             errors[which] = (outputs.intermediates[0][:, 1:] - dense).norm(dim=-1).mean().item()
     assert errors["oracle"] < errors["random"]
 

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.backbone import check_supported, embed, run_and_tap, run_block_per_head
+from tosa_cli.model.attention import run_and_tap
+from tosa_cli.model.backbone import check_supported, embed
+from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.selection import choose_tokens
 
 from .tiny_models import MODELS, make_images, make_vit, randomize_
@@ -28,13 +30,13 @@ def test_plain_vision_transformers_are_supported(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("resnet18", "resnet18 is a ResNet, which cannot be converted: tosa converts VisionTransformer, "),
-        ("swin_tiny_patch4_window7_224", "is a SwinTransformer, which cannot be converted"),
-        ("test_vit_relpos", "test_vit_relpos is a VisionTransformerRelPos, which cannot be converted"),
-        ("vit_small_patch16_18x2_224", "Layer 1 of vit_small_patch16_18x2_224 is a ParallelThingsBlock, which cannot"),
-        ("vit_dlittle_patch16_reg1_gap_256", "has attention of type DiffAttention, which cannot be converted"),
-        ("eva02_tiny_patch14_224", "is a Eva, which cannot be converted"),
-        ("cait_xxs24_224", "is a Cait, which cannot be converted"),
+        ("resnet18", "resnet18 is a ResNet, which cannot be converted: it is not built of transformer blocks"),
+        ("swin_tiny_patch4_window7_224", "is a SwinTransformer, which cannot be converted: its attention runs in"),
+        ("samvit_base_patch16", "is a VisionTransformerSAM, which cannot be converted: its attention runs in windows"),
+        ("vit_dlittle_patch16_reg1_gap_256", "Layer 1 of vit_dlittle_patch16_reg1_gap_256 has differential attention"),
+        ("vit_dpwee_patch16_reg1_gap_256", "Layer 1 of vit_dpwee_patch16_reg1_gap_256 has differential attention"),
+        ("naflexvit_base_patch16_gap", "is a NaFlexVit, which cannot be converted: it is made for batches of images"),
+        ("cait_xxs24_224", "is a Cait, which cannot be converted: its attention mixes the heads"),
     ],
 )
 def test_other_models_are_refused_by_the_name_of_their_type(name: str, sentence: str) -> None:
@@ -54,7 +56,7 @@ def test_a_subclass_is_refused_as_it_may_compute_something_else() -> None:
 
     model = make_vit()
     model.__class__ = Almost
-    with pytest.raises(UnsupportedModelError, match="is a Almost"):
+    with pytest.raises(UnsupportedModelError, match=r"is a Almost, .*: it is a subclass, which may compute something"):
         check_supported(model)
 
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 import tosa_cli
 from tosa_cli.errors import TosaError
-from tosa_cli.model.backbone import attention_input, embed, mean_key_projection
+from tosa_cli.model.backbone import attention_input, embed_with_places, mean_key_projection
 from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
 from tosa_cli.model.matching import Choice, match_with_kept, other_indices
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens
 from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
@@ -126,7 +127,7 @@ def test_a_tosa_layer_is_the_block_on_the_selected_tokens_and_the_bypass_on_the_
 def test_number_and_order_of_the_tokens_stay_and_the_selection_is_fixed_in_size(selector: str, bypass: str) -> None:
     model, images = make_fitted("test_vit2", selector=selector, bypass=bypass, keep_rate=0.4), make_images()
     with torch.no_grad():
-        outputs = model.run_layers(embed(model.backbone, images), model.grid(images), take=range(1, 7))
+        outputs = model.run_layers(*embed_with_places(model.backbone, images), take=range(1, 7))
     assert [tokens.shape for tokens in outputs.intermediates] == [outputs.tokens.shape] * 6
     assert outputs.tokens.isfinite().all()
     for keep in outputs.keep_indices.values():
@@ -223,7 +224,7 @@ def test_matching_keys_are_the_mean_over_the_heads_of_the_blocks_own_keys(archit
 def test_neighbors_tell_how_many_kept_tokens_a_skipped_one_follows() -> None:
     for neighbors in (1, 3):
         model = make_tosa(selector="similarity", bypass="nearest", neighbors=neighbors)
-        choice = model.choose(2, torch.randn(2, 101, 64), (10, 10))
+        choice = model.choose(2, torch.randn(2, 101, 64), Places((10, 10)))
         assert choice.partners is not None and choice.partners.shape == (2, 51, neighbors)
 
 
@@ -233,10 +234,10 @@ def test_layers_of_a_span_compute_the_tokens_that_its_first_layer_chose(selector
     model = make_fitted(selector=selector, bypass=bypass, layers=(1, 2, 3, 5, 6), span=2)
     images = make_images()
     with torch.no_grad():
-        outputs = model.run_layers(embed(model.backbone, images), model.grid(images))
-        tokens = embed(model.backbone, images)
+        tokens, places = embed_with_places(model.backbone, images)
+        outputs = model.run_layers(tokens, places)
         for layers in ((1, 2), (3,), (4,), (5, 6)):
-            choice = model.choose(layers[0], tokens, (10, 10)) if layers != (4,) else None
+            choice = model.choose(layers[0], tokens, places) if layers != (4,) else None
             for layer in layers:
                 block = model.blocks[layer - 1]
                 tokens = run_tosa_layer(block, tokens, choice, model.bypass(layer)) if choice else block(tokens)
@@ -316,11 +317,11 @@ def test_finetuning_the_backbone_does_not_change_by_what_tokens_are_matched() ->
     trained = {id(parameter) for parameter in model.parameters()}
     assert not any(id(value) in trained for value in model.keys.buffers()) and not list(model.keys.parameters())
     tokens = torch.randn(2, 101, 64)
-    choice = model.choose(4, tokens, (10, 10))
+    choice = model.choose(4, tokens, Places((10, 10)))
     with torch.no_grad():
         for parameter in model.blocks[3].attn.parameters():
             parameter.normal_()
-    again = model.choose(4, tokens, (10, 10))
+    again = model.choose(4, tokens, Places((10, 10)))
     assert torch.equal(choice.keep_indices, again.keep_indices)
     assert all(value.equal(before[name]) for name, value in model.keys.state_dict().items())
 

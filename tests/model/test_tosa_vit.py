@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.backbone import embed, run_and_tap, run_block_per_head
+from tosa_cli.model.attention import run_and_tap
+from tosa_cli.model.backbone import embed, embed_with_places
+from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.selection import choose_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -49,7 +51,7 @@ def test_number_and_shape_of_the_tokens_never_change(name: str, selection: str, 
 def test_a_skipped_token_leaves_the_layer_bit_for_bit_as_it_came(name: str, selector: str) -> None:
     model = make_tosa(name, keep_rate=0.4, selector=selector)
     everything = range(1, len(model.blocks) + 1)
-    outputs = model.run_layers(embed(model.backbone, make_images()), model.grid(make_images()), take=everything)
+    outputs = model.run_layers(*embed_with_places(model.backbone, make_images()), take=everything)
     for layer, keep in outputs.keep_indices.items():
         before, after = outputs.intermediates[layer - 2], outputs.intermediates[layer - 1]
         same = (before == after).all(dim=-1)
@@ -61,7 +63,7 @@ def test_a_skipped_token_leaves_the_layer_bit_for_bit_as_it_came(name: str, sele
 @pytest.mark.parametrize("name", MODELS)
 def test_selected_tokens_get_what_the_untouched_block_makes_of_them_alone(name: str) -> None:
     model = make_tosa(name, keep_rate=0.4)
-    outputs = model.run_layers(embed(model.backbone, make_images()), model.grid(make_images()), take=[3, 4])
+    outputs = model.run_layers(*embed_with_places(model.backbone, make_images()), take=[3, 4])
     before, after = outputs.intermediates
     for image, keep in enumerate(outputs.keep_indices[4]):
         alone = model.blocks[3](before[image : image + 1, keep])
@@ -71,7 +73,7 @@ def test_selected_tokens_get_what_the_untouched_block_makes_of_them_alone(name: 
 @pytest.mark.parametrize("name", MODELS)
 def test_by_head_every_token_goes_through_the_layer(name: str) -> None:
     model = make_tosa(name, keep_rate=0.4, selection="per-head")
-    outputs = model.run_layers(embed(model.backbone, make_images()), model.grid(make_images()), take=[3, 4])
+    outputs = model.run_layers(*embed_with_places(model.backbone, make_images()), take=[3, 4])
     before, after = outputs.intermediates
     assert (before != after).any(dim=-1).all()
     keep = outputs.keep_indices[4]
@@ -83,7 +85,7 @@ def test_by_head_every_token_goes_through_the_layer(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_selected_by_what_the_selector_predicts_they_receive(name: str, rows: int | str) -> None:
     model = make_tosa(name, keep_rate=0.3, query_rows=rows)
-    outputs = model.run_layers(embed(model.backbone, make_images()), model.grid(make_images()), take=[2])
+    outputs = model.run_layers(*embed_with_places(model.backbone, make_images()), take=[2])
     block, entering = model.blocks[2], outputs.intermediates[0]
     logits = expected_logits(block.attn, block.norm1(entering))
     count = logits.shape[-1] if rows == "all" else int(rows)
@@ -99,7 +101,7 @@ def test_tokens_are_selected_by_what_the_selector_predicts_they_receive(name: st
 def test_the_previous_selector_ranks_by_the_map_of_the_feeding_layer_itself() -> None:
     model = make_tosa(selector="previous", query_rows="all", keep_rate=0.3)
     assert not model.selectors
-    outputs = model.run_layers(embed(model.backbone, make_images()), model.grid(make_images()), take=[2])
+    outputs = model.run_layers(*embed_with_places(model.backbone, make_images()), take=[2])
     block, entering = model.blocks[2], outputs.intermediates[0]
     received = expected_logits(block.attn, block.norm1(entering)).softmax(dim=-1).sum(dim=(1, 2))
     assert torch.equal(outputs.keep_indices[4], choose_tokens(received, 30, 1))

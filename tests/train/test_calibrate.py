@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
 from tosa_cli.errors import ConfigError, DataError, TrainingError
-from tosa_cli.model.backbone import attention_input, embed
+from tosa_cli.model.backbone import attention_input, embed, embed_with_places
 from tosa_cli.model.candidates import bypass_errors, candidate_features, candidate_partners
 from tosa_cli.model.selectors import ErrorSelector
 from tosa_cli.model.tosa_vit import TosaViT
@@ -157,14 +157,14 @@ def test_the_error_told_is_what_the_bypass_gets_wrong_on_the_converted_stream(
     report = fit(model, photos)
     images = pixels(model, photos)
     with torch.no_grad():
-        tokens, grid = embed(model.backbone, images), model.grid(images)
+        tokens, places = embed_with_places(model.backbone, images)
         for layer, block in enumerate(model.blocks[:4], start=1):
             if layer not in model.keep_rates:
-                tokens, _ = model.run_standard_layer(layer, tokens)
+                tokens, _ = model.run_standard_layer(layer, tokens, places)
                 continue
             if model.choosing_layers[layer] == layer:
-                choice = model.choose(layer, tokens, grid)
-            after, truth = model.run_tosa_layer(layer, tokens, choice), block(tokens)
+                choice = model.choose(layer, tokens, places)
+            after, truth = model.run_tosa_layer(layer, tokens, choice, places), block(tokens)
             assert choice.skip_indices is not None
             index = choice.skip_indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
             wrong, true = (after - truth).gather(1, index).norm(), (truth - tokens).gather(1, index).norm()

@@ -17,6 +17,7 @@ from tosa_cli.cli import (
     finetune,
     flops,
     inspect,
+    listing,
     push,
     recipes,
 )
@@ -39,6 +40,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("flops")(flops.flops)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
+app.command("list")(listing.list_architectures)
 app.command("push")(push.push)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)

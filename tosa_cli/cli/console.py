@@ -79,8 +79,9 @@ def print_line(text: str) -> None:
 class TrainProgress:
     """A bar with images a second and time left, where stderr is a terminal; nothing elsewhere."""
 
-    def __init__(self, bar: Progress, description: str) -> None:
+    def __init__(self, bar: Progress, description: str, unit: str = "images") -> None:
         self._bar = bar
+        self._unit = unit
         self._task = bar.add_task(description, total=None, speed="", text="")
         self._images = 0
 
@@ -92,13 +93,13 @@ class TrainProgress:
         """One more step is done."""
         self._images += num_images
         elapsed = self._bar.tasks[self._task].elapsed or 0
-        speed = f"{self._images / elapsed:.1f} images/s" if elapsed else ""
+        speed = f"{self._images / elapsed:.1f} {self._unit}/s" if elapsed else ""
         self._bar.update(self._task, advance=1, speed=speed, text=text)
 
 
 @contextmanager
-def progress(description: str) -> Iterator[TrainProgress]:
-    """Show the advance of long work."""
+def progress(description: str, unit: str = "images") -> Iterator[TrainProgress]:
+    """Show the advance of long work, and how many of what is counted are done in a second."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -108,7 +109,7 @@ def progress(description: str) -> Iterator[TrainProgress]:
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        yield TrainProgress(bar, description)
+        yield TrainProgress(bar, description, unit)
 
 
 def _finite(values: Any) -> Any:

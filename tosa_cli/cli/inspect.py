@@ -52,7 +52,7 @@ def inspect(
 
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops
-    from tosa_cli.model.backbone import is_supported
+    from tosa_cli.model.backbone import is_supported, num_heads
 
     loaded = load_source(source, pretrained=bool(data_dir), img_size=size)
     model: Any = loaded.model
@@ -83,7 +83,7 @@ def inspect(
         "block": type(block).__name__,
         "depth": depth,
         "embed_dim": model.embed_dim,
-        "num_heads": getattr(block, "attn", block).num_heads,
+        "num_heads": num_heads(block),
         "num_prefix_tokens": model.num_prefix_tokens,
         "tokens": dense.layers[0].tokens,
         "img_size": list(dense.img_size),

@@ -11,14 +11,13 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models._hub import load_state_dict_from_path
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, SourceError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.folder import CONFIG, read_json
-from tosa_cli.model.backbone import Backbone, check_supported
+from tosa_cli.model.backbone import Backbone, check_supported, fit_checkpoint
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
@@ -234,7 +233,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
 def _load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_classes: int | None) -> None:
     """Load weights strictly; a head of another size is left as it is only if a new one was asked for."""
     try:
-        state = checkpoint_filter_fn(state, model, adapt_layer_scale=True)
+        state = fit_checkpoint(state, model, adapt_layer_scale=True)
         head = state.get("head.weight")
         if num_classes is not None and (0 if head is None else len(head)) != num_classes:
             new = {key: value for key, value in model.state_dict().items() if key.startswith(_HEADS)}

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tosa_cli.measure.turns import Clock, run_in_turns
+from tosa_cli.model.backbone import has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -89,7 +90,7 @@ def measure_features(
         samples=samples,
         skipped=list(images.failed),
         patch_cosine=patches / samples,
-        class_cosine=classes / samples if model.backbone.has_class_token else None,
+        class_cosine=classes / samples if has_class_token(model.backbone) else None,
         images_per_second=samples / clock.seconds["tosa"],
         dense_images_per_second=samples / clock.seconds["dense"],
         data_seconds=clock.data_seconds,

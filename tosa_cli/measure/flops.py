@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.layers import AttentionPoolLatent, PatchEmbed, RmsNorm, RmsNorm2d
+from timm.layers import AttentionPoolLatent, PatchEmbed, RelPosMlp, RmsNorm, RmsNorm2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone, check_supported, key_dim, num_heads
+from tosa_cli.model.backbone import Backbone, check_supported, head_dim, key_dim, num_heads
 from tosa_cli.model.matching import num_partners, partner_spacing
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
@@ -116,7 +116,7 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
             choosing = config.choosing_layers
             params += sum(_added_params(backbone, config, layer, choosing[layer] == layer) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
-    outside = _embed_macs(backbone) + _head_macs(backbone)
+    outside = _embed_macs(backbone) + _head_macs(backbone) + _bias_macs(getattr(backbone, "shared_rel_pos", None))
     dense = outside + sum(layer.dense_macs for layer in layers)
     selector = sum(layer.selector_macs for layer in layers)
     bypass = sum(layer.bypass_macs for layer in layers)
@@ -215,7 +215,17 @@ def _linear_macs(module: Backbone) -> int:
 
 
 def _block_macs(block: Backbone, tokens: int) -> int:
-    return tokens * _linear_macs(block) + 2 * tokens * tokens * _attention_dim(block)
+    bias = getattr(getattr(block, "attn", None), "rel_pos", None)
+    linear = _linear_macs(block) - (0 if bias is None else _linear_macs(bias))
+    return tokens * linear + 2 * tokens * tokens * _attention_dim(block) + _bias_macs(bias)
+
+
+def _bias_macs(bias: Backbone) -> int:
+    """MACs of a position bias: a small network may make it, for every distance of two patches, in any kind of layer."""
+    if type(bias) is not RelPosMlp:
+        return 0
+    rows, columns = bias.window_size
+    return (2 * rows - 1) * (2 * columns - 1) * _linear_macs(bias)
 
 
 def _kept_block_macs(block: Backbone, tokens: int, kept: int) -> int:
@@ -229,8 +239,8 @@ def _per_head_block_macs(block: Backbone, tokens: int, kept: int) -> int:
 
 
 def _attention_dim(block: Backbone) -> int:
-    attention: Any = getattr(block, "attn", block)
-    return attention.num_heads * attention.head_dim
+    """Width of the heads of a block together."""
+    return num_heads(block) * head_dim(block)
 
 
 def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int) -> int:
@@ -303,7 +313,7 @@ def _head_macs(backbone: Backbone) -> int:
     if pool is None:
         return macs
     tokens = _num_tokens(backbone)
-    if not backbone.pool_include_prefix:
+    if not getattr(backbone, "pool_include_prefix", True):
         tokens -= backbone.num_prefix_tokens
     if isinstance(pool, AttentionPoolLatent):
         keys = _linear_macs(pool.kv)

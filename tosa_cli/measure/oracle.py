@@ -8,6 +8,7 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.model.backbone import attention_input
 from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.matching import Choice
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -19,11 +20,11 @@ class OracleViT(TosaViT):
     """
 
     @torch.no_grad()
-    def choose(self, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None = None) -> Choice:
+    def choose(self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes by the true errors; see `TosaViT.choose`."""
         block, prefix = self.blocks[layer - 1], self.num_prefix_tokens
-        partners = candidate_partners(self, layer, tokens, grid)
-        errors = bypass_errors(self, layer, tokens, block(tokens) - tokens, partners)
+        partners = candidate_partners(self, layer, tokens, places.grid)
+        errors = bypass_errors(self, layer, tokens, self.run_block(layer, tokens, places) - tokens, partners)
         kept = num_kept(tokens.shape[1], self.keep_rates[layer], prefix)
         keep_indices = choose_tokens(F.pad(errors, (prefix, 0)), kept, prefix)
         keys = self.keys[str(layer)](attention_input(block, tokens)) if self.config.matches_tokens else tokens

@@ -20,7 +20,7 @@ from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.measure.merging import MergedViT
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.measure.turns import Clock, run_in_turns
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.backbone import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 
 PeerName = Literal["merge", "merge-unmerge", "previous", "random"]
@@ -146,7 +146,7 @@ def measure_quality(
     quality = {
         name: Quality(
             patch_cosine=None if name in shrunk else patch / clock.samples,
-            class_cosine=first / clock.samples if dense.has_class_token else None,
+            class_cosine=first / clock.samples if has_class_token(dense) else None,
         )
         for name, (patch, first) in sums.items()
     }

@@ -7,21 +7,57 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope, DiffAttention
+from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, ParallelScalingBlock, ResPostBlock, VisionTransformer
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
+from timm.models.vision_transformer_relpos import (
+    RelPosAttention,
+    RelPosBlock,
+    ResPostRelPosBlock,
+    VisionTransformerRelPos,
+)
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.selection import num_query_rows, take_query_rows
+from tosa_cli.model.places import ROPE, Places
+from tosa_cli.model.refusals import DIFFERENTIAL, NOT_FUSED, reason_against
 
 Backbone = Any
 """A timm ViT. timm's attributes are set in ways that type checkers cannot follow."""
 
-SUPPORTED_MODELS: tuple[type[nn.Module], ...] = (VisionTransformer, VisionTransformerDistilled)
-SUPPORTED_BLOCKS: tuple[type[nn.Module], ...] = (Block, ResPostBlock, ParallelScalingBlock)
+SUPPORTED_MODELS: tuple[type[nn.Module], ...] = (
+    VisionTransformer,
+    VisionTransformerDistilled,
+    Eva,
+    Beit,
+    VisionTransformerRelPos,
+)
+
+SUPPORTED_BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+    Block: (Attention,),
+    ResPostBlock: (Attention,),
+    ParallelScalingBlock: (),
+    ParallelThingsBlock: (Attention,),
+    EvaBlock: (EvaAttention, AttentionRope),
+    EvaBlockPostNorm: (EvaAttention, AttentionRope),
+    beit.Block: (beit.Attention,),
+    RelPosBlock: (RelPosAttention,),
+    ResPostRelPosBlock: (RelPosAttention,),
+}
+"""Blocks, and what attention may be in each; a `ParallelScalingBlock` is its own."""
+
+_BIASED_BLOCKS = (beit.Block, RelPosBlock, ResPostRelPosBlock)
+_POST_NORM_BLOCKS = (ResPostBlock, EvaBlockPostNorm, ResPostRelPosBlock)
 
 
 def check_supported(model: Backbone, selection: str = "shared") -> None:
@@ -32,89 +68,197 @@ def check_supported(model: Backbone, selection: str = "shared") -> None:
         selection: `shared` or `per-head`; the latter needs blocks of type `Block`.
 
     Raises:
-        UnsupportedModelError: Naming the type that is not supported, and what is.
+        UnsupportedModelError: Naming the type that is not supported, and the reason.
     """
-    if type(model) not in SUPPORTED_MODELS:
-        raise UnsupportedModelError(
-            f"{_architecture(model)} is a {type(model).__name__}, which cannot be converted: "
-            f"tosa converts {_names(SUPPORTED_MODELS)}. Try `tosa convert deit_tiny`."
-        )
-    blocks = SUPPORTED_BLOCKS if selection == "shared" else (Block,)
-    for layer, block in enumerate(model.blocks, start=1):
-        if type(block) not in blocks:
-            raise UnsupportedModelError(
-                f"Layer {layer} of {_architecture(model)} is a {type(block).__name__}, which cannot be converted "
-                f"with {selection} selection: supported are {_names(blocks)}."
-            )
-        attention = getattr(block, "attn", None)
-        if attention is not None and type(attention) is not Attention:
-            raise UnsupportedModelError(
-                f"Layer {layer} of {_architecture(model)} has attention of type {type(attention).__name__}, which "
-                f"cannot be converted: supported is Attention."
-            )
-        if selection == "per-head" and attention is not None and attention.gate is not None:
-            raise UnsupportedModelError(
-                f"Layer {layer} of {_architecture(model)} has gated attention, which per-head selection does not "
-                f"support: use --selection shared."
-            )
+    reason = why_unsupported(model, selection)
+    if reason is not None:
+        hint = "" if type(model) in SUPPORTED_MODELS else " Type `tosa list` to see what can be."
+        raise UnsupportedModelError(reason + hint)
+
+
+def is_supported_kind(kind: object) -> bool:
+    """Whether something is one of the model types that can be converted."""
+    return any(kind is supported for supported in SUPPORTED_MODELS)
 
 
 def is_supported(model: Backbone, selection: str) -> bool:
     """Whether a model can be converted with this selection."""
-    try:
-        check_supported(model, selection)
-    except UnsupportedModelError:
-        return False
-    return True
+    return why_unsupported(model, selection) is None
+
+
+def why_unsupported(model: Backbone, selection: str = "shared") -> str | None:
+    """One sentence that says why a model cannot be converted with this selection; None if it can be."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"
+    kind = type(model)
+    if kind not in SUPPORTED_MODELS:
+        own = "it is a subclass, which may compute something else" if isinstance(model, SUPPORTED_MODELS) else ""
+        return f"{name} is a {kind.__name__}, which cannot be converted: {own or reason_against(kind.__module__)}."
+    for layer, block in enumerate(model.blocks, start=1):
+        where = f"Layer {layer} of {name}"
+        attentions = {type(attention) for attention in _attentions(block)}
+        if type(block) is DiffParallelScalingBlock or DiffAttention in attentions:
+            return f"{where} has differential attention, which cannot be converted: {DIFFERENTIAL}."
+        supported = SUPPORTED_BLOCKS if selection == "shared" else (Block,)
+        if type(block) not in supported:
+            return (
+                f"{where} is a {type(block).__name__}, which cannot be converted with {selection} selection: "
+                f"supported are {_names(supported)}."
+            )
+        expected = SUPPORTED_BLOCKS[type(block)]
+        if expected and not attentions <= set(expected):
+            return (
+                f"{where} has attention of type {_names(attentions)}, which cannot be converted: supported is "
+                f"{_names(expected)}."
+            )
+        if has_bias(block) and not block.attn.fused_attn:
+            return f"{where} cannot be converted: {NOT_FUSED}."
+        if selection == "per-head" and block.attn.gate is not None:
+            return f"{where} has gated attention, which per-head selection does not support: use --selection shared."
+    return None
+
+
+# ---------------------------------------------------------------------- what surrounds the blocks
 
 
 def embed(model: Backbone, images: Tensor) -> Tensor:
     """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1."""
-    tokens = model._pos_embed(model.patch_embed(images))
-    return model.norm_pre(model.patch_drop(tokens))
+    return embed_with_places(model, images)[0]
+
+
+def embed_with_places(model: Backbone, images: Tensor) -> tuple[Tensor, Places]:
+    """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1, and say where they stand."""
+    grid = tuple(model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+    tokens, extras = _EMBED[type(model)](model, model.patch_embed(images))
+    return tokens, Places(grid, extras)  # type: ignore[arg-type]
+
+
+Extras = tuple[dict[str, Tensor], ...]
+
+
+def _embed_plain(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
+    return model.norm_pre(model.patch_drop(model._pos_embed(patches))), ()
+
+
+def _embed_eva(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
+    tokens, rope = model._pos_embed(patches)
+    tokens = model.norm_pre(tokens)
+    if rope is None:
+        return tokens, ()
+    # A mixed table differs from layer to layer.
+    return tokens, tuple({ROPE: rope[i] if model.rope_mixed else rope} for i in range(len(model.blocks)))
+
+
+def _embed_beit(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
+    tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    if model.pos_embed is not None:
+        tokens = tokens + model.pos_embed
+    tokens = model.pos_drop(tokens)
+    if model.rel_pos_bias is None:
+        return tokens, ()
+    return tokens, ({"shared_rel_pos_bias": model.rel_pos_bias()},) * len(model.blocks)
+
+
+def _embed_relpos(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
+    tokens = patches
+    if model.cls_token is not None:
+        tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    if model.shared_rel_pos is None:
+        return tokens, ()
+    return tokens, ({"shared_rel_pos": model.shared_rel_pos.get_bias()},) * len(model.blocks)
+
+
+_EMBED: dict[type[nn.Module], Callable[[Backbone, Tensor], tuple[Tensor, Extras]]] = {
+    VisionTransformer: _embed_plain,
+    VisionTransformerDistilled: _embed_plain,
+    Eva: _embed_eva,
+    Beit: _embed_beit,
+    VisionTransformerRelPos: _embed_relpos,
+}
+
+
+def has_class_token(model: Backbone) -> bool:
+    """Whether the first token of a supported model is a class token."""
+    return model.cls_token is not None
+
+
+def fit_checkpoint(state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False) -> dict[str, Tensor]:
+    """Bring a foreign state dict into a supported model's names and sizes, with timm's own code for its family.
+
+    Args:
+        state: Weights.
+        model: The model they are for.
+        adapt_layer_scale: Rename LayerScale's weights of DeiT III checkpoints.
+    """
+    if isinstance(model, Eva):
+        return eva.checkpoint_filter_fn(state, model)
+    if isinstance(model, Beit):
+        return beit.checkpoint_filter_fn(state, model)
+    if isinstance(model, VisionTransformerRelPos):
+        return vision_transformer_relpos.checkpoint_filter_fn(state, model)
+    return vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=adapt_layer_scale)
+
+
+# ---------------------------------------------------------------------- parts of a block
+
+
+def has_bias(block: nn.Module) -> bool:
+    """Whether a block takes its positions as a bias of its logits, and no mask."""
+    return type(block) in _BIASED_BLOCKS
+
+
+def num_attentions(block: Backbone) -> int:
+    """How many attentions a block has side by side."""
+    return len(_attentions(block))
 
 
 def num_heads(block: Backbone) -> int:
-    """Number of attention heads of a supported block."""
-    attention: Any = getattr(block, "attn", block)
-    return attention.num_heads
+    """Number of attention heads of a supported block, those of parallel attentions together."""
+    return sum(attention.num_heads for attention in _attentions(block))
+
+
+def head_dim(block: Backbone) -> int:
+    """Width of a head of a supported block."""
+    attention = _attentions(block)[0]
+    # BEiT's attention does not say.
+    return getattr(attention, "head_dim", None) or attention.proj.in_features // attention.num_heads
 
 
 def attention_input(block: Backbone, tokens: Tensor) -> Tensor:
     """What the attention of a supported block reads of tokens (B, N, D): the tokens after the block's first norm.
 
-    A block that normalises after its attention reads the tokens themselves.
+    A block that normalises after its attention reads the tokens themselves. Of parallel attentions it is the first's.
     """
+    if isinstance(block, _POST_NORM_BLOCKS):
+        return tokens
     if isinstance(block, ParallelScalingBlock):
         return block.in_norm(tokens)
-    return tokens if isinstance(block, ResPostBlock) else block.norm1(tokens)
+    norm = block.attns[0].norm if hasattr(block, "attns") else block.norm1
+    return norm(tokens)
 
 
 def mean_key_projection(block: Backbone) -> tuple[Tensor, Tensor]:
-    """The projection to the mean over the heads of a block's attention keys.
+    """The projection to the mean over the heads of a block's attention keys, before any rotation.
 
     Returns:
         Weight (head_dim, D) and bias (head_dim), detached.
     """
+    attention, width = _attentions(block)[0], head_dim(block)
+    linear, start, heads = getattr(attention, "qkv", None), attention.num_heads * width, attention.num_heads
     if isinstance(block, ParallelScalingBlock):
-        heads, head_dim = block.num_heads, block.head_dim
-        start = block.in_split[0] + heads * head_dim
-        weight, bias = block.in_proj.weight, block.in_proj.bias
-    else:
-        heads, head_dim = block.attn.num_heads, block.attn.head_dim
-        start = heads * head_dim
-        weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
-    keys = slice(start, start + heads * head_dim)
-    weight = weight[keys].unflatten(0, (heads, head_dim)).mean(0).detach().clone()
-    if bias is None:
-        return weight, weight.new_zeros(head_dim)
-    return weight, bias[keys].unflatten(0, (heads, head_dim)).mean(0).detach().clone()
+        linear, start = block.in_proj, block.in_split[0] + start
+    elif linear is None:
+        linear, start, heads = attention.k_proj, 0, attention.k_proj.out_features // width
+    keys = slice(start, start + heads * width)
+    weight = linear.weight[keys].unflatten(0, (heads, width)).mean(0).detach().clone()
+    # EVA and BEiT keep the biases of queries and values beside their projection; keys have none there.
+    if linear.bias is None:
+        return weight, weight.new_zeros(width)
+    return weight, linear.bias[keys].unflatten(0, (heads, width)).mean(0).detach().clone()
 
 
 def key_dim(block: Backbone, embed_dim: int) -> int:
     """Width of the keys by which tokens of a block are compared: a head's, or less in a narrow model."""
-    attention: Any = getattr(block, "attn", block)
-    return min(attention.head_dim, max(1, embed_dim // 8))
+    return min(head_dim(block), max(1, embed_dim // 8))
 
 
 def matching_projection(block: Backbone, embed_dim: int) -> tuple[Tensor, Tensor]:
@@ -133,114 +277,12 @@ def matching_projection(block: Backbone, embed_dim: int) -> tuple[Tensor, Tensor
     return directions @ weight, directions @ bias
 
 
-class AttentionTap(TorchFunctionMode):
-    """Reads attention logits out of a block that runs unchanged.
-
-    While the tap is open it sees each call of `scaled_dot_product_attention` and keeps its queries and keys: they
-    are what the block attends with, after any normalisation or rotation. Fused attention stays on. Only where
-    all query rows are asked for is the map computed in full, once, and used for the attention itself as well.
-
-    It holds the state of one forward pass and lives no longer, works under `torch.compile` and `torch.export`
-    without a graph break, and needs no knowledge of the block.
-
-    Args:
-        query_rows: Number of query rows M to read, or `"all"`.
-        read: What is made of the scaled logits (B, H, M, N), detached. It is called as soon as they are there, so that
-            they need not be kept while the rest of the block runs.
-    """
-
-    def __init__(self, query_rows: int | str, read: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.query_rows = query_rows
-        self.read = read
-        self.result: Tensor | None = None
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        query, key, value = args
-        scale = query.shape[-1] ** -0.5
-        if num_query_rows(query.shape[2], self.query_rows) < query.shape[2]:
-            rows = take_query_rows(query.detach(), self.query_rows)
-            self.result = self.read((rows * scale) @ key.detach().transpose(-2, -1))
-            return func(*args, **kwargs)
-        logits = (query * scale) @ key.transpose(-2, -1)
-        self.result = self.read(logits.detach())
-        maps = F.dropout(logits.softmax(dim=-1), kwargs.get("dropout_p", 0.0))
-        return maps @ value
+def _attentions(block: Backbone) -> list[Any]:
+    """The attentions of a block, side by side; a `ParallelScalingBlock` is its own."""
+    if isinstance(block, ParallelThingsBlock):
+        return [parallel.attn for parallel in block.attns]
+    return [getattr(block, "attn", block)]
 
 
-def run_and_tap(
-    block: nn.Module, tokens: Tensor, query_rows: int | str, read: Callable[[Tensor], Tensor] = lambda logits: logits
-) -> tuple[Tensor, Tensor]:
-    """Run a block and read its attention logits.
-
-    Args:
-        block: The block.
-        tokens: Tokens (B, N, D).
-        query_rows: Number of query rows M to read, or `"all"`.
-        read: What is made of the scaled logits (B, H, M, N), detached; by default nothing.
-
-    Returns:
-        The block's output (B, N, D), and what `read` made of the logits.
-
-    Raises:
-        UnsupportedModelError: If the block does not use PyTorch's fused attention function.
-    """
-    tap = AttentionTap(query_rows, read)
-    with tap:
-        output = block(tokens)
-    if tap.result is None:
-        raise UnsupportedModelError(
-            f"{type(block).__name__} ran without PyTorch's fused attention, so its logits cannot be read. "
-            f"Unset TIMM_FUSED_ATTN, or build the model without exportable=True."
-        )
-    return output, tap.result
-
-
-def run_block_per_head(block: Backbone, tokens: Tensor, keep_indices: Tensor) -> Tensor:
-    """Run a block in which each head attends among its own selected tokens (paper Eq. 4).
-
-    A head's skipped tokens get no output from that head; the output projection and the MLP see every token.
-
-    Args:
-        block: A timm `Block`.
-        tokens: Tokens (B, N, D).
-        keep_indices: Selected tokens of each head, (B, H, K).
-
-    Returns:
-        Tokens (B, N, D).
-    """
-    attention = block.attn
-    attended = _attend_per_head(attention, block.norm1(tokens), keep_indices)
-    attended = attention.proj_drop(attention.proj(attention.norm(attended)))
-    tokens = tokens + block.drop_path1(block.ls1(attended))
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-
-
-def _attend_per_head(attention: Attention, tokens: Tensor, keep_indices: Tensor) -> Tensor:
-    """Attention output (B, N, H * head_dim) of normalised tokens (B, N, D), zero where a head skips a token."""
-    batch, length, dim = tokens.shape
-    heads, head_dim, kept = attention.num_heads, attention.head_dim, keep_indices.shape[-1]
-    index = keep_indices.flatten(1).unsqueeze(-1)
-    selected = tokens.gather(1, index.expand(-1, -1, dim)).view(batch, heads, kept, dim)
-    # qkv's rows are ordered (3, H, head_dim); each head projects only the tokens it selected.
-    weight = attention.qkv.weight.view(3, heads, head_dim, dim)
-    query, key, value = torch.einsum("bhkd,xhed->xbhke", selected, weight)
-    if attention.qkv.bias is not None:
-        bias = attention.qkv.bias.view(3, heads, 1, head_dim)
-        query, key, value = query + bias[0], key + bias[1], value + bias[2]
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    output = F.scaled_dot_product_attention(attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropout)
-    empty = output.new_zeros(batch, heads, length, head_dim)
-    output = empty.scatter(2, keep_indices.unsqueeze(-1).expand(-1, -1, -1, head_dim), output)
-    return output.transpose(1, 2).reshape(batch, length, attention.attn_dim)
-
-
-def _architecture(model: Backbone) -> str:
-    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"
-
-
-def _names(types: tuple[type, ...]) -> str:
+def _names(types: Any) -> str:
     return ", ".join(kind.__name__ for kind in types)

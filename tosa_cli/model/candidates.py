@@ -16,6 +16,7 @@ from tosa_cli.model.matching import (
     squared_distances,
     two_sets,
 )
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.tosa_layer import partner_features, run_selected
 from tosa_cli.model.tosa_vit import TosaViT
@@ -105,7 +106,9 @@ def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, p
     return (apply_bypass(model, layer, inputs, partners_updates) - truth).norm(dim=-1).clamp_min(1e-8)
 
 
-def skipped_features(model: TosaViT, layer: int, tokens: Tensor, choice: Choice) -> tuple[Tensor, dict[str, Tensor]]:
+def skipped_features(
+    model: TosaViT, layer: int, tokens: Tensor, choice: Choice, places: Places
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a ToSA layer on its selected tokens, and find out what its bypass reads and should say of the others.
 
     Args:
@@ -113,6 +116,7 @@ def skipped_features(model: TosaViT, layer: int, tokens: Tensor, choice: Choice)
         layer: The ToSA layer.
         tokens: Tokens (B, N, D) that enter it.
         choice: Which ones it computes.
+        places: Where all of them stand.
 
     Returns:
         Tokens (B, N, D) after it, the skipped ones as they were; and of the skipped ones: their indices `skip` (B, S),
@@ -124,8 +128,8 @@ def skipped_features(model: TosaViT, layer: int, tokens: Tensor, choice: Choice)
     if skip is None:
         skip = other_indices(choice.keep_indices, tokens.shape[1])
     selected, skipped = gather_tokens(tokens, choice.keep_indices), gather_tokens(tokens, skip)
-    computed = run_selected(block, selected, choice)
-    values = {"skip": skip, "truth": gather_tokens(block(tokens), skip) - skipped}
+    computed = run_selected(block, selected, choice, places.of(layer))
+    values = {"skip": skip, "truth": gather_tokens(model.run_block(layer, tokens, places), skip) - skipped}
     if choice.partners is None:
         values["inputs"] = attention_input(block, skipped)
     else:

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import IdentityError
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.backbone import Backbone, embed_with_places
+from tosa_cli.model.matching import Choice
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
+from tosa_cli.model.tosa_layer import run_selected
 from tosa_cli.model.tosa_vit import TosaViT
 
 IDENTITY_TOLERANCE = 1e-4
@@ -40,8 +42,8 @@ def check_identity(model: TosaViT) -> float:
     """Check on a real forward pass that selection alone changes nothing.
 
     Two things are compared with the source model. The whole model at keep rate 1.0, which goes through selection,
-    gathering and scattering; and each ToSA layer on its tokens in a shuffled order, put back in place, which shows
-    that the layer does not depend on where a token stands.
+    gathering and scattering; and each ToSA layer on its patches in a shuffled order, put back in place, which shows
+    that the layer does not depend on where a token stands, or is told it for each token it is given.
 
     Args:
         model: The ToSA model, in evaluation mode.
@@ -62,12 +64,23 @@ def check_identity(model: TosaViT) -> float:
     difference = _compare("the final tokens", expected, tokens)
     output, logits = model.backbone.forward_head(expected), keep_all.forward_head(tokens)
     difference = max(difference, _compare("the output", output, logits))
+    _, places = embed_with_places(model.backbone, images)
     for layer in model.keep_rates:
-        block = model.blocks[layer - 1]
-        order = torch.randperm(tokens.shape[1], generator=generator).to(tokens.device).expand(len(tokens), -1)
-        shuffled = scatter_tokens(tokens, order, block(gather_tokens(tokens, order)))
-        difference = max(difference, _compare(f"layer {layer} on shuffled tokens", block(tokens), shuffled))
+        order = _shuffled(tokens, model.num_prefix_tokens, generator)
+        selected = gather_tokens(tokens, order)
+        computed = run_selected(model.blocks[layer - 1], selected, Choice(order), places.of(layer))
+        shuffled = scatter_tokens(tokens, order, computed)
+        whole = model.run_block(layer, tokens, places)
+        difference = max(difference, _compare(f"layer {layer} on shuffled tokens", whole, shuffled))
     return difference
+
+
+def _shuffled(tokens: Tensor, num_prefix_tokens: int, generator: torch.Generator) -> Tensor:
+    """Indices (B, N) of tokens (B, N, D) with the patches of each image in an order of their own."""
+    batch, length, _ = tokens.shape
+    patches = [torch.randperm(length - num_prefix_tokens, generator=generator) for _ in range(batch)]
+    prefix = torch.arange(num_prefix_tokens).expand(batch, -1)
+    return torch.cat([prefix, torch.stack(patches) + num_prefix_tokens], dim=1).to(tokens.device)
 
 
 def _compare(what: str, expected: Tensor, actual: Tensor) -> float:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from timm.models import create_model, register_model
 from timm.models._builder import build_model_with_cfg
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
@@ -46,7 +45,9 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
+    from tosa_cli.model.backbone import fit_checkpoint
+
     # timm's own filter resamples the position embedding where the model is built for another image size; it reads
     # the size of the saved one from here.
     model.backbone.pretrained_model_args = model.pretrained_model_args
-    return checkpoint_filter_fn(state, model.backbone)
+    return fit_checkpoint(state, model.backbone)

@@ -12,18 +12,19 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from tosa_cli.config import Provenance, TosaConfig
+from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.backbone import (
     Backbone,
     attention_input,
     check_supported,
-    embed,
+    embed_with_places,
     matching_projection,
     num_heads,
-    run_and_tap,
-    run_block_per_head,
 )
 from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
 from tosa_cli.model.matching import Choice, choose_by_similarity, match_with_kept, other_indices
+from tosa_cli.model.per_head import run_block_per_head
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
 from tosa_cli.model.timm_interface import TimmInterface
@@ -110,7 +111,7 @@ class TosaViT(TimmInterface):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their original order."""
-        return self.backbone.norm(self.run_layers(embed(self.backbone, images), self.grid(images)).tokens)
+        return self.backbone.norm(self.run_layers(*embed_with_places(self.backbone, images)).tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens (B, N, D) and classify them, as the backbone does."""
@@ -122,7 +123,7 @@ class TosaViT(TimmInterface):
         Returns:
             Keep indices of each ToSA layer: (B, K), or (B, H, K) for per-head selection.
         """
-        return self.run_layers(embed(self.backbone, images), self.grid(images)).keep_indices
+        return self.run_layers(*embed_with_places(self.backbone, images)).keep_indices
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patches (rows, columns) of images (B, C, height, width)."""
@@ -163,7 +164,7 @@ class TosaViT(TimmInterface):
             raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}.")
         taken, last = feature_take_indices(len(self.blocks), indices)
         outputs = self.run_layers(
-            embed(self.backbone, x), self.grid(x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
+            *embed_with_places(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
         )
         features = [self.backbone.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
         num_prefix = self.num_prefix_tokens
@@ -202,13 +203,13 @@ class TosaViT(TimmInterface):
         )
 
     def run_layers(
-        self, tokens: Tensor, grid: tuple[int, int], take: Iterable[int] = (), last: int | None = None
+        self, tokens: Tensor, places: Places, take: Iterable[int] = (), last: int | None = None
     ) -> LayerOutputs:
         """Run the layers on embedded tokens.
 
         Args:
             tokens: Tokens (B, N, D) that enter layer 1.
-            grid: Patches (rows, columns).
+            places: Where they stand.
             take: Layers, numbered from 1, whose output is kept.
             last: Stop after this layer; None runs all.
 
@@ -221,52 +222,58 @@ class TosaViT(TimmInterface):
         for layer in range(1, (last or len(self.blocks)) + 1):
             if layer in self.keep_rates:
                 if self.choosing_layers[layer] == layer:
-                    choice = self.choose(layer, tokens, grid, scores)
-                tokens = self.run_tosa_layer(layer, tokens, choice)
+                    choice = self.choose(layer, tokens, places, scores)
+                tokens = self.run_tosa_layer(layer, tokens, choice, places)
                 outputs.keep_indices[layer] = choice.keep_indices
             else:
-                tokens, scores = self.run_standard_layer(layer, tokens)
+                tokens, scores = self.run_standard_layer(layer, tokens, places)
             if layer in take:
                 outputs.intermediates.append(tokens)
         outputs.tokens = tokens
         return outputs
 
-    def run_standard_layer(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def run_block(self, layer: int, tokens: Tensor, places: Places) -> Tensor:
+        """Run the block of a layer on all tokens (B, N, D), which stand at `places`, as the source model does."""
+        return self.blocks[layer - 1](tokens, **places.of(layer))
+
+    def run_standard_layer(self, layer: int, tokens: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
         """Run a layer in which every token is computed.
 
         Args:
             layer: The layer.
             tokens: Tokens (B, N, D).
+            places: Where they stand.
 
         Returns:
             Tokens (B, N, D), and what its logits say to the selector of the next layer, if that reads them: see
             `read_scores`.
         """
-        block = self.blocks[layer - 1]
         if not (self.config.reads_maps and layer + 1 in self.keep_rates):
-            return self._run(block, tokens), None
-        read = partial(self.read_scores, layer + 1)
-        return self._run(partial(run_and_tap, block, query_rows=self.config.query_rows, read=read), tokens)
+            return self._run(lambda x: self.run_block(layer, x, places), tokens), None
+        block, extras, read = self.blocks[layer - 1], places.of(layer), partial(self.read_scores, layer + 1)
+        rows = self.config.query_rows
+        return self._run(partial(run_and_tap, block, query_rows=rows, read=read, extras=extras), tokens)
 
-    def run_tosa_layer(self, layer: int, tokens: Tensor, choice: Choice) -> Tensor:
-        """Run a ToSA layer on tokens (B, N, D) by a choice: tokens (B, N, D)."""
+    def run_tosa_layer(self, layer: int, tokens: Tensor, choice: Choice, places: Places) -> Tensor:
+        """Run a ToSA layer on tokens (B, N, D), which stand at `places`, by a choice: tokens (B, N, D)."""
         block = self.blocks[layer - 1]
         if self.config.selection == "per-head":
             return self._run(partial(run_block_per_head, block, keep_indices=choice.keep_indices), tokens)
-        return self._run(partial(run_tosa_layer, block, choice=choice, bypass=self.bypass(layer)), tokens)
+        bypass, extras = self.bypass(layer), places.of(layer)
+        return self._run(partial(run_tosa_layer, block, choice=choice, bypass=bypass, extras=extras), tokens)
 
     def bypass(self, layer: int) -> LinearBypass | NearestBypass | None:
         """The bypass of a ToSA layer; None where a skipped token stays as it is."""
         return self.bypasses[str(layer)] if str(layer) in self.bypasses else None  # type: ignore[return-value]  # noqa: SIM401
 
     @torch.no_grad()
-    def choose(self, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None = None) -> Choice:
+    def choose(self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
 
         Args:
             layer: The ToSA layer, which shares its choice with the others of its span.
             tokens: Tokens (B, N, D) that enter it.
-            grid: Patches (rows, columns).
+            places: Where they stand.
             scores: What `read_scores` made of the feeding layer's logits, where the selector reads them.
         """
         config, prefix = self.config, self.num_prefix_tokens
@@ -276,7 +283,7 @@ class TosaViT(TimmInterface):
         inputs = attention_input(self.blocks[layer - 1], tokens) if needs_inputs else tokens
         keys = self.keys[str(layer)](inputs) if config.needs_keys else inputs
         if config.selector == "similarity":
-            choice = choose_by_similarity(keys, kept, prefix, grid, config.neighbors)
+            choice = choose_by_similarity(keys, kept, prefix, places.grid, config.neighbors)
             return choice if config.matches_tokens else choice._replace(partners=None, weights=None)
         if scores is None:
             scores = self.score(layer, inputs)
@@ -350,13 +357,14 @@ class TosaViT(TimmInterface):
             Scaled logits (B, H, M, N) of each layer.
         """
         wanted = frozenset(layers)
-        tokens = embed(self.backbone, images)
+        rows = query_rows or self.config.query_rows
+        tokens, places = embed_with_places(self.backbone, images)
         logits = {}
         for layer, block in enumerate(self.blocks[: max(wanted)], start=1):
             if layer in wanted:
-                tokens, logits[layer] = run_and_tap(block, tokens, query_rows or self.config.query_rows)
+                tokens, logits[layer] = run_and_tap(block, tokens, rows, extras=places.of(layer))
             else:
-                tokens = block(tokens)
+                tokens = self.run_block(layer, tokens, places)
         return logits
 
     # ------------------------------------------------------------------ parameters

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure.flops import count_flops, count_tosa_layer
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.backbone import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.calibrate import Calibration, fit_candidates, fit_probes
 from tosa_cli.train.data import Images
@@ -139,20 +139,21 @@ def _add_errors(
     model = run.model
     blocks = model.blocks
     dense = [tokens]
-    for block in blocks:
-        dense.append(block(dense[-1]))
+    for layer in range(1, len(blocks) + 1):
+        dense.append(model.run_block(layer, dense[-1], run.places))
     final = model.backbone.norm(dense[-1])
     for layers in _spans(model):
-        first = layers[0]
-        _, scores = model.run_standard_layer(first - 1, dense[first - 2]) if model.config.reads_maps else (None, None)
+        first, scores = layers[0], None
+        if model.config.reads_maps:
+            _, scores = model.run_standard_layer(first - 1, dense[first - 2], run.places)
         for position, rate in enumerate(keep_rates):
             model.keep_rates[first] = rate
             tokens = dense[first - 1]
-            choice = model.choose(first, tokens, run.grid, scores)
+            choice = model.choose(first, tokens, run.places, scores)
             for layer in layers:
-                tokens = model.run_tosa_layer(layer, tokens, choice)
-            for block in blocks[layers[-1] :]:
-                tokens = block(tokens)
+                tokens = model.run_tosa_layer(layer, tokens, choice, run.places)
+            for later in range(layers[-1] + 1, len(blocks) + 1):
+                tokens = model.run_block(later, tokens, run.places)
             sums[layers][position] += _error(model, final, model.backbone.norm(tokens))
 
 
@@ -160,7 +161,7 @@ def _error(model: TosaViT, dense: Tensor, tokens: Tensor) -> float:
     """1 - cosine of final tokens (B, N, D), mean of patch and class tokens, summed over the images."""
     cosine = F.cosine_similarity(dense.float(), tokens.float(), dim=-1)
     error = 1 - cosine[:, model.num_prefix_tokens :].mean(dim=1)
-    if model.backbone.has_class_token:
+    if has_class_token(model.backbone):
         error = (error + 1 - cosine[:, 0]) / 2
     return error.sum().item()
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tosa_cli.errors import OutputError, TrainingError
-from tosa_cli.model.backbone import attention_input, embed
+from tosa_cli.model.backbone import attention_input, embed_with_places
 from tosa_cli.model.candidates import (
     Partners,
     apply_bypass,
@@ -31,6 +31,7 @@ from tosa_cli.model.candidates import (
     skipped_features,
 )
 from tosa_cli.model.matching import Choice
+from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Probe
 from tosa_cli.model.tosa_vit import TosaViT
@@ -120,7 +121,7 @@ class Calibration:
         self.progress = progress or NoProgress()
         self.num_batches = -(-images.num_images // (images.loader.batch_size or 1))
         self.num_images = 0
-        self.grid = (0, 0)
+        self.places = Places((0, 0))
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="tosa-")
@@ -140,8 +141,8 @@ class Calibration:
                 self.num_images += len(batch.images)
                 if number % processes == own:
                     pixels = batch.images.to(self.accelerator.device)
-                    self.grid = self.model.grid(pixels)
-                    yield number, embed(self.model.backbone, pixels)
+                    tokens, self.places = embed_with_places(self.model.backbone, pixels)
+                    yield number, tokens
                 self.progress.advance(len(batch.images), "")
 
     def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -235,11 +236,11 @@ def _dense_pass(
     model = run.model
     for _, tokens in run.read():
         found = {}
-        for layer, block in enumerate(model.blocks, start=1):
-            after = block(tokens)
+        for layer in range(1, len(model.blocks) + 1):
+            after = model.run_block(layer, tokens, run.places)
             if layer in model.keep_rates:
                 if model.choosing_layers[layer] == layer:
-                    partners = candidate_partners(model, layer, tokens, run.grid)
+                    partners = candidate_partners(model, layer, tokens, run.places.grid)
                 found[layer] = sums(layer, tokens, after - tokens, partners)
             tokens = after
         yield found
@@ -287,13 +288,13 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
         if layer is not None:
             scores = None
             for standard in range((before or 0) + 1, layer):
-                tokens, scores = model.run_standard_layer(standard, tokens)
+                tokens, scores = model.run_standard_layer(standard, tokens, run.places)
             if model.choosing_layers[layer] == layer:
                 seed_step(0, layer, number, 0)  # for the selector `random`
-                choice = model.choose(layer, tokens, run.grid, scores)
+                choice = model.choose(layer, tokens, run.places, scores)
             else:
                 choice = Choice(kept["keep"], kept["skip"], kept.get("partners"), kept.get("weights"))
-            after, values = skipped_features(model, layer, tokens, choice)
+            after, values = skipped_features(model, layer, tokens, choice, run.places)
             sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
             values |= {"tokens": after, "keep": choice.keep_indices}
             if choice.partners is not None and choice.weights is not None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.backbone import embed, run_and_tap
+from tosa_cli.model.attention import run_and_tap
+from tosa_cli.model.backbone import embed_with_places
 from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.selectors import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
@@ -63,19 +64,19 @@ class ErrorObjective(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width), summed over the ToSA layers; `targets` are not read."""
-        model, grid = self.model, self.model.grid(images)
+        model = self.model
         losses = []
         logits = None
         with torch.no_grad():
-            tokens = embed(model.backbone, images)
+            tokens, places = embed_with_places(model.backbone, images)
         for layer, block in enumerate(model.blocks[: max(model.keep_rates)], start=1):
             with torch.no_grad():
                 if layer + 1 in model.keep_rates:
-                    after, logits = run_and_tap(block, tokens, model.config.query_rows)
+                    after, logits = run_and_tap(block, tokens, model.config.query_rows, extras=places.of(layer))
                 else:
-                    after = block(tokens)
+                    after = model.run_block(layer, tokens, places)
             if layer in model.keep_rates:
-                partners = candidate_partners(model, layer, tokens, grid)
+                partners = candidate_partners(model, layer, tokens, places.grid)
                 errors = bypass_errors(model, layer, tokens, after - tokens, partners)
                 predicted = model.selectors[str(layer)](logits)[:, model.num_prefix_tokens :]
                 losses.append((predicted - errors.float().log()).var(dim=1, correction=0).mean())
