@@ -388,6 +388,17 @@ def test_a_compiled_model_is_one_graph(family: str, settings: dict[str, Any]) ->
         assert torch.allclose(compiled(images_of(model)), model(images_of(model)), atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["EVA-02", "mixed rotation", "BEiT, both biases"])
+def test_a_compiled_model_takes_another_number_of_images(family: str) -> None:
+    torch.compiler.reset()
+    model = convert_family(family, selector="similarity", bypass="nearest+affine")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for batch in (2, 3, 1):
+            images = images_of(model, batch)
+            assert torch.allclose(compiled(images), model(images), atol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["EVA-02", "DINOv3", "BEiT, both biases", "shared relative positions"])
 @torch.no_grad()
 def test_it_runs_in_half_precision(family: str) -> None:

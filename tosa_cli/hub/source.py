@@ -24,6 +24,9 @@ SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 
 _HEADS = ("head.", "head_dist.")
 
+_MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos")
+"""timm's files whose names are proposed for one that is misspelt."""
+
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
@@ -100,7 +103,7 @@ def resolve_name(name: str) -> str:
         for short in (name, name.removeprefix("dinov2_")):
             if timm.is_model(template.format(short)):
                 return template.format(short)
-    known = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+    known = [name for module in _MODULES for name in timm.list_models(module=module)]
     known += sorted({model.removesuffix("_patch16_224") for model in known if model.endswith("_patch16_224")})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
     raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
