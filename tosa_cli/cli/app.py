@@ -14,6 +14,7 @@ from tosa_cli.cli import (
     demo,
     distill,
     evaluate,
+    export,
     finetune,
     flops,
     inspect,
@@ -39,6 +40,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("flops")(flops.flops)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
+app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
