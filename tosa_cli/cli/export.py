@@ -141,9 +141,9 @@ def describe_quantized(report: "QuantizeReport") -> list[str]:
     if agreement.top1 is not None:
         told.append(f"the first class is the same for {agreement.top1:.1%}")
     return [
-        f"int8 on {report.images} pieces of photos: {'; '.join(told)}; {agreement.same_tokens:.1%} of the selected tokens "
-        f"are the same.",
-        f"{report.size_mb:.1f} MB against {report.float32_size_mb:.1f}; {report.speedup:.2f}x the speed of float32 (turn by "
-        f"turn {report.speedup_min:.2f} to {report.speedup_max:.2f}; {report.threads} threads, batch of "
+        f"int8 on {report.images} pieces of photos: {'; '.join(told)}; {agreement.same_tokens:.1%} of the selected "
+        f"tokens are the same.",
+        f"{report.size_mb:.1f} MB against {report.float32_size_mb:.1f}; {report.speedup:.2f}x the speed of float32 "
+        f"(turn by turn {report.speedup_min:.2f} to {report.speedup_max:.2f}; {report.threads} threads, batch of "
         f"{report.batch_size}).",
     ]

@@ -133,8 +133,8 @@ def _judge(
 ) -> CheckReport:
     if (margin[~same] > TIE).any():
         raise ExportError(
-            f"For {int((margin[~same] > TIE).sum())} of {len(same)} images the exported model selects other tokens than "
-            f"the original, though the original's scores differ there by {margin[~same].max():.2g} of a usual score, "
+            f"For {int((margin[~same] > TIE).sum())} of {len(same)} images the exported model selects other tokens "
+            f"than the original, though the original's scores differ there by {margin[~same].max():.2g} of a usual score, "
             f"and a tie is below {TIE:g}. Nothing was written. Please report the model's name."
         )
     if (differences > atol).any():

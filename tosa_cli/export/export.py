@@ -131,8 +131,8 @@ def check_outputs(model: TosaViT, config: ExportConfig) -> list[str]:
     parameter = next(model.parameters())
     if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
         raise ConfigError(
-            f"The model is in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}, but is exported "
-            f"in float32 on the CPU: call model.float().cpu() first."
+            f"The model is in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}, but is "
+            f"exported in float32 on the CPU: call model.float().cpu() first."
         )
     if model.num_classes == 0 and "logits" in config.outputs:
         raise ConfigError(

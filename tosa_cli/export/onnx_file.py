@@ -170,7 +170,8 @@ class OnnxModule(nn.Module):
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ExportError(
-                f"ONNX Runtime {onnxruntime.__version__} does not take the exported file ({reason}). Try another --opset."
+                f"ONNX Runtime {onnxruntime.__version__} does not take the exported file ({reason}). Try another "
+                f"--opset."
             ) from error
         self.names = [output.name for output in self.session.get_outputs()]
 

@@ -71,11 +71,18 @@ def quantize_int8(path: Path, target: Path) -> None:
         path: The float32 file.
         target: The file to write; with weights beside it where the float32 one has them there.
     """
+    import onnx
+
     with quiet():
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        # It turns weights round, and stumbles over the shapes that the file tells of them.
+        bare = onnx.load(path, load_external_data=False)
+        del bare.graph.value_info[:]
+        shapeless = path.with_name(f"shapeless-{path.name}")
+        onnx.save(bare, shapeless)
         quantize_dynamic(
-            path,
+            shapeless,
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
