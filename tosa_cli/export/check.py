@@ -134,8 +134,8 @@ def _judge(
     if (margin[~same] > TIE).any():
         raise ExportError(
             f"For {int((margin[~same] > TIE).sum())} of {len(same)} images the exported model selects other tokens "
-            f"than the original, though the original's scores differ there by {margin[~same].max():.2g} of a usual score, "
-            f"and a tie is below {TIE:g}. Nothing was written. Please report the model's name."
+            f"than the original, though the original's scores differ there by {margin[~same].max():.2g} of a usual "
+            f"score, and a tie is below {TIE:g}. Nothing was written. Please report the model's name."
         )
     if (differences > atol).any():
         raise ExportError(
