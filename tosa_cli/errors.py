@@ -48,5 +48,9 @@ class TrainingError(TosaError):
     """Training had to stop; the last good checkpoint is kept."""
 
 
+class ExportError(TosaError):
+    """The model could not be exported, or what was exported does not compute what the model does."""
+
+
 class HubError(TosaError):
     """The Hugging Face Hub refused, or could not be reached."""

@@ -14,6 +14,7 @@ from tosa_cli.cli import (
     demo,
     distill,
     evaluate,
+    export,
     finetune,
     flops,
     inspect,
@@ -41,6 +42,7 @@ app.command("flops")(flops.flops)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("list")(listing.list_architectures)
+app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)

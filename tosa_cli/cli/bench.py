@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tosa_cli.measure.speed import SpeedReport
     from tosa_cli.model.tosa_vit import TosaViT
 
 ImgSize = int | tuple[int, int] | None
@@ -56,6 +58,10 @@ def bench(
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of weights and images.")
     ] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Measure all models under torch.compile.")] = False,
+    runtime: Annotated[
+        Literal["torch", "onnxruntime"],
+        typer.Option(help="What computes; onnxruntime exports both models to ONNX first, for any number of images."),
+    ] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 15,
     peers: Annotated[
         bool,
@@ -88,6 +94,9 @@ def bench(
         peers, sweep, {"--data-dir": data_dir or None, "--max-samples": max_samples},
         {"--keep-rates": keep_rates, "--batch-sizes": batch_sizes, "--img-sizes": img_sizes, "--plot": plot},
     )  # fmt: skip
+    if runtime == "onnxruntime":
+        _check_onnx(device=device, dtype=dtype, options={"--compile": compile, "--peers": peers, "--sweep": sweep})
+        device = "cpu"
     rates = _parse_list(keep_rates or KEEP_RATES, float, "--keep-rates", "shares of tokens, as in 0.9,0.8")
     if not all(0 < rate <= 1 for rate in rates):
         raise ConfigError(f"--keep-rates should be above 0 and at most 1, as in 0.9,0.8; not {keep_rates!r}.")
@@ -127,7 +136,7 @@ def bench(
 
         bench_peers(setup, data_dir, max_samples, workers)
     else:
-        _bench_alone(setup)
+        _bench_alone(setup, runtime)
 
 
 def spread(timing: Any) -> str:
@@ -143,11 +152,20 @@ def say_conditions(report: Any) -> None:
     )
 
 
-def _bench_alone(setup: Setup) -> None:
+def _bench_alone(setup: Setup, runtime: Literal["torch", "onnxruntime"]) -> None:
     import torch
 
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.speed import compare_speed
+
+    compare: Callable[..., SpeedReport] = partial(compare_speed, compiled=setup.compile)
+    version = f"torch {torch.__version__}"
+    if runtime == "onnxruntime":
+        from tosa_cli.export.config import ExportConfig
+        from tosa_cli.export.onnx_file import runtime_name
+        from tosa_cli.export.speed import compare_onnx_speed
+
+        compare, version = partial(compare_onnx_speed, opset=ExportConfig().opset), runtime_name()
 
     dense, converted = setup.load(setup.img_size)
     flops = count_flops(converted)
@@ -155,17 +173,16 @@ def _bench_alone(setup: Setup) -> None:
     console.say(f"Timing {setup.rounds} turns of each model ...")
     with console.progress("Timing") as bar:
         bar.start(2 * setup.rounds, 0)
-        report = compare_speed(
+        report = compare(
             dense,
             converted,
             images,
             ideal_speedup=flops.dense_gmacs / flops.gmacs,
             rounds=setup.rounds,
-            compiled=setup.compile,
             advance=bar.advance,
         )
     if setup.json:
-        console.print_json(report.to_dict())
+        console.print_json({**report.to_dict(), "runtime": version})
         return
     rows = [
         [
@@ -173,7 +190,7 @@ def _bench_alone(setup: Setup) -> None:
             f"{timing.median_s * 1e3:.1f}",
             spread(timing),
             f"{setup.batch_size / timing.median_s:.1f}",
-            f"{timing.peak_memory_mb:.0f}",
+            "-" if timing.peak_memory_mb is None else f"{timing.peak_memory_mb:.0f}",
         ]
         for which, timing in (("dense", report.dense), ("tosa", report.tosa))
     ]
@@ -187,6 +204,25 @@ def _bench_alone(setup: Setup) -> None:
         f"{report.speedup_max:.2f}); the MACs alone would give {report.ideal_speedup:.2f}x."
     )
     say_conditions(report)
+    if runtime == "onnxruntime":
+        console.say(f"Both were exported to ONNX in the same way and run by {version}.")
+
+
+def _check_onnx(device: str, dtype: str, options: dict[str, bool]) -> None:
+    """Check that what was asked for can be measured in ONNX Runtime.
+
+    Raises:
+        ConfigError: Naming the option that does not fit.
+        InputError: If a package is missing.
+    """
+    from tosa_cli.export.onnx_file import check_installed
+
+    for option, given in options.items():
+        if given:
+            raise ConfigError(f"{option} and --runtime onnxruntime were given together: leave one of them out.")
+    if device == "cuda" or dtype != "float32":
+        raise ConfigError("--runtime onnxruntime measures float32 on the CPU: leave out --device and --dtype.")
+    check_installed()
 
 
 def _check_together(peers: bool, sweep: bool, for_peers: dict[str, Any], for_sweep: dict[str, Any]) -> None:

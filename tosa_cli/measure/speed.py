@@ -129,7 +129,10 @@ def time_in_turns(
     Returns:
         Times of each model, and the ratio of the first model's to it, turn by turn.
     """
-    memory = {name: _peak_memory_mb(model.eval(), images) for name, model in models.items()}
+    memory = {
+        name: _peak_memory_mb(model.eval(), images) if next(model.parameters(), None) is not None else None
+        for name, model in models.items()
+    }
     with _room_to_compile(len(models)) if compiled else nullcontext():
         runs: dict[str, Callable[[Tensor], Any]] = {
             name: torch.compile(model, dynamic=False) if compiled else model for name, model in models.items()

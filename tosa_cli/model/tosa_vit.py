@@ -41,12 +41,17 @@ class LayerOutputs:
     Attributes:
         tokens: Tokens after the last layer, (B, N, D).
         intermediates: Tokens (B, N, D) after each layer that was asked for.
-        keep_indices: Selected tokens of each ToSA layer: (B, K), or (B, H, K) for per-head selection.
+        choices: What each ToSA layer selected.
     """
 
     tokens: Tensor
     intermediates: list[Tensor] = field(default_factory=list)
-    keep_indices: dict[int, Tensor] = field(default_factory=dict)
+    choices: dict[int, Choice] = field(default_factory=dict)
+
+    @property
+    def keep_indices(self) -> dict[int, Tensor]:
+        """Selected tokens of each ToSA layer: (B, K), or (B, H, K) for per-head selection."""
+        return {layer: choice.keep_indices for layer, choice in self.choices.items()}
 
 
 class TosaViT(TimmInterface):
@@ -224,7 +229,7 @@ class TosaViT(TimmInterface):
                 if self.choosing_layers[layer] == layer:
                     choice = self.choose(layer, tokens, places, scores)
                 tokens = self.run_tosa_layer(layer, tokens, choice, places)
-                outputs.keep_indices[layer] = choice.keep_indices
+                outputs.choices[layer] = choice
             else:
                 tokens, scores = self.run_standard_layer(layer, tokens, places)
             if layer in take:

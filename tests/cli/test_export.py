@@ -1,0 +1,80 @@
+"""`tosa export`: what is written and told, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import Tosa
+from tests.model.tiny_models import make_images
+from tosa_cli import load
+from tosa_cli.measure import speed
+
+
+def test_a_model_is_exported_under_its_name_and_the_check_is_told(converted: Path, tosa: Tosa) -> None:
+    done = tosa("export")
+    assert done.code == 0, done.err
+    assert "dense-tosa.onnx: " in done.out and "takes any number of images, 3x32x32; gives logits." in done.out
+    assert "on 8 pieces of photos, in batches of 1, 3, 4, and compared with the model (--atol 0.0001)" in done.out
+    assert "8 of 8 images: the same tokens in every ToSA layer" in done.out
+    assert "Next: tosa bench" in done.err and "[torch.onnx]" not in done.err + done.out
+    again = tosa("export dense-tosa")
+    assert again.code == 2 and "dense-tosa.onnx already exists" in again.err
+
+
+def test_the_ending_names_the_format_and_tokens_can_be_asked_for(converted: Path, tosa: Tosa) -> None:
+    done = tosa("export dense-tosa -o model.pt2 --outputs last_hidden_state --img-size 40 -b 2 --json")
+    assert done.code == 0, done.err
+    report = done.json
+    assert report["format"] == "pt2" and report["inputs"] == {"pixel_values": [2, 3, 40, 40]}
+    assert report["check"]["same_choices"] == 8 and report["check"]["batch_sizes"] == [2] * 4
+    images = make_images(2, size=40)
+    model = load("dense-tosa", img_size=40)
+    with torch.no_grad():
+        tokens = torch.export.load("model.pt2").module()(images)["last_hidden_state"]
+        assert torch.allclose(tokens, model.forward_features(images), atol=1e-4)
+
+
+def test_a_difference_beyond_atol_fails_and_nothing_is_written(converted: Path, tosa: Tosa) -> None:
+    before = sorted(converted.parent.iterdir())
+    done = tosa("export dense-tosa --atol 1e-30")
+    assert done.code == 1 and "differ by" in done.err and "Traceback" not in done.err
+    assert sorted(converted.parent.iterdir()) == before and done.out == ""
+
+
+def test_int8_is_told_in_sentences(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
+    done = tosa("export dense-tosa --quantize int8")
+    assert done.code == 0, done.err
+    assert "dense-tosa.int8.onnx: " in done.out and "Before quantisation it was run with onnxruntime" in done.out
+    assert "int8 on 32 pieces of photos: logits have a cosine of 0.9" in done.out and "the speed of float32" in done.out
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("--outputs tokens", "outputs must be among logits"),
+        ("--opset 9", "opset must be from 18"),
+        ("-o model.txt", "written to a .onnx file"),
+        ("-o model.pt2 --quantize int8", "quantize is for ONNX files"),
+        ("-o nowhere/model.onnx", "no folder that you can write to"),
+    ],
+)
+def test_what_does_not_fit_is_refused(converted: Path, tosa: Tosa, command: str, says: str) -> None:
+    done = tosa(f"export dense-tosa {command}")
+    assert done.code == 2 and says in done.err and "Traceback" not in done.err
+
+
+def test_speed_in_onnx_runtime_is_measured_against_the_dense_export(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
+    done = tosa("bench -b 2 --rounds 1 --runtime onnxruntime --json")
+    assert done.code == 0, done.err
+    report = done.json
+    assert report["runtime"].startswith("onnxruntime ") and report["device"].startswith("cpu")
+    assert report["dense"]["peak_memory_mb"] is None and report["batch_size"] == 2 and report["ideal_speedup"] > 1
+    refused = tosa("bench --runtime onnxruntime --compile")
+    assert refused.code == 2 and "--compile and --runtime onnxruntime were given together" in refused.err
+    refused = tosa("bench --runtime onnxruntime --dtype bfloat16")
+    assert refused.code == 2 and "float32 on the CPU" in refused.err

@@ -1,0 +1,271 @@
+"""What is written runs elsewhere and computes what the model does; what does not is never written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.tiny_models import make_images
+from tosa_cli.config import Bypass, Selector, TosaConfig
+from tosa_cli.errors import ConfigError, ExportError, InputError, OutputError
+from tosa_cli.export import export as export_module
+from tosa_cli.export import onnx_file
+from tosa_cli.export.config import ExportConfig
+from tosa_cli.export.export import ExportReport, export_model
+from tosa_cli.model.tosa_vit import TosaViT
+
+from .tiny import tiny_tosa
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"selection": "per-head", "query_rows": "all"},
+    {"selector": "similarity", "bypass": "nearest+linear"},
+    {"selector": "probe", "bypass": "linear", "source": "test_vit2"},
+]
+
+
+def every_setting() -> list[dict[str, Any]]:
+    """Selectors, bypasses and kinds of selection that go together."""
+    found = []
+    for selector in Selector.__args__:  # type: ignore[attr-defined]
+        for bypass in Bypass.__args__:  # type: ignore[attr-defined]
+            for selection in ("shared", "per-head"):
+                settings = {"selector": selector, "bypass": bypass, "selection": selection}
+                try:
+                    TosaConfig(layers=(2,), **settings)  # type: ignore[arg-type]
+                except ConfigError:
+                    continue
+                found.append(settings)
+    return found
+
+
+def run_onnx(path: Path, images: Tensor) -> dict[str, Tensor]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return {
+        name: torch.from_numpy(value)
+        for name, value in zip(names, session.run(None, {"pixel_values": images.numpy()}), strict=True)
+    }
+
+
+def images_of(count: int) -> Tensor:
+    return make_images(count, size=32, seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[TosaViT, Path, ExportReport]:
+    """A model, its ONNX file for any number of images with all outputs, and the report."""
+    model = tiny_tosa()
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": [f"class {i}" for i in range(10)]}
+    path = tmp_path_factory.mktemp("plain") / "model.onnx"
+    config = ExportConfig(outputs=("logits", "last_hidden_state", "pooler_output"))
+    return model, path, export_model(model, path, config, name="tiny")
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+@torch.no_grad()
+def test_an_onnx_file_computes_what_the_model_does_for_any_number_of_images(
+    plain: tuple[TosaViT, Path, ExportReport],
+) -> None:
+    model, path, report = plain
+    for count in (1, 2, 5):
+        images = images_of(count)
+        outputs, tokens = run_onnx(path, images), model.forward_features(images)
+        assert list(outputs) == report.outputs == ["logits", "last_hidden_state", "pooler_output"]
+        assert torch.allclose(outputs["logits"], model(images), atol=1e-4)
+        assert torch.allclose(outputs["last_hidden_state"], tokens, atol=1e-4)
+        assert torch.allclose(outputs["pooler_output"], model.forward_head(tokens, pre_logits=True), atol=1e-4)
+
+
+def test_an_onnx_file_says_where_it_comes_from_and_what_to_feed_it(plain: tuple[TosaViT, Path, ExportReport]) -> None:
+    model, path, report = plain
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto)
+    props = {prop.key: prop.value for prop in proto.metadata_props}
+    assert proto.producer_name == "tosa" and props["model_name"] == "tiny"
+    assert json.loads(props["img_size"]) == [32, 32] and json.loads(props["mean"]) == list(model.pretrained_cfg["mean"])
+    assert json.loads(props["class_names"])[3] == "class 3"
+    assert TosaConfig.from_dict(json.loads(props["tosa_config"])) == model.config
+    assert [node.name for node in proto.graph.input] == ["pixel_values"]
+    assert report.inputs == {"pixel_values": ["batch", 3, 32, 32]} and report.opset == 20
+    assert {entry.version for entry in proto.opset_import if not entry.domain} == {20}
+
+
+def test_the_report_tells_on_what_the_file_was_compared(plain: tuple[TosaViT, Path, ExportReport]) -> None:
+    check = plain[2].check
+    assert check.images == 8 == check.same_choices + check.tied_choices and check.batch_sizes == (1, 3, 4)
+    assert check.same_difference is not None and check.same_difference < check.atol == 1e-4
+    assert list(plain[1].parent.iterdir()) == [plain[1]]
+    assert plain[2].size_mb == plain[1].stat().st_size / 1e6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)
+def test_a_file_for_a_fixed_batch_takes_that_number_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model, path = tiny_tosa(**settings), tmp_path / "model.onnx"
+    report = export_model(model, path, ExportConfig(batch_size=3))
+    assert report.inputs["pixel_values"][0] == 3 and report.check.batch_sizes == (3, 3, 3)
+    assert torch.allclose(run_onnx(path, images_of(3))["logits"], model(images_of(3)), atol=1e-4)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run_onnx(path, images_of(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["test_vit3", "test_vit4"])
+def test_every_kind_of_test_model_exports_with_any_batch(tmp_path: Path, source: str) -> None:
+    model, path = (
+        tiny_tosa(source, selector="similarity", bypass="nearest+affine", layers=(1, 2), span=2),
+        tmp_path / "m.onnx",
+    )
+    export_model(model, path)
+    assert torch.allclose(run_onnx(path, images_of(5))["logits"], model(images_of(5)), atol=1e-4)
+
+
+def test_a_model_without_a_head_gives_tokens_and_pooled_features(tmp_path: Path) -> None:
+    model, path = tiny_tosa(num_classes=0, in_chans=1), tmp_path / "model.onnx"
+    with pytest.raises(ConfigError, match="no head"):
+        export_model(model, path, ExportConfig(outputs=("logits",)))
+    report = export_model(model, path, ExportConfig(opset=18))
+    assert report.outputs == ["last_hidden_state", "pooler_output"] and report.inputs["pixel_values"][1] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", every_setting(), ids=lambda settings: "-".join(settings.values()))
+def test_every_selector_exports_with_every_bypass_and_selection(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = tiny_tosa(**settings)
+    for name in ("model.onnx", "model.pt2"):
+        check = export_model(model, tmp_path / name, ExportConfig(format=name.split(".")[1])).check  # type: ignore[arg-type]
+        assert check.images == check.same_choices + check.tied_choices
+        assert check.random == (settings["selector"] == "random")
+
+
+def test_random_selection_is_compared_given_the_tokens_it_selected(tmp_path: Path) -> None:
+    check = export_model(tiny_tosa(selector="random"), tmp_path / "model.onnx").check
+    assert check.random and check.tied_difference is not None and check.tied_difference < 1e-4
+    assert check.tied_difference_own is not None and check.tied_difference_own > 1e-3
+
+
+# ---------------------------------------------------------------- torch.export
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_pt2_file_loads_without_tosa_and_computes_the_same(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model, path = tiny_tosa(**settings).train(), tmp_path / "model.pt2"
+    report = export_model(model, path, ExportConfig(format="pt2"), name="tiny")
+    assert model.training and report.runtime.startswith("torch ") and report.opset is None
+    more = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=more).module()
+    for count in (1, 5):
+        assert torch.allclose(program(images_of(count))["logits"], model.eval()(images_of(count)), atol=1e-4)
+    assert json.loads(more["metadata.json"])["model_name"] == "tiny"
+
+
+# ---------------------------------------------------------------- int8
+
+
+def test_int8_is_smaller_and_tells_what_it_costs(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    report = export_model(tiny_tosa(), path, ExportConfig(quantize="int8")).quantized
+    assert report is not None and report.size_mb < report.float32_size_mb / 2
+    assert report.size_mb == pytest.approx(path.stat().st_size / 1e6, rel=0.05)
+    agreement = report.agreement
+    assert 0.9 < agreement.cosine["logits"] < 1 and agreement.max_difference["logits"] > 1e-5
+    assert agreement.top1 is not None and 0 <= agreement.top1 <= 1 and 0.5 < agreement.same_tokens <= 1
+    assert report.speedup_min <= report.speedup <= report.speedup_max and report.images == 32
+    proto = onnx.load(path)
+    assert "MatMulInteger" in {node.op_type for node in proto.graph.node}
+    assert {prop.key: prop.value for prop in proto.metadata_props}["quantization"] == "int8, dynamic"
+    assert [output.name for output in proto.graph.output] == ["logits"]
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_weights_too_large_for_one_file_stand_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = tiny_tosa(), tmp_path / "model.onnx"
+    with monkeypatch.context() as patched:
+        patched.setattr(onnx_file, "SINGLE_FILE_BYTES", 1000)
+        report = export_model(model, path)
+    assert report.data_file == str(tmp_path / "model.onnx.data")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    with torch.no_grad():
+        assert torch.allclose(run_onnx(path, images_of(2))["logits"], model(images_of(2)), atol=1e-4)
+    path.unlink()
+    with pytest.raises(OutputError, match=r"model.onnx.data already exists"):
+        export_model(model, path)
+    assert export_model(model, path, overwrite=True).data_file is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_check_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ExportError("It differs.")
+
+    monkeypatch.setattr(export_module, "check_export", fail)
+    with pytest.raises(ExportError):
+        export_model(tiny_tosa(), path, ExportConfig(format="pt2"), overwrite=True)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("old.onnx", "already exists"),
+        ("model.pt2", r"written to a \.onnx file"),
+        ("folder.onnx", "is a folder"),
+        ("nowhere/model.onnx", "no folder that you can write to"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+) -> None:
+    monkeypatch.setattr(export_module, "write_onnx", None)
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OutputError, match=says):
+        export_model(tiny_tosa(), tmp_path / name)
+    assert (tmp_path / "old.onnx").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(InputError, match=rf"needs {missing}, .*pip install 'tosa-cli\[export\]'"):
+        export_model(tiny_tosa(), tmp_path / "model.onnx")
+
+
+def test_a_model_in_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bfloat16 on cpu"):
+        export_model(tiny_tosa().to(torch.bfloat16), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"format": "tflite"},
+        {"outputs": ("logits", "tokens")},
+        {"outputs": ("logits", "logits")},
+        {"batch_size": 0},
+        {"opset": 17},
+        {"atol": 0.0},
+        {"quantize": "int4"},
+        {"format": "pt2", "quantize": "int8"},
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=list(settings)[-1]):
+        ExportConfig(**settings)

@@ -1,0 +1,44 @@
+"""Photos on which an exported model is compared with its original: pieces of the two that scikit-learn brings."""
+
+import torch
+from sklearn.datasets import load_sample_images
+from timm.data import resolve_data_config
+from torch import Tensor
+from torchvision.transforms.v2 import functional as T
+
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
+    """Pieces of photos, of many sizes and places, normalised as the model wants them.
+
+    Args:
+        model: The model; its image size, channels, mean and standard deviation count.
+        count: Number of images B.
+        seed: Seed of the pieces.
+
+    Returns:
+        Images (B, C, height, width) in float32.
+    """
+    target = list(model.backbone.patch_embed.img_size)
+    photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) / 255 for photo in load_sample_images().images]
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        scale, *places = torch.rand(3, generator=generator).tolist()
+        sides = photo.shape[1:]
+        size = [int(side * (0.3 + 0.7 * scale)) for side in sides]
+        corner = [int(place * (side - part)) for place, side, part in zip(places, sides, size, strict=True)]
+        images.append(T.resized_crop(photo, *corner, *size, target, antialias=True))
+    batch = torch.stack(images)
+    if model.in_chans != batch.shape[1]:
+        batch = batch.mean(1, keepdim=True).expand(-1, model.in_chans, -1, -1)
+    config = resolve_data_config({}, model=model)
+    mean, std = (_per_channel(config[key], model.in_chans) for key in ("mean", "std"))
+    return ((batch - mean) / std).contiguous()
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    tensor = torch.tensor(values)
+    return (tensor if len(tensor) == channels else tensor.mean().expand(channels))[:, None, None]

@@ -1,0 +1,143 @@
+"""From a model to a program of `torch.export`: what goes in, what comes out, and what ONNX has no operation for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from tosa_cli.export.quiet import quiet
+from tosa_cli.model.backbone import embed_with_places
+from tosa_cli.model.matching import Choice
+from tosa_cli.model.tosa_vit import TosaViT
+
+INPUT = "pixel_values"
+"""Name of the images (B, C, height, width), normalised as the model's source was trained. Optimum's name."""
+
+TRACED_BATCH = 2
+"""Images of the pass that is traced where the batch is left open: PyTorch takes 0 and 1 for special numbers."""
+
+
+class Exportable(nn.Module):
+    """A model with its outputs by name, in the order asked for.
+
+    Args:
+        model: A ToSA model, or a dense timm ViT.
+        outputs: Names from `OUTPUTS`.
+        with_choices: Return what each ToSA layer selected as well, under the names of `choice_names`.
+    """
+
+    def __init__(self, model: nn.Module, outputs: Sequence[str], with_choices: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = tuple(outputs)
+        self.with_choices = with_choices
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Outputs by name of images (B, C, height, width)."""
+        model: Any = self.model
+        if not isinstance(model, TosaViT):
+            return read_outputs(model, model.forward_features(pixel_values), self.outputs)
+        layers = model.run_layers(*embed_with_places(model.backbone, pixel_values))
+        named = read_outputs(model, model.backbone.norm(layers.tokens), self.outputs)
+        if self.with_choices:
+            named |= name_choices({layer: layers.choices[layer] for layer in choosing(model)})
+        return named
+
+
+def read_outputs(model: Any, tokens: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """What the model says about final normalised tokens (B, N, D), by name.
+
+    `logits` (B, num_classes); `pooler_output`, the pooled features (B, D) before the classifier; `last_hidden_state`,
+    the tokens themselves (B, N, D), prefix tokens first, then the patches row by row.
+    """
+    readers: dict[str, Callable[[], Tensor]] = {
+        "logits": lambda: model.forward_head(tokens),
+        "pooler_output": lambda: model.forward_head(tokens, pre_logits=True),
+        "last_hidden_state": lambda: tokens,
+    }
+    return {name: readers[name]() for name in outputs}
+
+
+def name_choices(choices: dict[int, Choice]) -> dict[str, Tensor]:
+    """The choices of ToSA layers by name: `keep_indices_<layer>`, and `partners_<layer>` where tokens are matched."""
+    named = {}
+    for layer, choice in choices.items():
+        named[f"keep_indices_{layer}"] = choice.keep_indices
+        if choice.partners is not None:
+            named[f"partners_{layer}"] = choice.partners
+    return named
+
+
+def choice_names(model: TosaViT) -> list[str]:
+    """Names of the choices of a model, in the order of `name_choices`."""
+    kinds = ["keep_indices", "partners"] if model.config.matches_tokens else ["keep_indices"]
+    return [f"{kind}_{layer}" for layer in choosing(model) for kind in kinds]
+
+
+def choosing(model: TosaViT) -> list[int]:
+    """The ToSA layers that make a choice; the others share one of these."""
+    return list(dict.fromkeys(model.choosing_layers.values()))
+
+
+@torch.no_grad()
+def trace(
+    model: nn.Module, outputs: Sequence[str], images: Tensor, dynamic_batch: bool, with_choices: bool = False
+) -> ExportedProgram:
+    """Trace a model in evaluation mode.
+
+    Args:
+        model: A ToSA model, or a dense timm ViT.
+        outputs: Names of what comes out.
+        images: Images (B, C, height, width) to trace with; values do not matter.
+        dynamic_batch: Whether the program takes any number of images, or B alone.
+        with_choices: Let the program return what each ToSA layer selected as well.
+    """
+    shapes = {INPUT: {0: Dim("batch", min=1)}} if dynamic_batch else None
+    with quiet():
+        return torch.export.export(Exportable(model, outputs, with_choices), (images,), dynamic_shapes=shapes)
+
+
+def decompose(program: ExportedProgram) -> ExportedProgram:
+    """Say in plain operations what ONNX has no operation for; all else is left to PyTorch's own exporter."""
+    table: dict[Any, Callable[..., Any]] = {
+        torch.ops.aten.embedding_bag.padding_idx: _weighted_sums,
+        torch.ops.aten._embedding_bag_forward_only.default: _weighted_sums,
+        torch.ops.aten._embedding_bag.default: _weighted_sums,
+        torch.ops.aten.sort.stable: _stable_sort,
+    }
+    with quiet(), torch.no_grad():
+        return program.run_decompositions(table)
+
+
+def _weighted_sums(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # `mean_of_partners` is what calls it: each bag has the same number of rows, each row its share.
+    if mode != 0 or per_sample_weights is None or include_last_offset or padding_idx not in (None, -1):
+        raise NotImplementedError("Only weighted sums of bags of one size are translated.")
+    rows = weight.index_select(0, indices) * per_sample_weights[:, None]
+    unused = indices.new_empty(0)
+    return rows.view(offsets.shape[0], -1, weight.shape[1]).sum(1), unused, unused, unused
+
+
+def _stable_sort(
+    values: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    # Sorting flags: the place of a flag, added as a fraction would be, makes all of them different.
+    if values.dtype is not torch.uint8 or descending:
+        raise NotImplementedError("Only flags are sorted in a stable order.")
+    length = values.shape[dim]
+    places = torch.arange(length, device=values.device, dtype=torch.int32)
+    keys = values.transpose(dim, -1).to(torch.int32) * length + places
+    order = keys.topk(length, dim=-1, largest=False, sorted=True).indices.transpose(dim, -1)
+    return values.gather(dim, order), order

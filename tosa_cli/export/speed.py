@@ -1,0 +1,57 @@
+"""Speed in ONNX Runtime: the converted model against its dense source, both exported in the same way."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from tosa_cli.export.onnx_file import OnnxModule, write_onnx
+from tosa_cli.export.program import TRACED_BATCH
+from tosa_cli.measure.speed import SpeedReport, compare_speed
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def compare_onnx_speed(
+    dense: nn.Module,
+    tosa: TosaViT,
+    images: Tensor,
+    *,
+    ideal_speedup: float,
+    opset: int,
+    rounds: int = 15,
+    seconds: float = 0.5,
+    advance: Callable[[int], None] = lambda num_images: None,
+) -> SpeedReport:
+    """Export both models for any number of images, and time the files in turns in one process.
+
+    Args:
+        dense: The source model, in evaluation mode on the CPU.
+        tosa: The converted model, likewise.
+        images: A batch (B, C, height, width) in float32.
+        ideal_speedup: Ratio of the MACs.
+        opset: Opset of both files.
+        rounds: Turns of each model.
+        seconds: Least time of a turn.
+        advance: Told after each turn how many images it computed.
+
+    Raises:
+        ExportError: If a model cannot be exported, or ONNX Runtime does not take the file.
+    """
+    outputs = ["logits"] if tosa.num_classes else ["last_hidden_state"]
+    sample = images[:1].repeat(TRACED_BATCH, 1, 1, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = {}
+        for name, model in {"dense": dense, "tosa": tosa}.items():
+            path = Path(folder) / f"{name}.onnx"
+            write_onnx(model, path, outputs, images=sample, dynamic_batch=True, opset=opset)
+            sessions[name] = OnnxModule(path)
+        return compare_speed(
+            sessions["dense"],
+            sessions["tosa"],
+            images,
+            ideal_speedup=ideal_speedup,
+            rounds=rounds,
+            seconds=seconds,
+            advance=advance,
+        )
