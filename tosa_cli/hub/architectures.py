@@ -45,7 +45,7 @@ _VIT_DEFAULTS = {
     "num_channels": 3,
     "qkv_bias": True,
 }
-_DINOV2_DEFAULTS = {**_VIT_DEFAULTS, "intermediate_size": None, "mlp_ratio": 4, "layer_norm_eps": 1e-6}
+_DINOV2_DEFAULTS = {**_VIT_DEFAULTS, "mlp_ratio": 4, "layer_norm_eps": 1e-6}
 _SIZES = {192: "tiny", 384: "small", 512: "medium", 768: "base", 1024: "large", 1280: "huge"}
 _CLASSIFIER = "ForImageClassification"
 
@@ -257,7 +257,7 @@ def _vision_values(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         own = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         own["projection_dim"] = config.get("projection_dim") or own.get("projection_dim")
     values = {**family.defaults, **{key: value for key, value in own.items() if value is not None}}
-    if values.get("intermediate_size") is None:
+    if "mlp_ratio" in family.defaults:
         values["intermediate_size"] = int(values["hidden_size"] * values["mlp_ratio"])
     return values
 
