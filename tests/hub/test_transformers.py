@@ -151,6 +151,14 @@ def test_other_sizes_of_a_family_have_their_names_too(name: str, changes: dict[s
     assert set(args) == {"num_classes"}
 
 
+def test_a_clip_without_quick_gelu_has_a_name_of_its_own() -> None:
+    config = published("openai/clip-vit-base-patch32")
+    config["vision_config"].update(hidden_act="gelu")
+    assert assert_fits(config, "vit_base_patch32_clip_224") == {"num_classes": 512}
+    config["vision_config_dict"] = {"patch_size": 16, "num_hidden_layers": 12}  # old files have the last word here
+    assert assert_fits(config, "vit_base_patch16_clip_224") == {"num_classes": 512}
+
+
 def test_what_timm_has_no_name_for_is_built_by_arguments() -> None:
     config = published("google/siglip-base-patch16-224")
     config["vision_config"].update(

@@ -21,7 +21,7 @@ from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
-from tosa_cli.hub.state_dict import to_timm, unwrap
+from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
 from tosa_cli.model.backbone import Backbone, check_supported
 from tosa_cli.model.registry import set_norm_eps_
 
@@ -265,6 +265,10 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     name = resolve_name(architecture) if architecture else _name_from_file(path)
     check_supported(_build(name, str(path), False, {}, device="meta"))
     state = _read_state(path)
+    if is_named_by_transformers(state):
+        raise CheckpointError(
+            f"{path} is in transformers' naming: name the folder that holds it with its config.json instead."
+        )
     head = state.get("head.weight")
     num_classes = args["num_classes"]
     if num_classes is None:

@@ -248,6 +248,11 @@ def to_timm(
     return result
 
 
+def is_named_by_transformers(state: Iterable[str]) -> bool:
+    """Whether keys are those of one of the families above."""
+    return any("embeddings.patch_embedding" in key for key in state)
+
+
 def _make(key: str, naming: Naming, take: Take) -> Tensor | None:
     own = naming.model.get(key)
     if own is not None and not isinstance(own, tuple):
