@@ -10,8 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from timm.models import load_state_dict
 from torch import Tensor
+from yaml import YAMLError
 
-from tosa_cli.errors import CheckpointError
+from tosa_cli.errors import CheckpointError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.folder import CARD, WEIGHTS, read_json
 
@@ -51,11 +52,11 @@ class Files:
 
     def license(self) -> str | None:
         """The license that the model card names, if there is one."""
-        path = self.find(CARD)
         try:
+            path = self.find(CARD)
             license_name = ((path and metadata_load(path)) or {}).get("license")
-        except (OSError, ValueError):
-            return None
+        except (TosaError, OSError, ValueError, YAMLError):
+            return None  # nothing that a conversion should fail for, offline say
         return license_name if isinstance(license_name, str) else None
 
     def weights(self, leave_out: Callable[[str], bool]) -> dict[str, Tensor]:
