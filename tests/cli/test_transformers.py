@@ -44,6 +44,8 @@ def test_a_repository_goes_through_convert_flops_and_inspect(stub_hub: StubHub, 
     assert torch.allclose(model(images), output_of(theirs, images), atol=1e-5)
     assert timm.data.resolve_model_data_config(model)["crop_pct"] == 0.875
     assert (model.provenance.base_hub_id, model.provenance.base_revision) == ("facebook/dinov2-small", commit.oid)
+    done = tosa(f"convert {source} --layers 2 --img-size 224 --dry-run")
+    assert done.code == 0 and "image processor" not in done.err
     for command in (f"flops {source}", f"inspect {source}"):
         done = tosa(command)
         assert done.code == 0 and "facebook/dinov2-small" in done.out, done.err

@@ -54,13 +54,16 @@ The last are for models without a file: what those that are published have, whic
 """
 
 
-def pretrained_cfg(plan: "Plan", model: Any, files: "Files") -> tuple[dict[str, Any], tuple[str, ...]]:
+def pretrained_cfg(
+    plan: "Plan", model: Any, files: "Files", size_is_asked: bool = False
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """timm's record of image settings, class names and license, and what to tell the user about it.
 
     Args:
         plan: The timm model to build.
         model: That model, on any device.
         files: Files of the source.
+        size_is_asked: Whether the user chose the image size, and need not be told of another.
     """
     processor, notes = files.processor(), []
     size: tuple[int, int] = tuple(model.patch_embed.img_size)
@@ -70,7 +73,7 @@ def pretrained_cfg(plan: "Plan", model: Any, files: "Files") -> tuple[dict[str, 
             f"of its type are published with."
         )
     given = processed_size(processor or {})
-    if given is not None and given != size:
+    if given is not None and given != size and not size_is_asked:
         notes.append(
             f"Its image processor gives {given[0]}x{given[1]} pixels, but the model has positions for "
             f"{size[0]}x{size[1]}: pass --img-size {given[0]} to convert it at that size."

@@ -220,7 +220,7 @@ def _from_transformers(
         )
     own: Backbone = _build(plan.architecture, shown, False, plan.args, device="meta")
     check_supported(own)
-    cfg, notes = pretrained_cfg(plan, own, files)
+    cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
     asked = {name: value for name, value in args.items() if value is not None}
     model: Backbone = _build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
     if model.blocks[0].norm1.eps != plan.norm_eps:
