@@ -283,7 +283,9 @@ class StubHub:
             raise Refusal(status, f"Access to model {repo_id} is restricted.", "GatedRepo")
         head = self._find_commit(repo, revision)
         if name not in head.files:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
+            refusal = Refusal(404, "Entry not found", "EntryNotFound")
+            refusal.reply.headers["X-Repo-Commit"] = head.oid
+            raise refusal
         headers = {"ETag": f'"{etag(name, head.files[name])}"', "X-Repo-Commit": head.oid}
         return Reply(head.files[name], headers=headers)
 

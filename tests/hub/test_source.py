@@ -234,10 +234,6 @@ def test_a_wrong_number_of_classes_in_the_configuration_never_gives_a_head_at_ra
         (b"{}", "config.json has no 'architecture', so it is not in timm's format."),
         (b'{"architecture": 5}', "config.json has no 'architecture', so it is not in timm's format."),
         (b'{"architecture": "vit_of_mine"}', "names the architecture 'vit_of_mine', which timm does not know."),
-        (
-            b'{"model_type": "dinov2", "architectures": ["Dinov2Model"]}',
-            "it describes a transformers model of type 'dinov2', which is not read yet.",
-        ),
         (b'{"architecture": "test_vit", "pretrained_cfg": 5}', "has a configuration of the wrong shape"),
         (b'{"architecture": "test_vit", "pretrained_cfg": {"no": 1}}', "has a configuration of the wrong shape"),
         (
@@ -484,7 +480,7 @@ def test_a_repository_that_is_not_there_is_told(stub_hub: StubHub, tmp_path: Pat
 
 def test_a_repository_with_a_wrong_configuration_is_told(stub_hub: StubHub, tmp_path: Path, vit: nn.Module) -> None:
     files = hub_files(write_folder(tmp_path / "dense", vit))
-    stub_hub.put("org/foreign", {**files, "config.json": b'{"model_type": "bert"}'})
+    stub_hub.put("org/foreign", {**files, "config.json": b'{"model": "bert"}'})
     stub_hub.put("org/list", {**files, "config.json": b"[1]"})
     stub_hub.put("org/broken", {**files, "config.json": b"{"})
     stub_hub.put("org/cut", {**files, "model.safetensors": files["model.safetensors"][:9000]})

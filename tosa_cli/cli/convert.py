@@ -37,8 +37,8 @@ def convert(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="timm name (deit_tiny is short for deit_tiny_patch16_224), Hub id org/name[@revision], a folder in "
-            "timm's format, or a weights file.",
+            help="timm name (deit_tiny is short for deit_tiny_patch16_224), Hub id org/name[@revision], a folder, "
+            "both in timm's or transformers' format, or a weights file.",
             show_default=False,
         ),
     ] = None,
@@ -189,6 +189,8 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
         num_classes=settings.get("num_classes"),
         architecture=settings.get("architecture"),
     )
+    for note in loaded.notes:
+        console.say(note)
     config.check_depth(len(loaded.model.blocks))  # type: ignore[arg-type]
     curves: list[ErrorCurve] = []
     if by_measurement:

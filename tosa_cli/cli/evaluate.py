@@ -81,6 +81,8 @@ def evaluate(
     )
     if task == "classification":
         check_labels(images, converted.num_classes)
+        if images.by_name:
+            console.say("Labels were matched with the model's classes by name.")
     place = make_accelerator(TrainConfig(device=device)).device
     flops = count_flops(converted, name=name)
     needs_dense = compare or task == "features"
@@ -161,6 +163,7 @@ def _classify(
     report = {
         "samples": measured.samples,
         "skipped": measured.skipped,
+        "labels": "by name" if images.by_name else "by position",
         "top1": tosa.top1,
         "top5": tosa.top5,
         "images_per_second": tosa.images_per_second,

@@ -55,6 +55,8 @@ def inspect(
     from tosa_cli.model.backbone import is_supported, num_heads
 
     loaded = load_source(source, pretrained=bool(data_dir), img_size=size)
+    for note in loaded.notes:
+        console.say(note)
     model: Any = loaded.model
     depth = len(model.blocks)
     block = model.blocks[0]

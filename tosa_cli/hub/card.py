@@ -5,7 +5,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from tosa_cli.measure.flops import FlopsReport, count_flops
+from tosa_cli.model.timm_interface import class_names
 from tosa_cli.model.tosa_vit import TosaViT
+
+MAX_CLASSES = 20
+"""So many class names are shown."""
 
 
 def render_card(model: TosaViT, name: str) -> str:
@@ -25,6 +29,7 @@ def render_card(model: TosaViT, name: str) -> str:
         _summary(model, flops),
         _settings_table(model),
         _cost_table(flops),
+        _classes(model),
         _quality(provenance.results),
         _how_made(model),
         _how_to_load(name),
@@ -93,6 +98,15 @@ def _cost_table(flops: FlopsReport) -> str:
         "## Cost\n\nMACs (multiply-accumulates) of one image, in millions; FLOPs = 2 * MACs.\n\n"
         "| layer | kind | tokens computed | MACs | selector | bypass |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
     )
+
+
+def _classes(model: TosaViT) -> str:
+    names = class_names(model)
+    if not names:
+        return ""
+    shown = ", ".join(f"`{name}`" for name in names[:MAX_CLASSES])
+    more = f" and {len(names) - MAX_CLASSES} more, all under" if len(names) > MAX_CLASSES else ", under"
+    return f"## Classes\n\n{shown}{more} `label_names` in `config.json`."
 
 
 def _quality(results: Any) -> str:

@@ -64,8 +64,14 @@ def describe(model: TosaViT) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         save_config_for_hf(backbone, str(Path(folder, CONFIG)))
         config = read_json(Path(folder, CONFIG))
+    for key in ("label_names", "label_descriptions"):
+        # timm's place for them on the Hub.
+        if config["pretrained_cfg"].get(key):
+            config[key] = config["pretrained_cfg"].pop(key)
     base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}
     base_args["num_classes"] = model.num_classes
+    if hasattr(backbone, "norm_eps"):
+        base_args["norm_eps"] = backbone.norm_eps
     settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
     config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=model.provenance.to_dict())
     return config

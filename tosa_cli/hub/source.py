@@ -14,10 +14,15 @@ from timm.models._hub import load_state_dict_from_path
 from torch import Tensor
 
 from tosa_cli.config import ARCHITECTURE
-from tosa_cli.errors import CheckpointError, SourceError, TosaError
+from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
+from tosa_cli.hub.architectures import is_transformers, plan_model
 from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.image_processor import pretrained_cfg
+from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
 from tosa_cli.model.backbone import Backbone, check_supported, fit_checkpoint
+from tosa_cli.model.registry import set_norm_eps_
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
@@ -39,12 +44,14 @@ class Source:
         name: What to call it: the timm name with its tag, the Hub id, or the folder.
         hub_id: Its id on the Hugging Face Hub, if it comes from there.
         revision: The revision that was asked for, if any.
+        notes: What the user should know about how it was read, each a sentence.
     """
 
     model: Backbone
     name: str
     hub_id: str | None = None
     revision: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_source(
@@ -59,7 +66,8 @@ def load_source(
 
     Args:
         source: timm name (`deit_tiny` is short for `deit_tiny_patch16_224`), Hub id `org/name[@revision]`,
-            `hf-hub:...`, `local-dir:...`, a folder in timm's format, or a weights file.
+            `hf-hub:...`, `local-dir:...`, a folder, or a weights file. Folders and repositories may be in timm's or in
+            transformers' format.
         pretrained: Load the weights; without, they are random.
         img_size: Image size in pixels, one number or (height, width); None keeps the source's.
         num_classes: Build a new head of so many classes; None keeps the source's.
@@ -181,17 +189,57 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
         config = hf_hub_download(hub_id, CONFIG, revision=revision or None)
     except Exception as error:
         raise explain_hub_error(error, source) from error
-    _check_config(read_json(Path(config), f"{CONFIG} of {name}"), name)
+    values = read_json(Path(config), f"{CONFIG} of {name}")
+    if is_transformers(values):
+        files = hub_files(hub_id, revision or None, name)
+        model, _, notes = _from_transformers(values, files, pretrained, args)
+        return Source(model, hub_id, hub_id, revision or None, notes)
+    _check_config(values, name)
     return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
 
 
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     config = read_json(path / CONFIG)
+    if is_transformers(config):
+        model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
+        return Source(model, name, notes=notes)
     _check_config(config, str(path))
     model = _create(f"local-dir:{path}", str(path), False, args)
     if pretrained:
         _load_weights(model, _read_state(path), str(path), args["num_classes"])
     return Source(model, config["architecture"])
+
+
+def _from_transformers(
+    config: dict[str, Any], files: Files, pretrained: bool, args: dict[str, Any]
+) -> tuple[Backbone, str, tuple[str, ...]]:
+    """Build the timm model for a checkpoint in transformers' format: model, timm's name, notes."""
+    shown, plan = files.shown, plan_model(config, files.shown)
+    if plan.refused and args["num_classes"] is None:
+        raise UnsupportedModelError(
+            f"{shown} cannot be converted with its head: {plan.refused}. Pass --num-classes 0 to convert it without, "
+            f"or the number of classes of a new one."
+        )
+    own: Backbone = _build(plan.architecture, shown, False, plan.args, device="meta")
+    check_supported(own)
+    cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
+    asked = {name: value for name, value in args.items() if value is not None}
+    model: Backbone = _build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
+    if model.blocks[0].norm1.eps != plan.norm_eps:
+        set_norm_eps_(model, plan.norm_eps)
+    if pretrained:
+        naming = plan.family.naming
+        try:
+            state = files.weights(lambda key: naming.drops(key, plan.dropped))
+        except TosaError:
+            raise
+        except Exception as error:
+            raise weights_error(error, shown) from error
+        state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
+        # Position embeddings of another image size are resampled as transformers does it.
+        state = fit_checkpoint(state, model, antialias=plan.family.antialias)
+        _load_weights(model, state, shown, args["num_classes"])
+    return model, plan.architecture, notes
 
 
 def _check_config(config: dict[str, Any], shown: str) -> None:
@@ -202,11 +250,7 @@ def _check_config(config: dict[str, Any], shown: str) -> None:
             f"{shown} is already a converted model. Convert its source instead, or run `tosa flops {shown}`."
         )
     if not isinstance(architecture, str):
-        kind = config.get("model_type")
-        raise CheckpointError(
-            f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format"
-            + (f"; it describes a transformers model of type {kind!r}, which is not read yet." if kind else ".")
-        )
+        raise CheckpointError(f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format.")
     if not timm.is_model(architecture):
         raise CheckpointError(f"{CONFIG} of {shown} names the architecture {architecture!r}, which timm does not know.")
     args = config.get("model_args")
@@ -223,11 +267,16 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     name = resolve_name(architecture) if architecture else _name_from_file(path)
     check_supported(_build(name, str(path), False, {}, device="meta"))
     state = _read_state(path)
+    if is_named_by_transformers(state):
+        raise CheckpointError(
+            f"{path} is in transformers' naming: name the folder that holds it with its config.json instead."
+        )
     head = state.get("head.weight")
     num_classes = args["num_classes"]
     if num_classes is None:
         num_classes = 0 if head is None else len(head)
-    model = _build(name, str(path), False, {**args, "num_classes": num_classes}).eval()
+    pool = {"global_pool": "avg"} if "fc_norm.weight" in state and "norm.weight" not in state else {}  # MAE finetuned
+    model = _build(name, str(path), False, {**args, **pool, "num_classes": num_classes}).eval()
     if pretrained:
         _load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name)
@@ -259,7 +308,7 @@ def _name_from_file(path: Path) -> str:
 def _read_state(path: Path) -> dict[str, Tensor]:
     read = load_state_dict_from_path if path.is_dir() else load_state_dict
     try:
-        state = read(str(path), weights_only=True)
+        state = unwrap(read(str(path), weights_only=True))
         if not all(isinstance(key, str) for key in state):
             raise TypeError("its keys are no names")
         return state

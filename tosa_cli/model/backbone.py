@@ -181,21 +181,26 @@ def has_class_token(model: Backbone) -> bool:
     return model.cls_token is not None
 
 
-def fit_checkpoint(state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False) -> dict[str, Tensor]:
+def fit_checkpoint(
+    state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False, antialias: bool = True
+) -> dict[str, Tensor]:
     """Bring a foreign state dict into a supported model's names and sizes, with timm's own code for its family.
 
     Args:
         state: Weights.
         model: The model they are for.
         adapt_layer_scale: Rename LayerScale's weights of DeiT III checkpoints.
+        antialias: Whether a position embedding that is made smaller is smoothed, which timm does.
     """
     if isinstance(model, Eva):
-        return eva.checkpoint_filter_fn(state, model)
+        return eva.checkpoint_filter_fn(state, model, antialias=antialias)
     if isinstance(model, Beit):
-        return beit.checkpoint_filter_fn(state, model)
+        return beit.checkpoint_filter_fn(state, model, antialias=antialias)
     if isinstance(model, VisionTransformerRelPos):
         return vision_transformer_relpos.checkpoint_filter_fn(state, model)
-    return vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=adapt_layer_scale)
+    return vision_transformer.checkpoint_filter_fn(
+        state, model, adapt_layer_scale=adapt_layer_scale, antialias=antialias
+    )
 
 
 # ---------------------------------------------------------------------- parts of a block

@@ -17,7 +17,8 @@ def build(base_architecture: str, **model_args: Any) -> "TosaViT":
 
     Args:
         base_architecture: timm's name of the source architecture.
-        model_args: Settings of `TosaConfig` by name; the rest goes to timm's `create_model`.
+        model_args: Settings of `TosaConfig` by name, and `norm_eps` where it is not the architecture's own; the rest
+            goes to timm's `create_model`.
 
     Raises:
         ConfigError: If a setting is wrong.
@@ -28,7 +29,22 @@ def build(base_architecture: str, **model_args: Any) -> "TosaViT":
 
     names = TosaConfig.field_names()
     config = TosaConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
-    return TosaViT(create_model(base_architecture, pretrained=False, **model_args), config)
+    norm_eps = model_args.pop("norm_eps", None)
+    backbone = create_model(base_architecture, pretrained=False, **model_args)
+    if norm_eps is not None:
+        set_norm_eps_(backbone, norm_eps)
+    return TosaViT(backbone, config)
+
+
+def set_norm_eps_(model: nn.Module, eps: float) -> None:
+    """Set what every layer norm of a timm model adds to the variance, and note it on the model as `norm_eps`.
+
+    timm has no such argument that JSON can hold, so whoever rebuilds the model has to set it again.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
+    model.norm_eps = eps  # type: ignore[assignment]
 
 
 @register_model

@@ -7,6 +7,14 @@ from torch import nn
 from tosa_cli.model.backbone import Backbone
 
 
+def class_names(model: Any) -> list[str]:
+    """Names of a timm model's classes in the order of its outputs, from its `pretrained_cfg`; empty without any."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if not isinstance(names, (list, tuple)) or len(names) != model.num_classes:
+        return []
+    return [str(name) for name in names]
+
+
 class TimmInterface(nn.Module):
     """A model around a timm ViT that answers timm's questions as that ViT does."""
 

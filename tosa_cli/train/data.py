@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from tosa_cli.errors import DataError
+from tosa_cli.model.timm_interface import class_names
 from tosa_cli.train.samples import Batch, ImageSamples, StreamedSamples, collate
 
 SPLIT_FOLDERS = ("train", "training", "val", "validation")
@@ -42,6 +43,7 @@ class Images:
         num_images: Number of images a pass.
         classes: Names of the classes, in the order of the labels; None where they are not known.
         name: What to call the data.
+        by_name: Whether labels were put into the order of the model's own class names.
         failed: Images that could not be read so far; `note` adds to it.
     """
 
@@ -50,6 +52,7 @@ class Images:
     num_images: int
     classes: list[str] | None
     name: str
+    by_name: bool = False
     failed: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -211,6 +214,8 @@ def images_to_read(
 ) -> Images:
     """Make a loader with the transforms that a model expects.
 
+    Where the model has class names and all of the data's are among them, labels are put into the model's order.
+
     Args:
         opened: A data set from `open_dataset`.
         model: The model, whose `pretrained_cfg` tells size, crop, mean and standard deviation.
@@ -223,6 +228,10 @@ def images_to_read(
         name: What to call the data.
     """
     config = resolve_data_config({}, model=model)
+    class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
+    classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
+    names = class_names(model)
+    order = match_names(classes or [], names)
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     samples: Any
     if is_streamed(opened):
@@ -251,15 +260,35 @@ def images_to_read(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, order=order),
         use_prefetcher=False,
         persistent_workers=False,
         **augment_args,
     )
     loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-    class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
-    classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
-    return Images(loader, samples, len(samples), classes, name)
+    return Images(loader, samples, len(samples), names if order else classes, name, by_name=order is not None)
+
+
+def match_names(classes: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Find the classes of data among a model's.
+
+    Args:
+        classes: The data's, in the order of its labels.
+        names: The model's, in the order of its outputs.
+
+    Returns:
+        The model's output for each of the data's labels; None if a class is not among the model's, or two are the same
+        but for case, spaces and underscores, which are not looked at.
+    """
+    output = {_plain(name): index for index, name in enumerate(names)}
+    wanted = [_plain(name) for name in classes]
+    if not wanted or len(output) != len(names) or len(set(wanted)) != len(wanted):
+        return None
+    return [output[name] for name in wanted] if output.keys() >= set(wanted) else None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def check_labels(images: Images, num_classes: int) -> None:

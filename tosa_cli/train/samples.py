@@ -165,14 +165,20 @@ def _broken_samples(reader: Any) -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Put samples into a batch; those that could not be read are left out and named."""
+def collate(samples: list[Sample], order: Sequence[int] | None = None) -> Batch:
+    """Put samples into a batch; those that could not be read are left out and named.
+
+    Args:
+        samples: The samples.
+        order: The class index to give in the place of each; None leaves them.
+    """
     read = [sample for sample in samples if sample.image is not None]
     failed = [name for sample in samples for name in sample.failed]
     if not read:
         return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), failed)
     images = torch.stack([sample.image for sample in read])  # type: ignore[misc]
-    return Batch(images, torch.tensor([sample.target for sample in read]), failed)
+    targets = [sample.target if order is None or sample.target < 0 else order[sample.target] for sample in read]
+    return Batch(images, torch.tensor(targets), failed)
 
 
 class _seeded:
