@@ -19,6 +19,7 @@ from tosa_cli.cli import (
     inspect,
     push,
     recipes,
+    viz,
 )
 from tosa_cli.errors import TosaError
 
@@ -39,6 +40,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("flops")(flops.flops)
 app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
+app.command("viz")(viz.viz)
 app.command("push")(push.push)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
