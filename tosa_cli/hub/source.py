@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models._hub import load_state_dict_from_path
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, SourceError, TosaError
+from tosa_cli.hub.download import check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
-from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.model.backbone import Backbone, check_supported
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
@@ -137,7 +137,11 @@ def weights_error(error: Exception, what: str) -> TosaError:
 
 def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
     # Refuse what cannot be converted before its weights are downloaded.
-    check_supported(_build(name, source, False, {}, device="meta"))
+    planned = _build(name, source, False, {}, device="meta")
+    check_supported(planned)
+    hub_id = planned.pretrained_cfg.get("hf_hub_id")
+    if pretrained and hub_id:
+        check_available(hub_id, (WEIGHTS, "pytorch_model.bin"), source)
     return _build(name, source, pretrained, args).eval()
 
 
@@ -175,11 +179,8 @@ def _is_network(error: BaseException) -> bool:
 def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     name = source.removeprefix("hf-hub:")
     hub_id, _, revision = name.partition("@")
-    try:
-        config = hf_hub_download(hub_id, CONFIG, revision=revision or None)
-    except Exception as error:
-        raise explain_hub_error(error, source) from error
-    _check_config(read_json(Path(config), f"{CONFIG} of {name}"), name)
+    config = fetch_file(hub_id, CONFIG, revision=revision or None, shown=source)
+    _check_config(read_json(config, f"{CONFIG} of {name}"), name)
     return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
 
 

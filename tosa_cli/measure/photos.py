@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform, resolve_input_data_config
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 
@@ -37,15 +37,14 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
 
 def photo_transform(model: TosaViT) -> Callable[[Image.Image], Tensor]:
     """The transform (C, height, width) that evaluation applies to an image for a model, at the model's image size."""
-    config = resolve_data_config({}, model=model)
-    size: Any = model.patch_embed.img_size or config["input_size"][1:]
-    mean, std = _normalization(model)
+    config = resolve_input_data_config(model)
+    size: Any = model.patch_embed.img_size
     return create_transform(
         (config["input_size"][0], *size),
         is_training=False,
         interpolation=config["interpolation"],
-        mean=mean,
-        std=std,
+        mean=config["mean"],
+        std=config["std"],
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
@@ -77,15 +76,7 @@ def read_photo(path: Path, model: TosaViT, transform: Callable[[Image.Image], Te
 
 def to_pixels(images: Tensor, model: TosaViT) -> Tensor:
     """Undo the normalisation of one image (1, C, height, width): colors (height, width, 3) in 0..1."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in _normalization(model))
+    config = resolve_input_data_config(model)
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     pixels = (images[0].cpu().float() * std + mean).clamp(0, 1)
     return pixels.expand(3, -1, -1).permute(1, 2, 0)
-
-
-def _normalization(model: TosaViT) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel; a model of one channel takes the mean over the colors."""
-    config = resolve_data_config({}, model=model)
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    if model.in_chans == 1:
-        return (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return mean, std
