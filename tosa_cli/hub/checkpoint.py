@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
 import tosa_cli
-from tosa_cli.config import ARCHITECTURE, Provenance, TosaConfig
+from tosa_cli.config import ARCHITECTURE, FORMAT_VERSION, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
@@ -66,7 +66,9 @@ def describe(model: TosaViT) -> dict[str, Any]:
     base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}
     base_args["num_classes"] = model.num_classes
     settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
-    config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=model.provenance.to_dict())
+    # A model of an older folder is written in the format of today.
+    provenance = {**model.provenance.to_dict(), "format_version": FORMAT_VERSION}
+    config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=provenance)
     return config
 
 
