@@ -139,9 +139,9 @@ def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> B
     # Refuse what cannot be converted before its weights are downloaded.
     planned = _build(name, source, False, {}, device="meta")
     check_supported(planned)
-    hub_id = planned.pretrained_cfg.get("hf_hub_id")
-    if pretrained and hub_id:
-        check_available(hub_id, (WEIGHTS, "pytorch_model.bin"), source)
+    cfg = planned.pretrained_cfg
+    if pretrained and cfg.get("hf_hub_id"):
+        check_available(cfg["hf_hub_id"], (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin"), source)
     return _build(name, source, pretrained, args).eval()
 
 
