@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.recipe import SECTIONS, dump_recipe, load_recipe
+from tosa_cli.recipe import SECTIONS, command_lines, dump_recipe, load_recipe
+from tosa_cli.train.config import DistillConfig, FinetuneConfig
 
 
 def write(folder: Path, text: str) -> str:
@@ -80,3 +82,23 @@ def test_what_is_dumped_loads_again_and_names_the_versions(tmp_path: Path) -> No
 
 def test_every_setting_of_a_conversion_can_stand_in_a_recipe() -> None:
     assert {"source", "layers", "keep_rate", "selector", "query_rows", "target_reduction"} <= set(SECTIONS["convert"])
+
+
+def test_command_lines_say_what_is_not_the_default() -> None:
+    config = TosaConfig(layers=(2, 4), keep_rate=(0.8, 0.5), bypass="linear").to_dict()
+    sections = {
+        "convert": {"source": "my vit", **config, "img_size": [224, 320], "pretrained": False},
+        "distill": DistillConfig(data_dir="photos", epochs=5, strict=True).to_dict(),
+        "finetune": FinetuneConfig(data_dir="photos", objective="features", model_ema=False).recorded(),
+    }
+    assert command_lines(sections) == [
+        "tosa convert 'my vit' --layers 2,4 --keep-rate 0.8,0.5 --bypass linear --img-size 224,320 --no-pretrained",
+        "tosa distill --data-dir photos --epochs 5 --strict",
+        "tosa finetune --data-dir photos --no-model-ema --objective features",
+    ]
+
+
+def test_command_lines_of_settings_at_their_default_are_short() -> None:
+    config = TosaConfig(layers=(2,)).to_dict()
+    sections = {"convert": {"source": "deit_tiny", **config}, "finetune": FinetuneConfig(data_dir="a").recorded()}
+    assert command_lines(sections) == ["tosa convert deit_tiny --layers 2", "tosa finetune --data-dir a"]

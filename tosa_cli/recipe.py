@@ -4,6 +4,8 @@ A recipe has a header (`name`, `description`, `expected`, `command`) and the sec
 whose keys are the names of the command-line options. The same shape is saved in every model folder as what made it.
 """
 
+import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,3 +102,32 @@ def dump_recipe(sections: Mapping[str, Mapping[str, Any]], versions: Mapping[str
     """What made a model, as YAML that `load_recipe` reads."""
     values = {**{name: dict(content) for name, content in sections.items()}, "versions": dict(versions)}
     return "# What made this model.\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
+
+
+def command_lines(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The commands that have these settings, in their order; settings at their default are left out."""
+    return [_command_line(command, settings) for command, settings in sections.items()]
+
+
+def _command_line(command: str, settings: Mapping[str, Any]) -> str:
+    defaults = _defaults(command, settings)
+    words = ["tosa", command, *([str(settings["source"])] if settings.get("source") else [])]
+    for name, value in settings.items():
+        if name == "source" or value in (None, "") or (name in defaults and defaults[name] == value):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words += [f"--{flag}", shown]
+    return shlex.join(words)
+
+
+def _defaults(command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if command == "finetune":
+        values = FinetuneConfig(objective=settings.get("objective", "labels")).to_dict()
+        return {**values, "objective": FinetuneConfig().objective}
+    if command == "distill":
+        return DistillConfig().to_dict()
+    return {field.name: field.default for field in dataclasses.fields(TosaConfig)} | {"pretrained": True}

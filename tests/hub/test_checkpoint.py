@@ -25,7 +25,7 @@ from torch import nn
 
 import tosa_cli
 from tosa_cli.api import convert
-from tosa_cli.config import FORMAT_VERSION, Provenance, TosaConfig
+from tosa_cli.config import COMMANDS, FORMAT_VERSION, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
@@ -622,10 +622,10 @@ def test_results_of_distillation_stand_in_the_card(folder: Path, model: TosaViT)
 def test_the_card_says_what_was_done(folder: Path, model: TosaViT, stage: Any, says: str) -> None:
     _, body = read_card(folder)
     assert "Nothing of it is trained or fitted yet." in body and "was not finetuned" in body
-    model.provenance = model.provenance.after(stage, {"data_dir": "photos", "lr": 0.01})
+    model.provenance = model.provenance.after(stage, {"data_dir": "/home/me/photos", "lr": 0.02, "seed": 0})
     save(model, folder, overwrite=True)
     _, body = read_card(folder)
-    assert says in body and "data_dir photos, lr 0.01" in body
+    assert says in body and f"$ tosa {COMMANDS[stage]} --data-dir photos --lr 0.02\n" in body and "/home" not in body
     assert ("The backbone was not finetuned" in body) == (stage != "finetuned")
 
 

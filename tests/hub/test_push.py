@@ -174,16 +174,41 @@ def test_a_model_card_of_another_hand_is_not_overwritten(
     stub_hub: StubHub, folder: Path, card: bytes, revision: str | None
 ) -> None:
     stub_hub.put("me/model", {"README.md": card})
-    with pytest.raises(HubError, match="pass --overwrite-card"):
-        push(folder, revision=revision)
-    assert stub_hub.files("me/model") == {"README.md": card}
-    assert set(stub_hub.repos["me/model"].heads) == {"main"}
+    report = push(folder, revision=revision)
+    assert report.card_kept and report.changed
+    assert stub_hub.files("me/model", revision or "main") == {**FILES, "README.md": card}
 
 
-def test_a_model_card_of_another_hand_is_overwritten_when_asked_for(stub_hub: StubHub, folder: Path) -> None:
-    stub_hub.put("me/model", {"README.md": FOREIGN_CARD})
-    push_folder(plan_push(folder), "me/model", overwrite_card=True)
+def test_a_card_that_tosa_wrote_and_somebody_edited_is_kept_too(stub_hub: StubHub, folder: Path) -> None:
+    stub_hub.put("me/model", {"README.md": CARD + b"By hand.\n"})
+    assert push(folder).card_kept
+    assert stub_hub.files("me/model")["README.md"] == CARD + b"By hand.\n"
+
+
+@pytest.mark.parametrize("card", [FOREIGN_CARD, CARD + b"By hand.\n"])
+def test_another_model_card_is_overwritten_when_asked_for(stub_hub: StubHub, folder: Path, card: bytes) -> None:
+    stub_hub.put("me/model", {"README.md": card})
+    assert not push_folder(plan_push(folder), "me/model", overwrite_card=True).card_kept
     assert stub_hub.files("me/model") == FILES
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_whether_to_overwrite_a_card_is_asked_only_if_there_is_another(
+    stub_hub: StubHub, folder: Path, answer: bool
+) -> None:
+    asked: list[str] = []
+
+    def ask(repo_id: str) -> bool:
+        asked.append(repo_id)
+        return answer
+
+    for _ in range(2):
+        assert not push_folder(plan_push(folder), "me/model", overwrite_card=ask).card_kept
+    assert asked == []
+    stub_hub.put("me/model", {"README.md": FOREIGN_CARD})
+    report = push_folder(plan_push(folder), "model", overwrite_card=ask)
+    assert asked == ["me/model"] and report.card_kept is not answer
+    assert stub_hub.files("me/model")["README.md"] == (CARD if answer else FOREIGN_CARD)
 
 
 @pytest.mark.parametrize("repo_id", ["", "a b", "me/my/model", "hf-hub:me/model", "me/model--x", "me/.model"])

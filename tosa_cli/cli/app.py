@@ -21,6 +21,7 @@ from tosa_cli.cli import (
     listing,
     push,
     recipes,
+    viz,
 )
 from tosa_cli.errors import TosaError
 
@@ -43,6 +44,7 @@ app.command("bench")(bench.bench)
 app.command("inspect")(inspect.inspect)
 app.command("list")(listing.list_architectures)
 app.command("export")(export.export)
+app.command("viz")(viz.viz)
 app.command("push")(push.push)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)

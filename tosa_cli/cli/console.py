@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.prompt import Confirm
 from rich.table import Table
+from rich.text import Text
 
 # The launchers of `accelerate` and `torch` number their processes so.
 is_main_process = os.environ.get("RANK", "0") == "0"
@@ -30,6 +32,16 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Warn the user of something."""
     err.print(f"Warning: {message}", style="yellow", markup=False)
+
+
+def can_ask() -> bool:
+    """Whether there is somebody to answer a question."""
+    return is_main_process and err.is_terminal and sys.stdin.isatty()
+
+
+def ask(question: str) -> bool:
+    """Ask the user a question, whose default answer is no."""
+    return Confirm.ask(Text(question), console=err, default=False)
 
 
 def next_command(command: str) -> None:

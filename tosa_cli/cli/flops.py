@@ -7,6 +7,7 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
+from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.measure.flops import FlopsReport
@@ -43,17 +44,16 @@ def flops(
 
 
 def _is_converted(name: str) -> bool:
-    from timm.models import load_model_config_from_hf
-
-    from tosa_cli.config import ARCHITECTURE
-    from tosa_cli.hub.folder import is_model_folder
+    from tosa_cli.hub.download import fetch_file
+    from tosa_cli.hub.folder import CONFIG, is_model_folder
 
     folder = Path(name.removeprefix("local-dir:"))
     if folder.exists() or "/" not in name:
         return is_model_folder(folder)
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[1] == ARCHITECTURE
-    except Exception:
+        return is_model_folder(fetch_file(repo_id, CONFIG, revision=revision or None).parent)
+    except TosaError:
         return False  # whoever loads it tells why it cannot be loaded
 
 

@@ -1,5 +1,6 @@
 """`tosa push`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,9 @@ import typer
 from tosa_cli.cli import console
 from tosa_cli.cli.options import JsonOption, resolve_model
 from tosa_cli.errors import InputError
+
+MAX_LAYERS = 4
+"""Layers that a picture of the card shows."""
 
 
 def push(
@@ -26,9 +30,25 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.", show_default=False)] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of pushing.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.", show_default=False)] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            help="Photo on which the card shows what the model computes; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite_card: Annotated[
-        bool, typer.Option("--overwrite-card", help="Replace a model card that tosa did not write.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--overwrite-card/--keep-card",
+            "--yes",
+            "-y",
+            help="Replace another model card that the repository has, or keep it. [default: ask, and keep it where "
+            "there is no terminal]",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go up, with sizes.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -40,7 +60,8 @@ def push(
 
     from tosa_cli.hub.push import plan_push, push_folder
 
-    plan = plan_push(Path(folder))
+    plan_push(Path(folder))  # tells what is missing before pictures are drawn
+    plan = plan_push(Path(folder), repo_id, draw_pictures(folder, images) if images else None)
     if dry_run:
         if json:
             console.print_json(
@@ -65,8 +86,13 @@ def push(
         revision=revision,
         create_pr=create_pr,
         commit_message=commit_message,
-        overwrite_card=overwrite_card,
+        overwrite_card=_may_overwrite if overwrite_card is None else overwrite_card,
     )
+    if report.card_kept:
+        console.warn(
+            f"{repo_id} keeps the model card that it has, and the new one was not pushed: pass --overwrite-card to "
+            f"replace it."
+        )
     if json:
         console.print_json(
             {
@@ -75,6 +101,7 @@ def push(
                 "pr_url": report.pr_url,
                 "oid": report.oid,
                 "changed": report.changed,
+                "card_kept": report.card_kept,
             }
         )
         return
@@ -82,3 +109,37 @@ def push(
         console.say(f"{repo_id} already holds these files: nothing was pushed.")
     console.print_line(report.pr_url or report.commit_url)
     console.next_command(f"python -c \"import tosa_cli; tosa_cli.load('{repo_id}')\"")
+
+
+def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:
+    """Draw what a model computes in some photos, by the names that the pictures go by in the repository.
+
+    Raises:
+        DataError: If a photo cannot be read.
+        InputError: If matplotlib is not installed.
+    """
+    from tosa_cli.hub.checkpoint import load
+    from tosa_cli.measure.photos import photo_transform, read_photo
+    from tosa_cli.measure.picture import make_picture, require_matplotlib
+
+    require_matplotlib()
+    model = load(folder)
+    transform = photo_transform(model)
+    dense = model.backbone if model.provenance.stage != "finetuned" else None
+    layers = evenly_spread(list(model.keep_rates), MAX_LAYERS)
+    pictures = {}
+    for number, image in enumerate(images, start=1):
+        name = "selection.png" if number == 1 else f"selection-{number}.png"
+        pictures[name] = make_picture(model, read_photo(image, model, transform), dense, layers=layers).png
+    return pictures
+
+
+def evenly_spread(layers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the layers, evenly spread, the first and the last among them."""
+    if len(layers) <= count:
+        return list(layers)
+    return [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
+
+
+def _may_overwrite(repo_id: str) -> bool:
+    return console.can_ask() and console.ask(f"{repo_id} already has another model card. Replace it?")

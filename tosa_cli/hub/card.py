@@ -4,9 +4,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.measure.flops import FlopsReport, count_flops
 from tosa_cli.model.timm_interface import class_names
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.recipe import command_lines
 
 MAX_CLASSES = 20
 """So many class names are shown."""
@@ -32,7 +34,7 @@ def render_card(model: TosaViT, name: str) -> str:
         _classes(model),
         _quality(provenance.results),
         _how_made(model),
-        _how_to_load(name),
+        how_to_load(name),
         _limits(model),
     ]
     body = "\n\n".join(section for section in sections if section)
@@ -74,8 +76,11 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
         "distilled": "What selects and bypasses is trained or fitted; the backbone's weights are the source's.",
         "finetuned": "What selects was frozen, and the backbone was finetuned.",
     }[provenance.stage]
+    base = f"`{provenance.base_model}`"
+    if provenance.base_hub_id:
+        base = f"[{base}](https://huggingface.co/{provenance.base_hub_id})"
     return (
-        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from `{provenance.base_model}`. In its ToSA layers "
+        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from {base}. In its ToSA layers "
         f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
         f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
@@ -156,10 +161,7 @@ def _eval_table(measured: dict[str, Any]) -> str:
         f"batch size {measured['batch_size']}, {measured['dtype']}."
     )
     if measured.get("task") == "features":
-        cosine = f"{measured['patch_cosine']:.4f} for patch tokens"
-        if measured.get("class_cosine") is not None:
-            cosine += f", {measured['class_cosine']:.4f} for the class token"
-        return f"{conditions} Mean cosine of the final tokens to the source model's: {cosine}."
+        return f"{conditions} Mean cosine of the final tokens to the source model's.\n\n{_feature_rows(measured)}"
     lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
     if dense:
         lines.append(
@@ -173,33 +175,40 @@ def _eval_table(measured: dict[str, Any]) -> str:
     return conditions + "\n\n" + "\n".join(lines)
 
 
+def _feature_rows(measured: dict[str, Any]) -> str:
+    class_cosine = measured.get("class_cosine")
+    lines = ["| model | patch tokens | class token | GMACs | images/s |", "|---|---|---|---|---|"]
+    if measured.get("dense"):
+        speed = measured["dense"]["images_per_second"]
+        lines.append(
+            f"| source | 1 | {'-' if class_cosine is None else 1} | {measured['dense_gmacs']:.3f} | {speed:.1f} |"
+        )
+    lines.append(
+        f"| this model | {measured['patch_cosine']:.4f} | {'-' if class_cosine is None else f'{class_cosine:.4f}'} | "
+        f"{measured['gmacs']:.3f} | {measured['images_per_second']:.1f} |"
+    )
+    return "\n".join(lines)
+
+
 def _how_made(model: TosaViT) -> str:
-    steps = [
-        f"- `tosa {command}` with "
-        + ", ".join(f"{key} {_show(value)}" for key, value in settings.items() if _is_set(value))
-        for command, settings in model.provenance.steps.items()
-    ]
-    return "## How it was made\n\n" + "\n".join(steps) + "\n\n`recipe.yaml` has this as data." if steps else ""
-
-
-def _how_to_load(name: str) -> str:
+    commands = command_lines(without_paths(model.provenance.steps, model.provenance.base_hub_id))
+    if not commands:
+        return ""
     return (
-        "## How to load it\n\n```python\nimport timm\nimport tosa_cli\n\n"
-        f'model = tosa_cli.load("{name}")  # a folder, or org/name on the Hub\n'
-        f'model = timm.create_model("local-dir:{name}", pretrained=True)  # the same; hf-hub:org/name on the Hub\n'
-        "```\n\n`pip install tosa-cli` first. `forward`, `forward_features` and `forward_intermediates` are timm's."
+        "## How it was made\n\n```console\n"
+        + "\n".join(f"$ {command}" for command in commands)
+        + "\n```\n\n`recipe.yaml` has every setting as data, with the versions of the packages."
     )
 
 
 def _limits(model: TosaViT) -> str:
-    warning = "The source's limits hold here too. Which tokens are computed depends on the image; how many does not. "
+    warning = (
+        "The source's limits hold here too. Which tokens are computed depends on the image; how many does not. "
+        "Figures hold for the data and the machine they were measured on. "
+    )
     if model.provenance.stage != "finetuned":
         warning += "The backbone was not finetuned: expect a loss of accuracy, and measure it on your task."
     return "## Limits\n\n" + warning
-
-
-def _is_set(value: Any) -> bool:
-    return value not in (None, "") and value is not False and value != ()
 
 
 def _show(value: Any) -> str:

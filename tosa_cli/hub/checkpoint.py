@@ -9,15 +9,14 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 
 import tosa_cli
-from tosa_cli.config import ARCHITECTURE, Provenance, TosaConfig
+from tosa_cli.config import ARCHITECTURE, FORMAT_VERSION, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
-from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
 from tosa_cli.hub.source import weights_error
 from tosa_cli.model.tosa_vit import TosaViT
@@ -73,31 +72,49 @@ def describe(model: TosaViT) -> dict[str, Any]:
     if hasattr(backbone, "norm_eps"):
         base_args["norm_eps"] = backbone.norm_eps
     settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
-    config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=model.provenance.to_dict())
+    # A model of an older folder is written in the format of today.
+    provenance = {**model.provenance.to_dict(), "format_version": FORMAT_VERSION}
+    config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=provenance)
     return config
 
 
 def load(
-    folder_or_repo: str | Path, *, img_size: int | tuple[int, int] | None = None, revision: str | None = None
+    folder_or_repo: str | Path,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
 ) -> TosaViT:
     """Load a converted model, strictly: a missing or unknown key is an error.
 
     Args:
         folder_or_repo: A model folder, or the id of a Hub repository, `org/name[@revision]`.
         img_size: Image size in pixels, one number or (height, width); None keeps the saved one.
-        revision: Revision on the Hub.
+        revision: Branch, tag or commit on the Hub; None is the main branch, or what the id names.
+        cache_dir: Where downloads are kept; None is the Hub client's cache, see `HF_HOME`.
+        token: Access token for a private repository; None takes `HF_TOKEN` or the login.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        SourceError: If there is no such folder or repository.
+        SourceError: If there is no such folder, repository or revision.
         CheckpointError: If the folder is broken, foreign, or of a newer format.
         HubError: If the Hub refuses or cannot be reached.
     """
-    folder = _local_folder(str(folder_or_repo), revision)
+    name = str(folder_or_repo)
+    folder = Path(name.removeprefix("local-dir:"))
+    is_remote = not folder.is_dir()
+    if is_remote:
+        repo_id, revision = _parse_repo(name, revision)
+        place: Any = {"cache_dir": cache_dir, "token": token, "shown": name}
+        folder = fetch_file(repo_id, CONFIG, revision=revision, **place).parent
     config = read_json(folder / CONFIG)
-    provenance = _check_config(config, folder)
+    provenance = _check_config(config, name if is_remote else str(folder))
+    if is_remote:
+        # Of the very commit that the configuration is of: a branch may move on in between.
+        fetch_file(repo_id, WEIGHTS, revision=folder.name, **place)
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder.")
     try:
@@ -134,24 +151,20 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _local_folder(name: str, revision: str | None) -> Path:
-    path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
-        return path
+def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Read `org/name[@revision]`."""
     repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
     if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1:
+        path = name.removeprefix("local-dir:")
         raise SourceError(f"There is no model folder {path}. Make one with `tosa convert`, or name a Hub repository.")
-    try:
-        for file in (CONFIG, WEIGHTS):
-            local = hf_hub_download(repo_id, file, revision=revision or named_revision or None)
-    except Exception as error:
-        raise explain_hub_error(error, name) from error
-    return Path(local).parent
+    if named_revision and revision not in (None, named_revision):
+        raise SourceError(f"{name} names another revision than the one given, {revision}: leave one of them out.")
+    return repo_id, revision or named_revision or None
 
 
-def _check_config(config: dict[str, Any], folder: Path) -> Provenance:
-    """Check a config.json before anything is built from it, and read its provenance."""
-    path = folder / CONFIG
+def _check_config(config: dict[str, Any], folder: str) -> Provenance:
+    """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
+    path = f"{folder}/{CONFIG}"
     if config.get("architecture") != ARCHITECTURE:
         raise CheckpointError(
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "

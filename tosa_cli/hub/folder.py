@@ -62,11 +62,20 @@ def check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(
                 f"{folder} is not a model folder and will not be overwritten. Choose another name with -o."
             )
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{parent} cannot be written to: choose another place with -o.")
+    check_writable(folder.absolute().parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be written into a folder, which may have to be made.
+
+    Raises:
+        OutputError: If they cannot.
+    """
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} cannot be written to: choose another place with -o.")
 
 
 @contextmanager
@@ -101,6 +110,22 @@ def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; an old one of that name is replaced.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise OutputError(f"{path} could not be written ({reason}). Free space or choose another place.") from error
 
 
 def _replace(folder: Path, new: Path) -> None:

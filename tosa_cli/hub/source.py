@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models._hub import load_state_dict_from_path
@@ -16,9 +15,10 @@ from torch import Tensor
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
+from tosa_cli.hub.download import check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.files import Files, folder_files, hub_files
-from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
 from tosa_cli.model.backbone import Backbone, check_supported, fit_checkpoint
@@ -147,7 +147,11 @@ def weights_error(error: Exception, what: str) -> TosaError:
 
 def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
     # Refuse what cannot be converted before its weights are downloaded.
-    check_supported(_build(name, source, False, {}, device="meta"))
+    planned = _build(name, source, False, {}, device="meta")
+    check_supported(planned)
+    cfg = planned.pretrained_cfg
+    if pretrained and cfg.get("hf_hub_id"):
+        check_available(cfg["hf_hub_id"], (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin"), source)
     return _build(name, source, pretrained, args).eval()
 
 
@@ -185,11 +189,7 @@ def _is_network(error: BaseException) -> bool:
 def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     name = source.removeprefix("hf-hub:")
     hub_id, _, revision = name.partition("@")
-    try:
-        config = hf_hub_download(hub_id, CONFIG, revision=revision or None)
-    except Exception as error:
-        raise explain_hub_error(error, source) from error
-    values = read_json(Path(config), f"{CONFIG} of {name}")
+    values = read_json(fetch_file(hub_id, CONFIG, revision=revision or None, shown=source), f"{CONFIG} of {name}")
     if is_transformers(values):
         files = hub_files(hub_id, revision or None, name)
         model, _, notes = _from_transformers(values, files, pretrained, args)

@@ -32,6 +32,15 @@ class TimmInterface(nn.Module):
         self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
 
     @property
+    def _traits(self) -> dict[str, Any]:
+        # Image size and channels that timm resolves transforms from, and that change with `set_input_size`.
+        return getattr(self.backbone, "_traits", {})
+
+    @_traits.setter
+    def _traits(self, traits: dict[str, Any]) -> None:
+        self.backbone._traits = traits
+
+    @property
     def blocks(self) -> nn.Sequential:
         """The backbone's transformer blocks."""
         return self.backbone.blocks

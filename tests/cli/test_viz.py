@@ -1,0 +1,95 @@
+"""`tosa viz` on a tiny model and real images."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Tosa
+from tosa_cli import load, save
+
+
+def test_one_image_gives_one_picture_in_this_directory(converted: Path, tosa: Tosa) -> None:
+    done = tosa("viz photos/000.jpg --json")
+    assert done.code == 0, done.err
+    assert "Working on dense-tosa" in done.err and done.json["page"] is None and done.json["skipped"] == []
+    (report,) = done.json["images"]
+    assert report["picture"] == "000-selection.png" and Image.open("000-selection.png").format == "PNG"
+    assert [layer["layer"] for layer in report["layers"]] == [2, 4, 6]
+    # Of 17 tokens 8 are kept, the class token among them: 7 of the 16 patches.
+    assert [layer["kept_share"] for layer in report["layers"]] == [7 / 16] * 3
+    assert [layer["keep_rate"] for layer in report["layers"]] == [0.5] * 3
+    assert 0 < report["patch_cosine"] < 1 and 0 < report["class_cosine"] < 1
+
+
+def test_a_folder_gives_pictures_and_one_page_that_holds_them(converted: Path, tosa: Tosa) -> None:
+    done = tosa("viz dense-tosa photos --layers 4 --no-compare")
+    assert done.code == 0, done.err
+    written = sorted(path.name for path in Path("dense-tosa-selection").iterdir())
+    assert written == [*(f"{number:03d}.png" for number in range(24)), "index.html"]
+    page = Path("dense-tosa-selection/index.html").read_text()
+    assert page.count("data:image/png;base64,") == 24 and "http" not in page
+    assert "Wrote 24 pictures" in done.err and "000.jpg" in done.out
+
+
+def test_the_output_can_be_named_and_is_not_overwritten_unless_asked(converted: Path, tosa: Tosa) -> None:
+    assert tosa("viz photos/000.jpg -o new/cat.png --no-compare").code == 0
+    before = Path("new/cat.png").read_bytes()
+    refused = tosa("viz photos/001.jpg -o new/cat.png --no-compare")
+    assert refused.code == 2 and "new/cat.png already exists." in refused.err
+    assert Path("new/cat.png").read_bytes() == before
+    assert tosa("viz photos/001.jpg -o new/cat.png --no-compare --overwrite").code == 0
+    assert Path("new/cat.png").read_bytes() != before
+    Path("new/notes.txt").write_text("mine")
+    assert tosa("viz photos/001.jpg photos/002.jpg -o new --no-compare").code == 0
+    assert {path.name for path in Path("new").iterdir()} == {"cat.png", "notes.txt", "001.png", "002.png", "index.html"}
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(converted: Path, tosa: Tosa) -> None:
+    Path("more").mkdir()
+    Path("more/000.png").write_bytes(Path("photos/000.jpg").read_bytes())
+    done = tosa("viz photos/000.jpg more/000.png -o out --no-compare --json")
+    assert [report["picture"] for report in done.json["images"]] == ["out/000.png", "out/000-2.png"]
+
+
+def test_broken_images_are_left_out_and_named(converted: Path, tosa: Tosa) -> None:
+    Path("photos/005.jpg").write_bytes(b"broken")
+    done = tosa("viz photos -o out --layers 2 --no-compare --json")
+    assert done.code == 0 and len(done.json["images"]) == 23
+    assert len(done.json["skipped"]) == 1 and "005.jpg cannot be read" in done.err
+    strict = tosa("viz photos -o strict --layers 2 --no-compare --strict")
+    assert strict.code == 2 and "005.jpg cannot be read" in strict.err
+
+
+def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(converted: Path, tosa: Tosa) -> None:
+    model = load(converted)
+    model.provenance = dataclasses.replace(model.provenance, stage="finetuned")
+    save(model, converted, overwrite=True)
+    assert tosa("viz photos/000.jpg --json").json["images"][0]["patch_cosine"] > 0
+    Path("dense").rename("elsewhere")
+    done = tosa("viz photos/001.jpg --json")
+    assert done.code == 0 and done.json["images"][0]["patch_cosine"] is None
+    assert "The dense model is left out." in done.err
+    assert tosa("viz photos/002.jpg --compare").code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("dense-tosa", "No image was named"),
+        ("photos/nothing.jpg", "There is no image or folder photos/nothing.jpg."),
+        ("photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4,6."),
+        ("photos/000.jpg --layers two", "--layers should be layer numbers"),
+        ("photos -o all.png", "is one picture, but there are several images"),
+        ("photos/000.jpg -o photos/000.jpg/cat.png", "cannot be written to"),
+        ("nowhere photos", "There is no model folder nowhere."),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    converted: Path, tosa: Tosa, arguments: str, sentence: str
+) -> None:
+    before = sorted(converted.parent.rglob("*"))
+    done = tosa(f"viz {arguments}")
+    assert done.code == 2 and sentence in done.err, done.err
+    assert sorted(converted.parent.rglob("*")) == before

@@ -1,0 +1,309 @@
+"""Loading from the Hub in one line: what the client's users expect of revisions, tokens, caches and offline mode."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from timm.data import resolve_input_data_config, resolve_model_data_config
+from timm.models import save_for_hf
+from torch import nn
+
+import tosa_cli
+from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
+from tosa_cli.hub.source import load_source
+from tosa_cli.model.tosa_vit import TosaViT
+
+from ..model.tiny_models import make_images, make_tosa, make_vit
+from .stub_hub import (
+    WRITE_TOKEN,
+    Reply,
+    Request,
+    StubHub,
+    closed_port,
+    point_client_at,
+    start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
+)
+
+
+@pytest.fixture(scope="module")
+def models() -> list[TosaViT]:
+    """Two states of a model, of five classes and images of 64 pixels."""
+    size = {"img_size": 64, "dynamic_img_size": False}
+    return [make_tosa(make_vit(num_classes=5, seed=seed, **size)) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def files(models: list[TosaViT], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    folders = [tosa_cli.save(model, tmp_path_factory.mktemp("models") / str(i)) for i, model in enumerate(models)]
+    return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client pauses before it tries again; whoever waits for that fails."""
+
+    def refuse(seconds: float) -> None:
+        raise AssertionError(f"waited for {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", refuse)
+
+
+def is_same(loaded: nn.Module, model: nn.Module) -> bool:
+    images = make_images(size=64)
+    return torch.equal(loaded.eval()(images), model(images))
+
+
+def load_error(name: str, kind: type[TosaError], **options: str) -> str:
+    with pytest.raises(TosaError) as failure:
+        tosa_cli.load(name, **options)  # type: ignore[arg-type]
+    message = str(failure.value)
+    assert type(failure.value) is kind, message
+    assert message.startswith(name) and "\n" not in message and message.endswith(".")
+    return message
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """From now on nobody answers; the cache stays."""
+    point_client_at(f"http://127.0.0.1:{closed_port()}", monkeypatch, home)
+
+
+# ---------------------------------------------------------------------- one line
+
+
+@pytest.mark.parametrize("form", ["me/model", "hf-hub:me/model"])
+def test_tosa_and_timm_load_a_repository_in_one_line(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT], form: str
+) -> None:
+    stub_hub.put("me/model", files[0])
+    assert is_same(tosa_cli.load(form), models[0])
+    assert is_same(timm.create_model("hf-hub:me/model", pretrained=True), models[0])
+
+
+def test_what_timm_makes_of_it_has_features_intermediates_and_transforms(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT]
+) -> None:
+    stub_hub.put("me/model", files[0])
+    images = make_images(size=64)
+    expected = models[0].forward_intermediates(images, indices=[1, 3], intermediates_only=True)
+    extractor = timm.create_model("hf-hub:me/model", pretrained=True, features_only=True, out_indices=[1, 3]).eval()
+    assert all(torch.equal(a, b) for a, b in zip(extractor(images), expected, strict=True))
+    loaded = timm.create_model("hf-hub:me/model", pretrained=True).eval()
+    final, maps = loaded.forward_intermediates(images, indices=[1, 3])
+    assert torch.equal(final, models[0].forward_features(images))
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    expected_config = {**resolve_model_data_config(models[0].backbone), "input_size": (3, 64, 64)}
+    for model in (loaded, tosa_cli.load("me/model")):
+        for resolve in (resolve_model_data_config, resolve_input_data_config):
+            config = resolve(model)
+            assert {**config, "mean": tuple(config["mean"]), "std": tuple(config["std"])} == expected_config
+    by_tosa = tosa_cli.load("me/model", img_size=96)
+    assert resolve_input_data_config(by_tosa)["input_size"] == (3, 96, 96)
+
+
+def test_a_new_process_loads_by_its_environment_alone(
+    stub_hub: StubHub, files: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    commit = stub_hub.put("me/model", files[0], private=True)
+    code = "import tosa_cli; print(tosa_cli.load('me/model').num_classes)"
+    by_timm = (
+        "import tosa_cli, timm; print(timm.create_model('hf-hub:me/model', pretrained=True).num_classes);"
+        f"print(tosa_cli.load('me/model@{commit.oid}').num_classes)"
+    )
+    environment = stub_hub.environment(tmp_path / "home")
+
+    def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment | more, text=True, capture_output=True, timeout=120)
+
+    assert run(code).stdout == "5\n"
+    assert (tmp_path / "home" / "hub" / "models--me--model").is_dir()
+    asked = len(stub_hub.requests)
+    offline = run(f"{code}; {by_timm}", HF_HUB_OFFLINE="1")
+    assert offline.stdout == "5\n5\n5\n", offline.stderr
+    assert len(stub_hub.requests) == asked
+
+
+# ---------------------------------------------------------------------- revisions
+
+
+def test_a_revision_is_a_branch_a_pull_request_or_a_commit(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT]
+) -> None:
+    first = stub_hub.put("me/model", files[0])
+    stub_hub.put("me/model", files[1])
+    stub_hub.repos["me/model"].heads |= {"old/one": first, "refs/pr/1": first}
+    assert is_same(tosa_cli.load("me/model"), models[1])
+    for revision in (first.oid, "old/one", "refs/pr/1"):
+        assert is_same(tosa_cli.load("me/model", revision=revision), models[0])
+        assert is_same(tosa_cli.load(f"me/model@{revision}"), models[0])
+    assert is_same(tosa_cli.load("me/model@main", revision="main"), models[1])
+    assert is_same(timm.create_model(f"hf-hub:me/model@{first.oid}", pretrained=True), models[0])
+
+
+def test_a_revision_that_is_not_there_or_named_twice_is_told(stub_hub: StubHub, files: list[dict[str, bytes]]) -> None:
+    stub_hub.put("me/model", files[0])
+    assert "no such branch, tag or commit" in load_error("me/model@nowhere", SourceError)
+    assert "leave one of them out" in load_error("me/model@main", SourceError, revision="other")
+
+
+def test_configuration_and_weights_are_of_one_commit_even_if_the_branch_moves_on(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_hub.put("me/model", files[0])
+    answer = stub_hub.answer
+
+    def push_in_between(request: Request) -> Reply:
+        reply = answer(request)
+        if request.method == "GET" and request.path.endswith("config.json"):
+            stub_hub.put("me/model", files[1])
+        return reply
+
+    monkeypatch.setattr(stub_hub, "answer", push_in_between)
+    assert is_same(tosa_cli.load("me/model"), models[0])
+    assert is_same(tosa_cli.load("me/model"), models[1])
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def test_a_private_repository_takes_the_token_of_the_environment_or_the_one_given(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_hub.put("me/secret", files[0], private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    assert "log in with `hf auth login` or set HF_TOKEN" in load_error("me/secret", SourceError)
+    assert "the access token was refused" in load_error("me/secret", HubError, token="hf_expired")
+    assert is_same(tosa_cli.load("me/secret", token=WRITE_TOKEN), models[0])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
+    Path(constants.HF_TOKEN_PATH).write_text(WRITE_TOKEN)
+    assert is_same(tosa_cli.load("me/secret"), models[0])
+
+
+@pytest.mark.parametrize("token", [None, WRITE_TOKEN])
+def test_a_gated_repository_asks_for_access(
+    stub_hub: StubHub, files: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    stub_hub.put("org/gated", files[0], gated=True)
+    monkeypatch.delenv("HF_TOKEN")
+    options = {"token": token} if token else {}
+    assert "access to the repository is restricted; ask for it" in load_error("org/gated", HubError, **options)
+
+
+# ---------------------------------------------------------------------- caches
+
+
+def test_what_is_in_the_cache_is_not_fetched_again(
+    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT], tmp_path: Path
+) -> None:
+    commit = stub_hub.put("me/model", files[0])
+    tosa_cli.load("me/model", cache_dir=tmp_path / "cache")
+    assert (tmp_path / "cache" / "models--me--model").is_dir() and not Path(constants.HF_HUB_CACHE).exists()
+    asked = len(stub_hub.requests)
+    assert is_same(tosa_cli.load("me/model", cache_dir=tmp_path / "cache"), models[0])
+    assert {request.partition(" ")[0] for request in stub_hub.requests[asked:]} == {"HEAD"}
+    asked = len(stub_hub.requests)
+    assert is_same(tosa_cli.load(f"me/model@{commit.oid}", cache_dir=tmp_path / "cache"), models[0])
+    assert len(stub_hub.requests) == asked
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("how", ["offline", "unreachable", "down", "logged-out"])
+def test_a_model_in_the_cache_loads_when_the_hub_does_not_answer(
+    stub_hub: StubHub,
+    files: list[dict[str, bytes]],
+    models: list[TosaViT],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    how: str,
+) -> None:
+    stub_hub.put("me/model", files[0], private=True)
+    tosa_cli.load("me/model")
+    if how == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif how == "unreachable":
+        go_offline(monkeypatch, tmp_path / "hf_home")
+    elif how == "down":
+        stub_hub.fail("/resolve/", 503, "Service unavailable")
+    else:
+        monkeypatch.delenv("HF_TOKEN")
+    assert is_same(tosa_cli.load("me/model"), models[0])
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (tosa_cli.load, "me/model"),
+        (load_source, "me/model"),
+        (load_source, "hf-hub:me/model"),
+        (load_source, "test_vit"),
+    ],
+)
+def test_without_a_network_and_a_cache_that_is_told_at_once(
+    load: Callable[[str], object], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_offline(monkeypatch, tmp_path / "hf_home")
+    with pytest.raises(HubError, match=r"127\.0\.0\.1:\d+ cannot be reached .*; check the network") as failure:
+        load(name)
+    assert str(failure.value).startswith(f"{name}: ") and str(failure.value).count("\n") == 0
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_offline_mode_without_a_cache_is_told_without_asking(
+    stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline mode is on; unset HF_HUB_OFFLINE and try again." in load_error("me/model", HubError)
+    assert stub_hub.requests == []
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_hub_that_is_down_is_told_at_once(stub_hub: StubHub, files: list[dict[str, bytes]]) -> None:
+    stub_hub.put("me/model", files[0])
+    stub_hub.fail("/resolve/", 503, "Service unavailable")
+    assert "the Hub answered 503 (Service unavailable); wait a while" in load_error("me/model", HubError)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_dense_weights_in_the_cache_are_converted_without_a_network(
+    stub_hub: StubHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dense"
+    save_for_hf(make_vit(num_classes=5, img_size=64), str(folder), safe_serialization=True)
+    stub_hub.put("me/dense", {path.name: path.read_bytes() for path in folder.iterdir()})
+    expected = load_source("me/dense").model.state_dict()
+    go_offline(monkeypatch, tmp_path / "hf_home")
+    loaded = load_source("me/dense").model.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in expected.items())
+
+
+# ---------------------------------------------------------------------- what is no converted model
+
+
+def test_a_dense_repository_is_refused_before_its_weights_are_fetched(stub_hub: StubHub) -> None:
+    stub_hub.put("me/dense", {"config.json": json.dumps({"architecture": "test_vit"}).encode()})
+    message = load_error("me/dense", CheckpointError)
+    assert "me/dense holds test_vit, which is not converted yet: run `tosa convert me/dense" in message
+    assert not any("model.safetensors" in request for request in stub_hub.requests)
+
+
+def test_a_repository_without_weights_or_configuration_is_told(
+    stub_hub: StubHub, files: list[dict[str, bytes]]
+) -> None:
+    stub_hub.put("me/half", {"config.json": files[0]["config.json"]})
+    stub_hub.put("me/empty", {})
+    assert "the repository has no file model.safetensors" in load_error("me/half", SourceError)
+    assert "the repository has no file config.json" in load_error("me/empty", SourceError)
+
+
+def test_ids_that_are_none_are_told() -> None:
+    assert "the repository id is not valid" in load_error("a b/c", InputError)
+    with pytest.raises(SourceError, match="There is no model folder"):
+        tosa_cli.load("local-dir:me/model")

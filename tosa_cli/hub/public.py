@@ -1,0 +1,140 @@
+"""What of a model folder others get to see: names of folders without where they lie, and a card that says how to load.
+
+A folder keeps the paths of its source and data, as `eval --compare` reads the source from there. On the Hub they would
+tell about the user's machine and help nobody. Imports no torch.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+PATH_SETTINGS = ("data_dir", "val_dir")
+_LOCAL_SOURCE = "local-dir:"
+_ABSOLUTE = re.compile(r"(local-dir:)?(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
+
+
+def without_paths(values: Any, hub_id: str | None, key: str = "") -> Any:
+    """JSON values in which each local path is only the name of its folder or file.
+
+    Args:
+        values: Any JSON values, such as the settings of each command.
+        hub_id: Id of the source on the Hub, which is no path; None if it does not come from there.
+        key: Name that the values stand under.
+    """
+    if isinstance(values, Mapping):
+        return {name: without_paths(value, hub_id, name) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_paths(value, hub_id, key) for value in values]
+    return _name(values) if isinstance(values, str) and _is_path(key, values, hub_id) else values
+
+
+def public_config(content: bytes) -> bytes:
+    """A config.json without local paths; the very same bytes if it has none."""
+    config = json.loads(content)
+    block = config.get("tosa") if isinstance(config, dict) else None
+    if not isinstance(block, dict):
+        return content
+    cleaned = without_paths(block, block.get("base_hub_id"))
+    return content if cleaned == block else (json.dumps({**config, "tosa": cleaned}, indent=2) + "\n").encode()
+
+
+def public_recipe(content: bytes, hub_id: str | None) -> bytes:
+    """A recipe.yaml without local paths; the very same bytes if it has none."""
+    recipe = yaml.safe_load(content)
+    cleaned = without_paths(recipe, hub_id)
+    if cleaned == recipe:
+        return content
+    return ("# What made this model.\n" + yaml.safe_dump(cleaned, sort_keys=False, default_flow_style=None)).encode()
+
+
+def public_card(card: str, config: Mapping[str, Any]) -> str:
+    """A card without the local paths that its model's configuration knows of."""
+    block = config.get("tosa")
+    if not isinstance(block, Mapping):
+        return card
+    hub_id = block.get("base_hub_id")
+    paths = {path for path in _paths(block, hub_id) if re.search(r"[/\\]", path)}
+    if not paths:
+        return card
+    longest_first = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w/\\.-])({longest_first})(?![\w/\\-])", lambda found: _name(found.group()), card)
+
+
+def how_to_load(name: str, repo_id: str | None = None) -> str:
+    """The card's section on loading.
+
+    Args:
+        name: Name of the model folder.
+        repo_id: Where it is on the Hub; None if it is not there.
+    """
+    if repo_id is None:
+        lines = (
+            f'model = tosa_cli.load("{name}")  # a folder, or org/name on the Hub\n'
+            f'model = timm.create_model("local-dir:{name}", pretrained=True)  # the same; hf-hub:org/name on the Hub\n'
+        )
+    else:
+        lines = (
+            f'model = tosa_cli.load("{repo_id}")\n'
+            f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)  # the same\n'
+            f'features = timm.create_model("hf-hub:{repo_id}", pretrained=True, features_only=True)  # maps of layers\n'
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+        )
+    return (
+        f"## How to load it\n\n```python\nimport timm\nimport tosa_cli\n\n{lines}```\n\n"
+        "`pip install tosa-cli` first. `forward`, `forward_features` and `forward_intermediates` are timm's."
+    )
+
+
+def address_card(card: str, repo_id: str, before: str | None = None) -> str:
+    """A card that says how to load the model from a repository; one of another form is left as it is.
+
+    Args:
+        card: The card.
+        repo_id: The repository.
+        before: The repository from which it says to load it so far; None is the folder.
+    """
+    title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
+    if title is None:
+        return card
+    return card.replace(how_to_load(title.group(1), before), how_to_load(title.group(1), repo_id))
+
+
+def add_pictures(card: str, names: Sequence[str]) -> str:
+    """A card that shows pictures of what the model computes, files beside it; before its settings, or at its end."""
+    if not names:
+        return card
+    pictures = "\n\n".join(f"![Patches that each ToSA layer computes]({name})" for name in names)
+    section = (
+        f"## What it computes\n\n{pictures}\n\nPatches as in the image are computed by the layer, dimmed ones skip it; "
+        f"all of them are there at the end.\n"
+    )
+    before, settings, after = card.partition("\n## Settings\n")
+    return f"{before}\n{section}{settings}{after}" if settings else f"{card.rstrip()}\n\n{section}"
+
+
+def _paths(values: Any, hub_id: str | None, key: str = "") -> Iterator[str]:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _paths(value, hub_id, name)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _paths(value, hub_id, key)
+    elif isinstance(values, str) and _is_path(key, values, hub_id):
+        yield values
+
+
+def _is_path(key: str, value: str, hub_id: str | None) -> bool:
+    if "://" in value:
+        return False
+    if key == "source":
+        source = value.removeprefix("hf-hub:").partition("@")[0]
+        return not (hub_id and source == hub_id)
+    return key in PATH_SETTINGS or bool(_ABSOLUTE.match(value))
+
+
+def _name(path: str) -> str:
+    path = path.removeprefix(_LOCAL_SOURCE)
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path

@@ -1,0 +1,82 @@
+"""Image files as a model sees them, one by one, for pictures."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform, resolve_input_data_config
+from timm.data.readers.img_extensions import get_img_extensions
+from torch import Tensor
+
+from tosa_cli.errors import DataError
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+def find_photos(paths: Iterable[Path]) -> list[Path]:
+    """The image files among paths, a folder's in the order of their names and its sub-folders' with them.
+
+    Raises:
+        DataError: If a path does not exist, or a folder holds no images.
+    """
+    suffixes = get_img_extensions(as_set=True)
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            if not inside:
+                raise DataError(f"{path} holds no images (.jpg, .png, ...). Name another folder, or an image.")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"There is no image or folder {path}. Check the path.")
+    return list(dict.fromkeys(found))
+
+
+def photo_transform(model: TosaViT) -> Callable[[Image.Image], Tensor]:
+    """The transform (C, height, width) that evaluation applies to an image for a model, at the model's image size."""
+    config = resolve_input_data_config(model)
+    size: Any = model.patch_embed.img_size
+    return create_transform(
+        (config["input_size"][0], *size),
+        is_training=False,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+
+
+def read_photo(path: Path, model: TosaViT, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Read an image, upright, as a batch of one.
+
+    Args:
+        path: The file.
+        model: The model that it is for, which tells the number of channels.
+        transform: From `photo_transform`.
+
+    Returns:
+        Normalised image (1, C, height, width).
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("L" if model.in_chans == 1 else "RGB")
+    except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
+        broken = isinstance(error, UnidentifiedImageError)
+        reason = "it is not an image, or broken" if broken else " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason}). Name another image.") from error
+    return transform(upright)[None]
+
+
+def to_pixels(images: Tensor, model: TosaViT) -> Tensor:
+    """Undo the normalisation of one image (1, C, height, width): colors (height, width, 3) in 0..1."""
+    config = resolve_input_data_config(model)
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    pixels = (images[0].cpu().float() * std + mean).clamp(0, 1)
+    return pixels.expand(3, -1, -1).permute(1, 2, 0)
