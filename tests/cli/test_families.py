@@ -22,5 +22,5 @@ def test_a_folder_goes_the_whole_way(family: str, work: Path, tosa: Tosa) -> Non
     assert tosa("distill made --data-dir photos -b 8 -j 0").code == 0
     assert 0 < tosa("flops made --json").json["reduction"] < 0.5
     measured = tosa("eval made --data-dir digits/validation --compare --json -b 8 -j 0").json
-    assert measured["samples"] == 33 and measured["dense"]["samples"] == 33
+    assert measured["samples"] == 33 and {"top1", "top5"} <= set(measured["dense"])
     assert tosa("finetune made -o tuned --data-dir digits/train --epochs 1 -b 8 -j 0").code == 0
