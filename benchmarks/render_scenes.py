@@ -43,8 +43,8 @@ README = """# Rendered rooms with exact depth
 `benchmarks/render_scenes.py --count {count} --seed {seed} --size {size}`.
 
 `rgb/NAME` is a picture, `depth/NAME` its depth: 16-bit PNG, millimetres from the plane of the camera, {nearest:g} to
-{farthest:g} m, measured everywhere. `train.txt` and `test.txt` have a line `rgb/NAME depth/NAME` for each image. Field of
-view 49 to 65 degrees.
+{farthest:g} m, measured everywhere. `train.txt` and `test.txt` have a line `rgb/NAME depth/NAME` for each image.
+The field of view is 49 to 65 degrees.
 """
 
 
