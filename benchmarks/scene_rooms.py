@@ -32,12 +32,13 @@ class Light:
 
 @dataclass
 class Scene:
-    """A room, what stands in it, its lights, and the camera."""
+    """A room, what stands in it, its lights, and the camera with its exposure, where 1 is a well exposed picture."""
 
     room: Room
     camera: Camera
     solids: list[Solid] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
+    exposure: float = 1.0
 
 
 def draw_scene(*seed: int) -> Scene:
@@ -48,6 +49,7 @@ def draw_scene(*seed: int) -> Scene:
     hang_lamps(draw, scene)
     furnish_walls(draw, scene)
     furnish_floor(draw, scene)
+    scene.exposure = draw.between(0.55, 1.25)
     return scene
 
 

@@ -33,7 +33,7 @@ def render_image(scene: Scene, size: int, noise: float = 0.008, seed: int = 0) -
         seed: Seed of the noise.
     """
     light = np.mean([_sample(scene, size, shift) for shift in SHIFTS], axis=0)
-    exposed = light * (0.37 / max(float(np.mean(light)), 1e-6))
+    exposed = light * (0.37 * scene.exposure / max(float(np.mean(light)), 1e-6))
     # Bright parts are bent towards white, as film does.
     exposed = exposed * (1 + exposed / 6) / (1 + exposed)
     across = np.linspace(-1, 1, size)
