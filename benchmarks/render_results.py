@@ -46,7 +46,8 @@ def _pair(row: dict[str, Any], suffix: str = "") -> str:
     return f"{row[f'patch{suffix}']:.4f} / {row[f'class{suffix}']:.4f}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -66,7 +67,7 @@ def _grid(grid: dict[str, Any]) -> str:
                 f"Keep rate {rate}. 64 calibration crops, 48 held-out crops, one draw. The oracle runs each layer "
                 f"whole and skips the tokens about which the bypass is least wrong."
             )
-            parts.append(_table(["selector", *BYPASSES], rows))
+            parts.append(table(["selector", *BYPASSES], rows))
     saved = [
         [
             selector,
@@ -79,7 +80,7 @@ def _grid(grid: dict[str, Any]) -> str:
         if any(key.startswith(f"{selector} ") for key in grid)
     ]
     parts.append("MACs saved at 0.8; in brackets what selector, matching and bypass cost, in dense MACs.")
-    parts.append(_table(["selector", *BYPASSES], saved))
+    parts.append(table(["selector", *BYPASSES], saved))
     return "\n\n".join(parts)
 
 
@@ -110,7 +111,7 @@ def _budget(budget: dict[str, Any]) -> str:
             "## Layers and keep rates by measurement: 224 x 224, selector `similarity`",
             "126 calibration crops, 95 held-out crops. `uniform` is one keep rate on layers 2 to 12. With a span of 2 "
             "or 3 so many layers in a row share one choice of tokens.",
-            _table(head, rows),
+            table(head, rows),
             "\n".join([rates[0], "", *rates[1:]]),
         ]
     )
@@ -134,7 +135,7 @@ def _seeds(seeds: dict[str, Any]) -> str:
             "## Three draws of calibration photos: 224 x 224",
             "Selector `similarity`. 126 of 253 calibration crops drawn with a seed; mean and standard deviation over "
             "the draws, 95 held-out crops. The preset `calibrated` is `auto nearest+affine, span 2`.",
-            _table(["setting", "draws", "MACs saved", "patch", "class"], rows),
+            table(["setting", "draws", "MACs saved", "patch", "class"], rows),
         ]
     )
 
@@ -152,7 +153,7 @@ def _large(large: dict[str, Any]) -> str:
             "24 calibration crops, 16 held-out crops. Five layers with `nearest+linear`; the calibrated settings with "
             "`nearest+affine` have the layers and keep rates chosen at "
             "224.",
-            _table(["setting", "MACs saved", "mean", "median", "calibration"], rows),
+            table(["setting", "MACs saved", "mean", "median", "calibration"], rows),
         ]
     )
 
@@ -170,7 +171,7 @@ def _finetune(finetune: dict[str, Any]) -> str:
             "## Label-free finetuning: 224 x 224",
             "`tosa finetune --objective features` on the calibration crops; measured on the 95 held-out crops, which "
             "it never saw.",
-            _table(["setting", "mean", "median", "training"], rows),
+            table(["setting", "mean", "median", "training"], rows),
         ]
     )
 
@@ -196,7 +197,7 @@ def _speed(speed: dict[str, Any]) -> str:
             "Median of nine turns of each model in one process, and the spread of the ratio turn by turn. Ideal is the "
             "ratio of the MACs. Random weights: speed does not depend on them. Peak memory of a forward pass beyond "
             "the weights, converted / dense.",
-            _table(head, rows),
+            table(head, rows),
         ]
     )
 
@@ -215,7 +216,7 @@ def _grid_speed(grid: dict[str, Any]) -> str:
             "## Speed of every selector with every bypass",
             "ViT-S/14 at 224, batch 8, float32, eager, layers 2,4,6,8,10 at 0.8; 31 models in turns in one process, "
             "seven turns each. Speed against dense, the ideal in brackets.",
-            _table(["selector", *BYPASSES], rows),
+            table(["selector", *BYPASSES], rows),
             "![Error against speed](results/error_against_speed.png)",
         ]
     )
@@ -234,7 +235,7 @@ def _profile(profile: dict[str, Any]) -> str:
             "## Where the time goes",
             "Milliseconds of a forward pass of ViT-S/14 at 224, batch 8, float32, eager, under PyTorch's profiler, one "
             "after the other. The ideal counts matrix products and attention alone.",
-            _table(["operations", "dense", "calibrated, -25 %"], rows),
+            table(["operations", "dense", "calibrated, -25 %"], rows),
         ]
     )
 

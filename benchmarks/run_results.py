@@ -66,15 +66,16 @@ class Lab:
 
     Args:
         work: Folder with checkpoint and photos.
+        path: The results so far, and where new ones go.
     """
 
-    def __init__(self, work: Path) -> None:  # noqa: D107
+    def __init__(self, work: Path, path: Path = RESULTS) -> None:  # noqa: D107
         from tosa_cli.train.config import TrainConfig
         from tosa_cli.train.loop import make_accelerator
 
-        self.work = work
+        self.work, self.path = work, path
         self.accelerator = make_accelerator(TrainConfig(device="cpu"))
-        self.results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         self.results["machine"] = machine()
         self.dense: dict[tuple[int, int], Any] = {}
 
@@ -122,8 +123,8 @@ class Lab:
             return
         started = time.perf_counter()
         done[name] = {**run(), "seconds": time.perf_counter() - started}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
         shown = {key: value for key, value in done[name].items() if not isinstance(value, (dict, list))}
         print(part, name, shown, flush=True)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.tiny_models import make_images
+from tests.model.families import make_family
+from tests.model.tiny_models import make_images, make_tosa
 from tosa_cli.config import Bypass, Selector, TosaConfig
 from tosa_cli.errors import ConfigError, ExportError, InputError, OutputError
 from tosa_cli.export import export as export_module
@@ -126,6 +127,15 @@ def test_every_kind_of_test_model_exports_with_any_batch(tmp_path: Path, source:
     )
     export_model(model, path)
     assert torch.allclose(run_onnx(path, images_of(5))["logits"], model(images_of(5)), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["EVA-02", "mixed rotation", "BEiT, both biases", "relative positions, class token"])
+def test_families_that_are_told_of_places_export_with_any_batch(tmp_path: Path, family: str) -> None:
+    model, path = make_tosa(make_family(family), layers=(2, 4)), tmp_path / "model.onnx"
+    images = make_images(5, size=model.patch_embed.img_size)
+    check = export_model(model, path).check
+    assert check.images == check.same_choices + check.tied_choices
+    assert run_onnx(path, images)["logits"].shape == model(images).shape
 
 
 def test_a_model_without_a_head_gives_tokens_and_pooled_features(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def _embed_eva(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
 
 
 def _embed_beit(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
-    tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+    tokens = torch.cat([model.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
     if model.pos_embed is not None:
         tokens = tokens + model.pos_embed
     tokens = model.pos_drop(tokens)
@@ -161,7 +161,7 @@ def _embed_beit(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
 def _embed_relpos(model: Backbone, patches: Tensor) -> tuple[Tensor, Extras]:
     tokens = patches
     if model.cls_token is not None:
-        tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([model.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
     if model.shared_rel_pos is None:
         return tokens, ()
     return tokens, ({"shared_rel_pos": model.shared_rel_pos.get_bias()},) * len(model.blocks)

@@ -72,9 +72,9 @@ def two_sets(grid: tuple[int, int], spacing: int, device: torch.device | None = 
 
 
 def num_partners(grid: tuple[int, int], spacing: int) -> int:
-    """How many possible partners `two_sets` finds."""
+    """How many possible partners `two_sets` finds: at least one, which is all there is of a grid of one patch."""
     rows, columns = grid
-    return rows * columns // 2 if spacing == 1 else -(-rows // spacing) * -(-columns // spacing)
+    return max(1, rows * columns // 2) if spacing == 1 else -(-rows // spacing) * -(-columns // spacing)
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:

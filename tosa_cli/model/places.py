@@ -62,10 +62,10 @@ def gather_bias(bias: Tensor, keep_indices: Tensor) -> Tensor:
     Returns:
         Bias (B, H, K, K).
     """
-    length, (batch, kept) = bias.shape[-1], keep_indices.shape
+    length = bias.shape[-1]
     pairs = keep_indices[:, :, None] * length + keep_indices[:, None, :]
     flat = bias.reshape(-1, length * length).index_select(1, pairs.flatten())
-    return flat.view(-1, batch, kept, kept).transpose(0, 1)
+    return flat.unflatten(1, pairs.shape).transpose(0, 1)
 
 
 class SelectedBias(TorchFunctionMode):
