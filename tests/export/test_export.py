@@ -119,7 +119,7 @@ def test_a_file_for_a_fixed_batch_takes_that_number_alone(tmp_path: Path, settin
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("source", ["test_vit3", "test_vit4"])
+@pytest.mark.parametrize("source", ["test_vit3", pytest.param("test_vit4", marks=pytest.mark.slow)])
 def test_every_kind_of_test_model_exports_with_any_batch(tmp_path: Path, source: str) -> None:
     model, path = (
         tiny_tosa(source, selector="similarity", bypass="nearest+affine", layers=(1, 2), span=2),

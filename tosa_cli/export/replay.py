@@ -16,6 +16,8 @@ from tosa_cli.model.matching import Choice, other_indices, partner_spacing, part
 from tosa_cli.model.selection import gather_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 
+_EXACT = "donot_use_mm_for_euclid_dist"
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -53,9 +55,10 @@ def replay(model: TosaViT, images: Tensor, choices: Mapping[str, Tensor]) -> Rep
             continue
         if model.choosing_layers[layer] == layer:
             own = model.choose(layer, tokens, places, scores)
-            keep, against = _judge_kept(model, layer, tokens, grid, scores, own, choices[f"keep_indices_{layer}"])
-            margin = margin.maximum(against)
+            keep = choices[f"keep_indices_{layer}"]
             same &= (own.keep_indices == keep).flatten(1).all(1)
+            keep, against = _judge_kept(model, layer, tokens, grid, scores, own, keep)
+            margin = margin.maximum(against)
             choice = Choice(keep)
             if model.config.matches_tokens and own.partners is not None:
                 partners = choices[f"partners_{layer}"]
@@ -127,20 +130,16 @@ def _judge_partners(
         allowed = torch.isin(keep, _candidates(model, layer, length, grid)[1])
     else:
         allowed = torch.arange(keep.shape[1]).expand_as(keep) >= prefix
-    distances = distances.masked_fill(~allowed[:, None], torch.inf)
+    eligible = distances.masked_fill(~allowed[:, None], torch.inf)
     count = partners.shape[-1]
     in_order = partners.sort(-1).values
     valid = (in_order >= 0).all(-1) & (in_order < keep.shape[1]).all(-1) & (in_order.diff(dim=-1) > 0).all(-1)
-    nearest = distances.topk(count, largest=False)
+    nearest = eligible.topk(count, largest=False)
     partners = torch.where(valid[..., None], partners, nearest.indices)
-    found = distances.gather(-1, partners)
-    excess = (found.sort(-1).values - nearest.values).amax(-1) / _key_size(keys)[:, None]
+    excess = (eligible.gather(-1, partners).sort(-1).values - nearest.values).amax(-1) / _key_size(keys)[:, None]
     against = torch.where(valid, excess, torch.inf).flatten(1).amax(1) if skip.shape[1] else torch.zeros(len(keep))
-    choice = Choice(keep, skip, partners, partner_weights(found.square()))
+    choice = Choice(keep, skip, partners, partner_weights(distances.gather(-1, partners).square()))
     return choice, torch.nan_to_num(against.double(), nan=torch.inf)
-
-
-_EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def _candidates(model: TosaViT, layer: int, length: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
