@@ -389,7 +389,8 @@ def run_finetune(lab: Lab) -> None:
         folder = lab.work / "results_calibrated"
         save(model, folder, overwrite=True)
         command = [sys.executable, "-m", "tosa_cli.cli.app", "finetune", str(folder), "--objective", "features"]
-        command += ["--data-dir", str(lab.work / "photos" / "calibration"), "--max-minutes", "25", "--json"]
+        command += ["--data-dir", str(lab.work / "photos" / "calibration"), "--max-minutes", "25"]
+        command += ["--epochs", "30", "--json"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         report = json.loads(done.stdout)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

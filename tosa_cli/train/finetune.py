@@ -70,7 +70,7 @@ def finetune(
         accelerator,
         objective,
         images,
-        make_optimizer(finetuned_groups(model, config.weight_decay, config.layer_decay), config),
+        make_optimizer(finetuned_groups(model, config), config),
         config,
         checkpoint=checkpoint,
         fingerprint=fingerprint(model),
