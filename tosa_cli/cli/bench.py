@@ -159,7 +159,7 @@ def _bench_alone(setup: Setup, runtime: Literal["torch", "onnxruntime"]) -> None
     from tosa_cli.measure.speed import compare_speed
 
     compare: Callable[..., SpeedReport] = partial(compare_speed, compiled=setup.compile)
-    version = f"torch {torch.__version__}"
+    version = ""
     if runtime == "onnxruntime":
         from tosa_cli.export.config import ExportConfig
         from tosa_cli.export.onnx_file import runtime_name
@@ -182,7 +182,7 @@ def _bench_alone(setup: Setup, runtime: Literal["torch", "onnxruntime"]) -> None
             advance=bar.advance,
         )
     if setup.json:
-        console.print_json({**report.to_dict(), "runtime": version})
+        console.print_json(report.to_dict() | ({} if runtime == "torch" else {"runtime": version}))
         return
     rows = [
         [

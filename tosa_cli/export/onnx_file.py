@@ -158,6 +158,8 @@ class OnnxModule(nn.Module):
         ExportError: If ONNX Runtime does not take the file.
     """
 
+    runs_elsewhere = True
+
     def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__()
         import onnxruntime

@@ -119,7 +119,8 @@ def time_in_turns(
     """Time models in turns, so that a machine whose speed drifts is fair to all.
 
     Args:
-        models: Models by name; speed is told against the first.
+        models: Models by name; speed is told against the first. The memory of one with an attribute `runs_elsewhere`
+            that is true, which PyTorch cannot see, is None.
         images: A batch (B, C, height, width) on the device and of the type to measure.
         rounds: Turns of each model; median and spread are over them.
         seconds: Least time of a turn; it repeats the batch as often.
@@ -130,7 +131,7 @@ def time_in_turns(
         Times of each model, and the ratio of the first model's to it, turn by turn.
     """
     memory = {
-        name: _peak_memory_mb(model.eval(), images) if next(model.parameters(), None) is not None else None
+        name: None if getattr(model.eval(), "runs_elsewhere", False) else _peak_memory_mb(model, images)
         for name, model in models.items()
     }
     with _room_to_compile(len(models)) if compiled else nullcontext():
