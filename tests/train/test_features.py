@@ -1,7 +1,6 @@
 """Finetuning on the dense model's features needs no labels, and never hands back a model worse than it was given."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +177,10 @@ def test_bypasses_are_trained_with_the_backbone(photos: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("sched", ["cosine", "none"])
 def test_bypasses_have_a_learning_rate_of_their_own(objective: Any, sched: str) -> None:
     model = tiny_tosa(selector="similarity", bypass="nearest+affine")
-    config = FinetuneConfig(objective=objective, sched=sched, lr=1e-4, bypass_lr=1e-2, warmup_epochs=1.0, epochs=3)
-    for wanted in (config, replace(config, bypass_lr=None)):
-        optimizer = make_optimizer(finetuned_groups(model, wanted), wanted)
-        scheduler = make_scheduler(wanted)(optimizer, 4)
+    config = FinetuneConfig(objective=objective, sched=sched, lr=1e-4, warmup_epochs=1.0, epochs=3)
+    for scale in (100, 1):
+        optimizer = make_optimizer(finetuned_groups(model, 0.0, bypass_lr_scale=scale), config)
+        scheduler = make_scheduler(config)(optimizer, 4)
         bypasses = {id(parameter) for parameter in model.bypasses.parameters()}
         for update in (0, 4, 9):
             scheduler.step_update(update)
@@ -190,7 +189,17 @@ def test_bypasses_have_a_learning_rate_of_their_own(objective: Any, sched: str) 
                 for group in optimizer.param_groups
                 for parameter in group["params"]
             }
-            assert rates[True] == pytest.approx(rates[False] * (100 if wanted.bypass_lr else 1))
+            assert rates[True] == pytest.approx(rates[False] * scale)
+
+
+def test_the_learning_rate_of_bypasses_is_the_one_asked_for(photos: Path, tmp_path: Path) -> None:
+    moved = []
+    for bypass_lr in (1e-6, 1e-2):
+        model = tiny_tosa(selector="similarity", bypass="nearest+affine")
+        before = weights(model, "bypasses")
+        run_features(model, photos, tmp_path / "run", scores=[0.0, 0.1, 0.2, 0.3], bypass_lr=bypass_lr, model_ema=False)
+        moved.append(max((value - before[name]).abs().max() for name, value in weights(model, "bypasses").items()))
+    assert moved[1] > 100 * moved[0] > 0
 
 
 def test_defaults_depend_on_the_objective_and_are_recorded() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.config import FinetuneConfig, TrainConfig
+from tosa_cli.train.config import TrainConfig
 
 
 def make_optimizer(
@@ -32,24 +32,24 @@ def make_optimizer(
         raise ConfigError(f"opt {config.opt!r} cannot be used ({error}): try adamw, sgd or lamb.") from error
 
 
-def finetuned_groups(model: TosaViT, config: FinetuneConfig) -> list[dict[str, Any]]:
+def finetuned_groups(
+    model: TosaViT, weight_decay: float, layer_decay: float | None = None, bypass_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Groups of the parameters that finetuning trains and that require gradients: backbone, then bypasses.
 
     Args:
         model: The ToSA model.
-        config: Learning rates, and weight decay, which norms and biases are left without.
+        weight_decay: Weight decay, which norms and biases are left without.
+        layer_decay: Factor between the learning rates of neighbouring layers of the backbone; None is off.
+        bypass_lr_scale: Learning rate of the bypasses as a multiple of the common one.
 
     Returns:
-        Groups as timm's optimizers and schedules take them: a learning rate of its own is a scale of the common one.
+        Groups as timm's optimizers and schedules take them.
     """
     backbone, spared = model.backbone, model.backbone.no_weight_decay()
-    weight_decay, layer_decay = config.weight_decay, config.layer_decay
     if layer_decay is None:
         groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=spared)
     else:
         groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
     added = param_groups_weight_decay(model.bypasses, weight_decay)
-    if config.bypass_lr is not None:
-        for group in added:
-            group["lr_scale"] = config.bypass_lr / config.lr
-    return groups + added
+    return groups + [{**group, "lr_scale": bypass_lr_scale} for group in added]
