@@ -256,7 +256,7 @@ def images_to_read(
         persistent_workers=False,
         **augment_args,
     )
-    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+    loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
     class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
     classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
     return Images(loader, samples, len(samples), classes, name)
@@ -282,7 +282,8 @@ def check_labels(images: Images, num_classes: int) -> None:
         )
 
 
-def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+def start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    """Set up a process that loads data, with what timm does there if anything."""
     # Ctrl-C reaches all processes of a terminal, but the main one decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if start is not None:
