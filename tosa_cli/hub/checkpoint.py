@@ -22,6 +22,7 @@ from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is
 from tosa_cli.hub.source import weights_error
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import dump_recipe
+from tosa_cli.task import DENSE_ARCHITECTURE
 
 __all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
 
@@ -146,6 +147,11 @@ def _local_folder(name: str, revision: str | None) -> Path:
 def _check_config(config: dict[str, Any], folder: Path) -> Provenance:
     """Check a config.json before anything is built from it, and read its provenance."""
     path = folder / CONFIG
+    if config.get("architecture") == DENSE_ARCHITECTURE:
+        raise CheckpointError(
+            f"{folder} holds a model with a decoder, which only `tosa eval` and `tosa finetune` take: name the "
+            f"converted model that its encoder came from."
+        )
     if config.get("architecture") != ARCHITECTURE:
         raise CheckpointError(
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "

@@ -8,8 +8,10 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
+from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
 
 if TYPE_CHECKING:
+    from tosa_cli.model.dense import DensePredictor
     from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -32,6 +34,26 @@ def build(base_architecture: str, **model_args: Any) -> "TosaViT":
     return TosaViT(create_model(base_architecture, pretrained=False, **model_args), config)
 
 
+def build_dense(base_architecture: str, **model_args: Any) -> "DensePredictor":
+    """Build a dense model, encoder and decoder, without its weights.
+
+    Args:
+        base_architecture: timm's name of the encoder's source architecture.
+        model_args: Settings of `TaskConfig` by name; of `TosaConfig`, if the encoder is converted; the rest goes to
+            timm's `create_model`.
+
+    Raises:
+        ConfigError: If a setting is wrong.
+        UnsupportedModelError: If the architecture cannot be converted.
+    """
+    from tosa_cli.model.dense import DensePredictor
+
+    names = TaskConfig.field_names()
+    config = TaskConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
+    make = build if "layers" in model_args else create_model
+    return DensePredictor(make(base_architecture, **model_args), config)
+
+
 @register_model
 def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's entry point for converted models: `timm.create_model("hf-hub:org/name", pretrained=True)`."""
@@ -43,6 +65,12 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
+
+
+@register_model
+def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's entry point for dense models, encoder and decoder."""
+    return build_model_with_cfg(build_dense, DENSE_ARCHITECTURE, pretrained, **kwargs)
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
