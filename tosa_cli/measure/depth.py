@@ -1,7 +1,7 @@
 """Errors of depth maps, as the field measures them on NYU Depth v2 and KITTI.
 
-The errors are those of Eigen et al. 2014 (arXiv 1406.2283, section 4), over the pixels that have a measured depth, first
-averaged over an image and then over the images.
+The errors are those of Eigen et al. 2014 (arXiv 1406.2283, section 4), over the pixels that have a measured depth,
+first averaged over an image and then over the images.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ class FormatDefaults:
         full_size: Images keep their size: training takes crops of it, evaluation the whole. Otherwise they are brought
             to the model's size.
         bottom_crop: Size (height, width) to which an image is cut at its lower middle before all else.
-        border: Part of an image of 480x640 that training sees, as (left, top, right, bottom): NYU's have a white frame.
+        border: Part (left, top, right, bottom) of an image of 480x640 whose depth is learned: NYU's have a white frame.
     """
 
     depth_scale: float

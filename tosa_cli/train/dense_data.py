@@ -133,12 +133,17 @@ class PairSamples(Dataset[PairSample]):
             check_depth_unit(name, values, self.task.min_depth, self.task.max_depth)
             crop = "none" if self.training else self.defaults.crop
             counted = measured_pixels(target, self.task.min_depth, self.task.max_depth, crop)
+            if self.training and self.defaults.border is not None and image.size == BORDERED_SIZE:
+                left, top, right, bottom = self.defaults.border
+                inside = torch.zeros_like(counted)
+                inside[top:bottom, left:right] = True
+                counted &= inside
             target = torch.where(counted, target, 0.0)
             if not counted.any():
                 raise ValueError("no depth was measured")
         else:
             self._check_labels(name, target)
-        box = _format_box(image, self.defaults, self.training)
+        box = _format_box(image, self.defaults)
         left, top, right, bottom = box
         target = target[top:bottom, left:right]
         return tv_tensors.Image(v2.functional.pil_to_tensor(image.crop(box))), tv_tensors.Mask(target[None])
@@ -152,15 +157,13 @@ class PairSamples(Dataset[PairSample]):
             )
 
 
-def _format_box(image: Image.Image, defaults: FormatDefaults, training: bool) -> tuple[int, int, int, int]:
+def _format_box(image: Image.Image, defaults: FormatDefaults) -> tuple[int, int, int, int]:
     """The part (left, top, right, bottom) of an image that is used."""
     width, height = image.size
     if defaults.bottom_crop is not None:
         rows, columns = defaults.bottom_crop
         top, left = max(0, height - rows), max(0, (width - columns) // 2)
         return left, top, min(width, left + columns), height
-    if training and defaults.border is not None and image.size == BORDERED_SIZE:
-        return defaults.border
     return 0, 0, width, height
 
 
