@@ -11,7 +11,8 @@ from timm.models import save_for_hf
 import tosa_cli
 from tests.cli.conftest import Tosa
 from tests.model.tiny_models import make_vit
-from tests.train.tiny_pairs import write_folder, write_kitti, write_nyu
+from tests.train.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
+from tests.train.tiny_runs import StopAt
 from tosa_cli.model.dense import DensePredictor
 
 TRAIN = "--decoder-dim 16 -b 4 -j 0 --device cpu --lr 2e-3 --color-jitter 0"
@@ -93,6 +94,21 @@ def test_the_best_weights_by_held_out_images_are_kept(converted: Path, scenes: P
     assert report["held_out"]["abs_rel_after"] == best["abs_rel"]
 
 
+def test_an_interrupted_run_goes_on_with_resume(
+    converted: Path, scenes: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"finetune --task depth --data-dir scenes --epochs 3 {TRAIN}"
+    assert tosa(f"{command} -o whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("tosa_cli.cli.console.TrainProgress.advance", StopAt(7).advance)
+        done = tosa(f"{command} -o part")
+    assert done.code == 1 and "run the same command with --resume" in done.err and not Path("part").exists()
+    done = tosa(f"{command} -o part --resume")
+    assert done.code == 0, done.err
+    whole, part = load_file("whole/model.safetensors"), load_file("part/model.safetensors")
+    assert all(value.equal(part[name]) for name, value in whole.items())
+
+
 def test_a_model_with_a_decoder_goes_on_in_its_own_folder(converted: Path, scenes: Path, tosa: Tosa) -> None:
     tosa(f"finetune --task depth --data-dir scenes --epochs 1 {TRAIN} -o depth")
     go_on = "finetune depth --data-dir scenes --epochs 1 -b 4 -j 0 --device cpu"
@@ -147,6 +163,18 @@ def test_the_recipes_of_the_paper_run_on_files_in_the_real_formats(
     ).json
     expected = {"nyu": ([480, 640], "eigen", 10), "kitti": ([352, 1216], "garg", 80)}[steps["data_format"]]
     assert (report["img_size"], report["crop"], report["max_depth"]) == expected and report["samples"] == 1
+
+
+def test_the_labelled_file_of_nyu_is_trained_on_and_evaluated_by_its_own_split(
+    converted: Path, work: Path, tosa: Tosa
+) -> None:
+    write_nyu_mat(work / "nyu", 12)
+    data = "--data-format nyu --data-dir nyu"
+    done = tosa(f"finetune --task depth {data} --val-split test --epochs 1 {TRAIN} -o depth --json")
+    assert done.code == 0 and done.json["held_out"]["samples"] == 6, done.err
+    report = tosa(f"eval depth {data} -j 0 --device cpu --json").json
+    assert report["samples"] == 6 and report["crop"] == "eigen" and report["img_size"] == [48, 64]
+    assert report["abs_rel"] == pytest.approx(done.json["held_out"]["abs_rel_after"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

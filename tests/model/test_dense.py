@@ -134,6 +134,12 @@ def test_a_dense_model_keeps_the_weights_of_its_encoder(folders: Path) -> None:
     assert torch.allclose(model.encoder.forward_features(images), expected, atol=1e-5)
 
 
+def test_the_decoders_first_weights_come_from_the_seed_alone(folders: Path) -> None:
+    decoders = [make_dense(str(folders / "dense"), config(), seed=seed).decoder.state_dict() for seed in (0, 0, 1)]
+    assert all(value.equal(decoders[1][name]) for name, value in decoders[0].items())
+    assert not decoders[0]["head.0.weight"].equal(decoders[2]["head.0.weight"])
+
+
 def test_broken_folders_are_refused(folders: Path) -> None:
     model = make_dense(str(folders / "dense"), config())
     save_dense(model, folders / "depth")

@@ -226,6 +226,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
         ({"data_dir": ""}, "pass --data-dir FOLDER"),
         ({"task": "segmentation", "data_format": "nyu"}, "has depth maps, not masks"),
         ({"data_format": "kitti"}, "needs a split file"),
+        ({"split_file": "gone.txt"}, "--split-file and --depth-dir go with --data-format nyu or kitti"),
         ({"data_format": "kitti", "split_file": "bad.txt"}, "Line 1 of bad.txt should be 'IMAGE DEPTH', but is 'x'"),
         ({"data_format": "nyu", "split_file": "gone.txt"}, "names .*gone.png, which does not exist: check --data-dir"),
         ({"data_format": "nyu", "split_file": "no.txt"}, "The split file no.txt cannot be read"),

@@ -78,7 +78,7 @@ def evaluate(
     from tosa_cli.hub.dense import is_dense
 
     if is_dense(name):
-        from tosa_cli.cli.dense import DenseEvaluation, evaluate_dense
+        from tosa_cli.cli.dense_evaluate import DenseEvaluation, evaluate_dense
 
         if dataset or selector == "oracle" or task in ("classification", "features"):
             raise InputError(

@@ -59,15 +59,16 @@ def finetune(
 
     Class folders are the labels, in alphabetical order, as in ImageNet. With --objective features no labels are read:
     the final tokens learn to be those of the dense model, and the best weights by held-out images are kept, the start
-    included. Without -o the model folder is brought to its next stage, the old weights in place until the new ones
-    are whole.
+    included. With --task depth or segmentation a decoder is put on the model, or on a dense source, and both learn from
+    images with depth maps or masks (paper 3.3); the result is a folder of its own. Otherwise, without -o, the model
+    folder is brought to its next stage, the old weights in place until the new ones are whole.
     """
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
     chosen = values.pop("task", None) or _task_of(name)
     check_settings(values, chosen)
     if chosen != "classification":
-        from tosa_cli.cli.dense import finetune_dense
+        from tosa_cli.cli.dense_finetune import finetune_dense
 
         finetune_dense(name, {**values, "task": chosen}, output, overwrite, resume, json)
         return

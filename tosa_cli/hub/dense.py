@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import ModelCardData
+import torch
+from huggingface_hub import ModelCardData, hf_hub_download
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-from tosa_cli.config import Provenance
-from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
+from tosa_cli.config import ARCHITECTURE, Provenance
+from tosa_cli.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tosa_cli.hub.checkpoint import _local_folder, load, versions
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, read_json
 from tosa_cli.hub.source import load_source, weights_error
@@ -25,7 +26,7 @@ from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
 PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}
 
 
-def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None = None) -> DensePredictor:
+def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None = None, seed: int = 0) -> DensePredictor:
     """Put a new decoder on an encoder.
 
     The encoder takes images of any size from then on; its position embedding is brought to `img_size` once.
@@ -33,7 +34,8 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
     Args:
         name: A converted model (folder or Hub id), or a dense source as `tosa convert` takes it.
         config: What is predicted, and with which decoder.
-        img_size: Image size (height, width) in pixels; None keeps the encoder's, or the nearest that is whole patches.
+        img_size: Image size (height, width) in pixels, brought to whole patches; None keeps the encoder's.
+        seed: Seed of the decoder's first weights.
 
     Raises:
         TosaError: If the encoder cannot be found or read, or does not take images of any size.
@@ -46,7 +48,9 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
     backbone.set_input_size(tuple(max(side, round(s / side) * side) for s, side in zip(size, patch, strict=True)))
     args = {**_encoder_args(encoder), "dynamic_img_size": True}
     try:
-        model = build_dense(**args, **config.to_dict())
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = build_dense(**args, **config.to_dict())
     except TypeError as error:
         raise UnsupportedModelError(
             f"{name} is a {args['base_architecture']}, which takes images of one size only, so it cannot be an encoder "
@@ -62,13 +66,7 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
 
 def is_dense(name: str, revision: str | None = None) -> bool:
     """Whether a folder or Hub repository holds a dense model."""
-    folder = Path(name.removeprefix("local-dir:"))
-    try:
-        if not folder.is_dir() and ("/" not in name or name.startswith((".", "/", "~"))):
-            return False
-        return read_json(_local_folder(name, revision) / CONFIG).get("architecture") == DENSE_ARCHITECTURE
-    except TosaError:
-        return False  # whoever loads it tells why it cannot be loaded
+    return _architecture(name, revision) == DENSE_ARCHITECTURE
 
 
 def save_dense(model: DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -137,9 +135,7 @@ def load_dense(folder_or_repo: str | Path, *, revision: str | None = None) -> De
 
 
 def _load_encoder(name: str) -> tuple[Any, Provenance]:
-    folder = Path(name.removeprefix("local-dir:"))
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if config.get("architecture") == "tosa_vit" or ("/" in name and not folder.exists() and _is_converted_repo(name)):
+    if _architecture(name) == ARCHITECTURE:
         converted = load(name)
         return converted, converted.provenance
     source = load_source(name)
@@ -153,11 +149,20 @@ def _load_encoder(name: str) -> tuple[Any, Provenance]:
     )
 
 
-def _is_converted_repo(name: str) -> bool:
+def _architecture(name: str, revision: str | None = None) -> str | None:
+    """The architecture that a folder or Hub repository names; None without one, or where it cannot be read."""
+    folder = Path(name.removeprefix("local-dir:"))
+    repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
     try:
-        return read_json(_local_folder(name, None) / CONFIG).get("architecture") == "tosa_vit"
-    except TosaError:
-        return False
+        if folder.is_dir():
+            return read_json(folder / CONFIG).get("architecture")
+        if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
+            return None
+        return read_json(Path(hf_hub_download(repo_id, CONFIG, revision=revision or named_revision or None))).get(
+            "architecture"
+        )
+    except Exception:
+        return None  # whoever loads it tells why it cannot be loaded
 
 
 def _timm_config(backbone: Any) -> dict[str, Any]:

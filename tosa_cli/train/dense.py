@@ -15,8 +15,8 @@ from tosa_cli.train.data import Images
 from tosa_cli.train.dense_config import VARIANCE_FOCUS, DenseConfig
 from tosa_cli.train.finetune import set_drop_path
 from tosa_cli.train.loop import Progress, TrainReport, train
+from tosa_cli.train.maps import IGNORED_LABEL
 from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
-from tosa_cli.train.pairs import IGNORED_LABEL
 from tosa_cli.train.schedule import make_scheduler
 from tosa_cli.train.weights import Average, Watch, finetuned_parts
 

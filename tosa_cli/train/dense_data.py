@@ -21,7 +21,8 @@ from tosa_cli.measure.depth import measured_pixels
 from tosa_cli.task import TaskConfig
 from tosa_cli.train.data import Images, start_worker
 from tosa_cli.train.dense_config import FORMATS, DenseConfig, FormatDefaults
-from tosa_cli.train.pairs import IGNORED_LABEL, Pairs, check_depth_unit, check_map
+from tosa_cli.train.maps import IGNORED_LABEL, check_depth_unit, check_map
+from tosa_cli.train.pairs import Pairs
 from tosa_cli.train.samples import MAX_CONSECUTIVE_FAILURES, Batch, reason_of, seeded
 
 BORDERED_SIZE = (640, 480)

@@ -54,7 +54,7 @@ class NewcrfsDecoder(DenseDecoder):
         maps = self.pooling(levels[-1])
         for level in reversed(range(LEVELS)):
             if level < LEVELS - 1:
-                # An odd number of patches leaves the coarser map a little too small.
+                # With an odd number of patches the two differ by a pixel.
                 maps = resize(self.shuffle(maps), levels[level].shape[-2:])
             maps = self.crfs[level](levels[level], maps)
         return self.head(maps)
