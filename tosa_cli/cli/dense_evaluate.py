@@ -24,6 +24,9 @@ from tosa_cli.train.pairs import open_pairs
 if TYPE_CHECKING:
     from torch import nn
 
+MIN_DEPTH = 1e-3
+"""Smallest depth in metres that counts in NYU Depth v2 and KITTI."""
+
 
 @dataclass(frozen=True)
 class DenseEvaluation:
@@ -72,10 +75,10 @@ def evaluate_dense(asked: DenseEvaluation) -> None:
         depth_scale=asked.depth_scale,
     )
     indices, _ = split_indices(len(pairs), asked.max_samples, hold_out=False)
-    # What counts is the range of the data set, whatever the model was trained for.
-    measured_task = (
-        config if asked.data_format == "folder" else dataclasses.replace(config, max_depth=defaults.max_depth)
-    )
+    # What counts in NYU Depth v2 and KITTI is the same for every model.
+    measured_task = config
+    if asked.data_format != "folder":
+        measured_task = dataclasses.replace(config, min_depth=MIN_DEPTH, max_depth=defaults.max_depth)
     images = pairs_to_read(
         pairs,
         model,

@@ -147,7 +147,8 @@ def _training_pairs(model: DensePredictor, config: DenseConfig) -> tuple[PairIma
             data_format=config.data_format,
             split=config.val_split or "validation",
             split_file=config.val_split_file,
-            depth_dir=config.val_depth_dir or config.val_dir or config.depth_dir,
+            depth_dir=config.val_depth_dir
+            or ("" if config.data_format == "folder" else config.val_dir or config.depth_dir),
             depth_scale=config.depth_scale,
         )
         if [held_out_pairs.filename(0), len(held_out_pairs)] == [opened.filename(0), len(opened)]:
