@@ -55,6 +55,8 @@ def test_a_dense_source_trains_the_same_way(work: Path, scenes: Path, tosa: Tosa
     assert "Abs Rel" in done.out and "Next: tosa eval dense-depth --data-dir IMAGES" in done.err
     report = tosa("eval dense-depth --data-dir scenes -j 0 --device cpu --json").json
     assert report["encoder_gmacs"] == report["dense_encoder_gmacs"] and report["encoder_reduction"] == 0
+    done = tosa("eval dense-depth --data-dir scenes -j 0 --device cpu")
+    assert "dense" in done.out and "fewer MACs" not in done.err and "Measured: 0.001 to 10 m" in done.err
     assert "computes every token already" in tosa("eval dense-depth --data-dir scenes --compare").err
 
 
@@ -82,8 +84,11 @@ def test_eval_compares_with_every_token_averages_with_the_mirror_and_updates_the
     card = Path("depth/README.md").read_text()
     assert "pipeline_tag: depth-estimation" in card and f"| `tosa eval` | abs_rel | {report['abs_rel']:.4f} |" in card
     assert str(Path.cwd()) not in card
-    out = tosa(f"{command} --compare").out
-    assert "every token" in out and "δ<1.25³" in out and "encoder GMACs" in out
+    done = tosa(f"{command} --compare")
+    out = done.out
+    assert (
+        "fewer MACs in the encoder" in done.err and "every token" in out and "δ<1.25³" in out and "encoder GMACs" in out
+    )
 
 
 def test_the_best_weights_by_held_out_images_are_kept(converted: Path, scenes: Path, tosa: Tosa) -> None:

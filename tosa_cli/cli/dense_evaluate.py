@@ -135,7 +135,8 @@ def evaluate_dense(asked: DenseEvaluation) -> None:
 
 
 def _show(report: dict[str, Any], keys: list[str]) -> None:
-    rows = [("tosa", report, report["encoder_gmacs"], report["gmacs"])]
+    saves = report["encoder_gmacs"] != report["dense_encoder_gmacs"]
+    rows = [("tosa" if saves else "dense", report, report["encoder_gmacs"], report["gmacs"])]
     if "dense" in report:
         rows.insert(0, ("every token", report["dense"], report["dense_encoder_gmacs"], report["dense_gmacs"]))
     console.print_table(
@@ -155,12 +156,16 @@ def _show(report: dict[str, Any], keys: list[str]) -> None:
     counted = ""
     if report["task"] == "depth":
         crop = f"the {report['crop'].capitalize()} crop, " if report["crop"] != "none" else ""
-        counted = f" Measured: {crop}{report['min_depth']:g} to {report['max_depth']:g} m, mean over the images."
+        counted = f"Measured: {crop}{report['min_depth']:g} to {report['max_depth']:g} m, mean over the images. "
     height, width = report["img_size"]
+    saved = (
+        f"{report['encoder_reduction']:.1%} fewer MACs in the encoder, {report['reduction']:.1%} in all. "
+        if saves
+        else ""
+    )
     console.say(
-        f"{report['encoder_reduction']:.1%} fewer MACs in the encoder, {report['reduction']:.1%} in all.{counted} "
-        f"{report['device']}, {report['dtype']}, {height}x{width} pixels, batch size {report['batch_size']}"
-        f"{', averaged with the mirrored image' if report['flip'] else ''}."
+        f"{saved}{counted}{report['device']}, {report['dtype']}, {height}x{width} pixels, batch size "
+        f"{report['batch_size']}{', averaged with the mirrored image' if report['flip'] else ''}."
     )
 
 
