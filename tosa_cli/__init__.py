@@ -17,13 +17,15 @@ from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.api import convert, load, save
+    from tosa_cli.model.dense import DensePredictor
     from tosa_cli.model.tosa_vit import TosaViT
 
 __version__ = "0.1.0"
 
-__all__ = ["TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
+__all__ = ["DensePredictor", "TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
 
 _LAZY = {
+    "DensePredictor": "tosa_cli.model.dense",
     "convert": "tosa_cli.api",
     "load": "tosa_cli.api",
     "save": "tosa_cli.api",

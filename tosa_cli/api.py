@@ -1,14 +1,68 @@
 """The Python interface: `convert`, `load`, `save`."""
 
+from pathlib import Path
+from typing import Any
+
 from torch import nn
 
 from tosa_cli.config import Provenance, TosaConfig
-from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub import checkpoint
+from tosa_cli.hub.dense import is_dense, load_dense, save_dense
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.model.convert import insert_selectors
+from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
 
 __all__ = ["convert", "convert_source", "load", "save"]
+
+
+def load(
+    folder_or_repo: str | Path,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> TosaViT | DensePredictor:
+    """Load a converted model, or one with a decoder, strictly: a missing or unknown key is an error.
+
+    Args:
+        folder_or_repo: A model folder, or the id of a Hub repository, `org/name[@revision]`.
+        img_size: Image size in pixels, one number or (height, width); None keeps the saved one. A model with a decoder
+            takes any size as it is.
+        revision: Branch, tag or commit on the Hub; None is the main branch, or what the id names.
+        cache_dir: Where downloads are kept; None is the Hub client's cache, see `HF_HOME`.
+        token: Access token for a private repository; None takes `HF_TOKEN` or the login.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        TosaError: If there is none, or it is broken; the subclass and the message say which.
+    """
+    place: Any = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    if is_dense(str(folder_or_repo), **place):
+        return load_dense(folder_or_repo, **place)
+    return checkpoint.load(folder_or_repo, img_size=img_size, **place)
+
+
+def save(model: TosaViT | DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        overwrite: Replace a model folder that exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
+    """
+    if isinstance(model, DensePredictor):
+        return save_dense(model, folder, overwrite=overwrite)
+    return checkpoint.save(model, folder, overwrite=overwrite)
 
 
 def convert(source: str | nn.Module, config: TosaConfig) -> TosaViT:

@@ -16,6 +16,7 @@ import yaml
 from tosa_cli.config import TosaConfig, check_keys
 from tosa_cli.errors import ConfigError
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
+from tosa_cli.train.dense_config import DenseConfig
 
 CONVERT_KEYS = (
     *TosaConfig.field_names(),
@@ -31,7 +32,7 @@ CONVERT_KEYS = (
 SECTIONS = {
     "convert": CONVERT_KEYS,
     "distill": DistillConfig.field_names(),
-    "finetune": FinetuneConfig.field_names(),
+    "finetune": tuple(dict.fromkeys((*FinetuneConfig.field_names(), *DenseConfig.field_names()))),
 }
 HEADER = ("name", "description", "expected", "command")
 

@@ -39,8 +39,8 @@ def test_every_module_can_be_the_first_import(module: str) -> None:
     assert run(f"import tosa_cli.{module}; import timm; {BUILD}") == "TosaViT 3 [2, 4]"
 
 
-def test_timm_lists_the_entry_point_once() -> None:
-    assert timm.list_models("tosa*") == ["tosa_vit"]
+def test_timm_lists_each_entry_point_once() -> None:
+    assert timm.list_models("tosa*") == ["tosa_dense", "tosa_vit"]
 
 
 def test_timm_builds_a_model_from_its_settings_and_passes_the_rest_on() -> None:

@@ -8,6 +8,7 @@ import yaml
 from tosa_cli.errors import ConfigError
 from tosa_cli.recipe import list_recipes, load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
+from tosa_cli.train.dense_config import DenseConfig
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
@@ -46,7 +47,7 @@ def test_a_wrong_value_is_named(values: dict[str, Any], sentence: str) -> None:
         FinetuneConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, FinetuneConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, FinetuneConfig, DenseConfig])
 def test_settings_survive_being_written(kind: type[TrainConfig]) -> None:
     config = kind(data_dir="photos", lr=0.5, clip_grad=None)
     assert kind.from_dict(config.to_dict()) == config
@@ -63,4 +64,5 @@ def test_what_is_recorded_is_short() -> None:
 def test_the_settings_of_every_recipe_are_valid(name: str) -> None:
     sections = load_recipe(name).sections
     assert DistillConfig.from_dict(sections["distill"]).lr > 0
-    assert FinetuneConfig.from_dict(sections["finetune"]).lr > 0
+    kind = DenseConfig if "task" in sections["finetune"] else FinetuneConfig
+    assert kind.from_dict(sections["finetune"]).lr > 0

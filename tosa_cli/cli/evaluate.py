@@ -29,12 +29,26 @@ def evaluate(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     amp: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
     task: Annotated[
-        Literal["auto", "classification", "features"],
+        Literal["auto", "classification", "features", "depth", "segmentation"],
         typer.Option(
-            help="classification needs labels; features compares final tokens with the dense model's. auto: "
-            "by whether the model has a head."
+            help="classification needs labels; features compares final tokens with the dense model's; depth and "
+            "segmentation need a model with a decoder. auto: by what the model has."
         ),
     ] = "auto",
+    data_format: Annotated[
+        Literal["folder", "nyu", "kitti"],
+        typer.Option(help="How images and maps lie, which also says what part of a depth map is measured."),
+    ] = "folder",
+    split_file: Annotated[str, typer.Option(help="Text file with a line `IMAGE DEPTH` for each image.")] = "",
+    depth_dir: Annotated[
+        str, typer.Option(help="Where the depth maps of a split file lie, if not in --data-dir.")
+    ] = "",
+    depth_scale: Annotated[
+        float, typer.Option(min=0.0, help="Values of a 16-bit depth PNG for one metre; 0 is the format's own.")
+    ] = 0.0,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Depth, segmentation: average with the mirrored image's map.")
+    ] = False,
     selector: Annotated[
         Literal["own", "oracle"],
         typer.Option(
@@ -52,12 +66,51 @@ def evaluate(
     """Measure a model: top-1 and top-5 accuracy, GMACs and images a second.
 
     A model without a head is measured by the cosine of its final tokens to the dense model's, which needs no labels.
+    One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union; --compare
+    then sets the same weights with every token computed beside it.
     """
     name = resolve_model(model)
     size = parse_img_size(img_size)
     folder = Path(name.removeprefix("local-dir:"))
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
+
+    from tosa_cli.hub.dense import is_dense
+
+    if is_dense(name):
+        from tosa_cli.cli.dense_evaluate import DenseEvaluation, evaluate_dense
+
+        if dataset or selector == "oracle" or task in ("classification", "features"):
+            raise InputError(
+                f"{name} is a model with a decoder: it is measured on --data-dir by its own selector, and "
+                f"--dataset, --selector oracle and --task {task} do not go with it."
+            )
+        evaluate_dense(
+            DenseEvaluation(
+                model=name,
+                task=task,
+                data_dir=data_dir,
+                data_format=data_format,
+                split=split,
+                split_file=split_file,
+                depth_dir=depth_dir,
+                depth_scale=depth_scale,
+                max_samples=max_samples,
+                batch_size=batch_size,
+                workers=workers,
+                img_size=(size, size) if isinstance(size, int) else size,
+                device=device,
+                amp=amp,
+                flip=flip,
+                compare=compare,
+                strict=strict,
+                update_card=update_card,
+                json=json,
+            )
+        )
+        return
+    if task in ("depth", "segmentation"):
+        raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {task}`.")
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
     from tosa_cli.hub.checkpoint import load, save, with_results

@@ -1,6 +1,8 @@
 """`tosa finetune`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.distill import ResumeOption
@@ -16,8 +18,9 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
-from tosa_cli.errors import DataError, InputError
+from tosa_cli.errors import ConfigError, DataError, InputError
 from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.dense_config import DenseConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,10 +36,18 @@ MAX_WATCHED = 200
 NAMES = {"top1": "top-1", "top5": "top-5", "patch_cosine": "patch cosine", "class_cosine": "class cosine"}
 
 
-@with_settings(FinetuneConfig)
+@with_settings(FinetuneConfig, DenseConfig)
 def finetune(
     settings: dict[str, Any],
     model: ModelArgument = None,
+    task: Annotated[
+        Literal["classification", "depth", "segmentation"] | None,
+        typer.Option(
+            help="What is learned. depth and segmentation put a decoder on the model, or on a dense source, and train "
+            "both. Default: classification, or the task of a model that has a decoder.",
+            show_default=False,
+        ),
+    ] = None,
     preset: PresetOption = None,
     recipe: RecipeOption = None,
     output: OutputOption = None,
@@ -48,11 +59,20 @@ def finetune(
 
     Class folders are the labels, in alphabetical order, as in ImageNet. With --objective features no labels are read:
     the final tokens learn to be those of the dense model, and the best weights by held-out images are kept, the start
-    included. Without -o the model folder is brought to its next stage, the old weights in place until the new ones
-    are whole.
+    included. With --task depth or segmentation a decoder is put on the model, or on a dense source, and both learn from
+    images with depth maps or masks (paper 3.3); the result is a folder of its own. Otherwise, without -o, the model
+    folder is brought to its next stage, the old weights in place until the new ones are whole.
     """
-    config = FinetuneConfig.from_dict(settings_from("finetune", preset_recipe(preset, recipe), settings))
+    values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
+    chosen = values.pop("task", None) or _task_of(name)
+    check_settings(values, chosen)
+    if chosen != "classification":
+        from tosa_cli.cli.dense_finetune import finetune_dense
+
+        finetune_dense(name, {**values, "task": chosen}, output, overwrite, resume, json)
+        return
+    config = FinetuneConfig.from_dict(values)
 
     from tosa_cli.cli.training import finish, load_for_training, training_images
     from tosa_cli.train.finetune import finetune as run
@@ -110,6 +130,27 @@ def finetune(
     _tell_best(watch)
     console.say(f"Wrote {job.folder}.")
     console.next_command(f"tosa eval {job.folder} --data-dir IMAGES {'--task features' if features else '--compare'}")
+
+
+def check_settings(values: dict[str, Any], task: str) -> None:
+    """Check that no setting belongs to another task.
+
+    Raises:
+        ConfigError: Naming the first one that does.
+    """
+    dense = task != "classification"
+    fields, others = (DenseConfig, FinetuneConfig) if dense else (FinetuneConfig, DenseConfig)
+    for key in values:
+        if key not in fields.field_names() and key in others.field_names():
+            valid = "the task classification" if dense else "--task depth or --task segmentation"
+            raise ConfigError(f"{key} ({values[key]}) goes with {valid}, not with the task {task}: leave it out.")
+
+
+def _task_of(name: str) -> str:
+    """The task of a model with a decoder, or classification."""
+    from tosa_cli.hub.dense import is_dense, load_dense
+
+    return load_dense(name).config.task if is_dense(name) else "classification"
 
 
 def _teacher(model: "TosaViT") -> "nn.Module":

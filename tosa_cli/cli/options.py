@@ -55,22 +55,31 @@ ImgSizeOption = Annotated[
 ]
 
 
-def with_settings(settings: type[TrainConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each setting; the values that were given arrive as the argument `settings`."""
+def with_settings(
+    settings: type[TrainConfig], dense: type[TrainConfig] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each setting; the values that were given arrive as the argument `settings`.
+
+    Args:
+        settings: The settings.
+        dense: Those of dense tasks, if the command has them too; an option that the command has itself is left out.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-        help_texts = _help_texts(settings)
-        defaults = settings()
-        added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=_option(name, annotation, help_texts[name], getattr(defaults, name)),
-            )
-            for name, annotation in _annotations(settings).items()
-        ]
+        annotations = {**(_annotations(dense) if dense else {}), **_annotations(settings)}
+        help_texts = {**(_help_texts(dense) if dense else {}), **_help_texts(settings)}
+        defaults, dense_defaults = settings(), dense() if dense else None
+        added = []
+        for name in [*_annotations(settings), *(name for name in annotations if name not in _annotations(settings))]:
+            if name in {parameter.name for parameter in own}:
+                continue
+            default = getattr(defaults if hasattr(defaults, name) else dense_defaults, name)
+            text = help_texts[name]
+            if hasattr(defaults, name) and getattr(dense_defaults, name, default) != default:
+                text += f" (dense tasks: {getattr(dense_defaults, name)})"
+            annotation = _option(name, annotations[name], text, default)
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         names = {parameter.name for parameter in added}
 
         def run(**values: Any) -> None:

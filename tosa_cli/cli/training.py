@@ -7,10 +7,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from tosa_cli.api import save
 from tosa_cli.cli import console
 from tosa_cli.config import COMMANDS, Stage
 from tosa_cli.errors import DataError, InputError
-from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.folder import check_output
 from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
@@ -27,13 +28,13 @@ class Job:
     """A model to train and where it goes.
 
     Attributes:
-        model: The model.
+        model: The model: a `TosaViT`, or a `DensePredictor`.
         folder: Folder to write.
         checkpoint: Where the checkpoint of the run lies.
         overwrite: Whether the folder may be replaced: it is the model's own, or the user said so.
     """
 
-    model: TosaViT
+    model: Any
     folder: Path
     checkpoint: Path
     overwrite: bool
@@ -65,7 +66,16 @@ def load_for_training(name: str, output: Path | None, overwrite: bool, resume: b
         raise InputError(f"There is no model folder {own}. Make one with `tosa convert`, or check the path.")
     folder = output or own
     may_replace = overwrite or output is None or (own.is_dir() and own.resolve() == output.resolve())
-    model = load(name)
+    return start_job(load(name), folder, may_replace, resume, command)
+
+
+def start_job(model: Any, folder: Path, may_replace: bool, resume: bool, command: str) -> Job:
+    """Check that the result can be written before any work is done.
+
+    Raises:
+        OutputError: If the output exists or cannot be written.
+        CheckpointError: If there is nothing to resume.
+    """
     check_output(folder, may_replace)
     checkpoint = checkpoint_path(folder, command)
     if resume:

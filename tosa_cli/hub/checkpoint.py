@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is
 from tosa_cli.hub.source import weights_error
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import dump_recipe
+from tosa_cli.task import DENSE_ARCHITECTURE
 
 __all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
 
@@ -103,6 +105,30 @@ def load(
         CheckpointError: If the folder is broken, foreign, or of a newer format.
         HubError: If the Hub refuses or cannot be reached.
     """
+    model = load_checked(folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token)
+    if img_size is not None:
+        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+    return model
+
+
+def load_checked(
+    folder_or_repo: str | Path,
+    check: Callable[[dict[str, Any], str], Provenance],
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Any:
+    """Load a model of any kind that tosa writes; the arguments not named here are those of `load`.
+
+    Args:
+        folder_or_repo: A model folder, or the id of a Hub repository.
+        check: Checks the configuration, before any weights are fetched, and reads the provenance; it is given the
+            configuration and what to call the folder or repository in an error.
+
+    Returns:
+        The model, in evaluation mode.
+    """
     name = str(folder_or_repo)
     folder = Path(name.removeprefix("local-dir:"))
     is_remote = not folder.is_dir()
@@ -110,8 +136,7 @@ def load(
         repo_id, revision = _parse_repo(name, revision)
         place: Any = {"cache_dir": cache_dir, "token": token, "shown": name}
         folder = fetch_file(repo_id, CONFIG, revision=revision, **place).parent
-    config = read_json(folder / CONFIG)
-    provenance = _check_config(config, name if is_remote else str(folder))
+    provenance = check(read_json(folder / CONFIG), name if is_remote else str(folder))
     if is_remote:
         # Of the very commit that the configuration is of: a branch may move on in between.
         fetch_file(repo_id, WEIGHTS, revision=folder.name, **place)
@@ -128,8 +153,6 @@ def load(
         model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:
         raise weights_error(error, str(folder)) from error
-    if img_size is not None:
-        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
     model.provenance = provenance
     return model.eval()
 
@@ -165,6 +188,11 @@ def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
 def _check_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
+    if config.get("architecture") == DENSE_ARCHITECTURE:
+        raise CheckpointError(
+            f"{folder} holds a model with a decoder, which only `tosa eval` and `tosa finetune` take: name the "
+            f"converted model that its encoder came from."
+        )
     if config.get("architecture") != ARCHITECTURE:
         raise CheckpointError(
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "

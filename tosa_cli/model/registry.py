@@ -7,8 +7,10 @@ from timm.models._builder import build_model_with_cfg
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
+from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
 
 if TYPE_CHECKING:
+    from tosa_cli.model.dense import DensePredictor
     from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -29,11 +31,21 @@ def build(base_architecture: str, **model_args: Any) -> "TosaViT":
 
     names = TosaConfig.field_names()
     config = TosaConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
-    norm_eps = model_args.pop("norm_eps", None)
+    return TosaViT(build_backbone(base_architecture, **model_args), config)
+
+
+def build_backbone(base_architecture: str, norm_eps: float | None = None, **model_args: Any) -> nn.Module:
+    """Build a dense timm model without its weights.
+
+    Args:
+        base_architecture: timm's name of it.
+        norm_eps: What its layer norms add to the variance; None is the architecture's own.
+        model_args: For timm's `create_model`.
+    """
     backbone = create_model(base_architecture, pretrained=False, **model_args)
     if norm_eps is not None:
         set_norm_eps_(backbone, norm_eps)
-    return TosaViT(backbone, config)
+    return backbone
 
 
 def set_norm_eps_(model: nn.Module, eps: float) -> None:
@@ -47,6 +59,26 @@ def set_norm_eps_(model: nn.Module, eps: float) -> None:
     model.norm_eps = eps  # type: ignore[assignment]
 
 
+def build_dense(base_architecture: str, **model_args: Any) -> "DensePredictor":
+    """Build a dense model, encoder and decoder, without its weights.
+
+    Args:
+        base_architecture: timm's name of the encoder's source architecture.
+        model_args: Settings of `TaskConfig` by name; of `TosaConfig`, if the encoder is converted; the rest goes to
+            timm's `create_model`.
+
+    Raises:
+        ConfigError: If a setting is wrong.
+        UnsupportedModelError: If the architecture cannot be converted.
+    """
+    from tosa_cli.model.dense import DensePredictor
+
+    names = TaskConfig.field_names()
+    config = TaskConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
+    make = build if "layers" in model_args else build_backbone
+    return DensePredictor(make(base_architecture, **model_args), config)
+
+
 @register_model
 def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's entry point for converted models: `timm.create_model("hf-hub:org/name", pretrained=True)`."""
@@ -58,6 +90,12 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
         **kwargs,
     )
+
+
+@register_model
+def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's entry point for dense models, encoder and decoder."""
+    return build_model_with_cfg(build_dense, DENSE_ARCHITECTURE, pretrained, **kwargs)
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:

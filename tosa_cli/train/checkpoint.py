@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
+from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -113,9 +114,11 @@ def read_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
 
 
-def fingerprint(model: TosaViT) -> str:
+def fingerprint(model: TosaViT | DensePredictor) -> str:
     """What tells a model from others: a hash of its settings and weights."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    if isinstance(model, DensePredictor) and isinstance(model.encoder, TosaViT):
+        digest.update(json.dumps(model.encoder.config.to_dict()).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

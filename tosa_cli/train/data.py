@@ -265,7 +265,7 @@ def images_to_read(
         persistent_workers=False,
         **augment_args,
     )
-    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+    loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
     return Images(loader, samples, len(samples), names if order else classes, name, by_name=order is not None)
 
 
@@ -311,7 +311,8 @@ def check_labels(images: Images, num_classes: int) -> None:
         )
 
 
-def _start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+def start_worker(start: Callable[[int], None] | None, worker: int) -> None:
+    """Set up a process that loads data, with what timm does there if anything."""
     # Ctrl-C reaches all processes of a terminal, but the main one decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if start is not None:

@@ -10,6 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.timm_interface import TimmInterface
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
@@ -57,7 +58,7 @@ def finetune(
         TrainingError: If the loss is not finite.
     """
     if config.drop_path is not None:
-        _set_drop_path(model, config.drop_path)
+        set_drop_path(model, config.drop_path)
     model.set_grad_checkpointing(config.grad_checkpointing)
     # On its device before it is copied: the average stays where the model is.
     model.to(accelerator.device)
@@ -127,7 +128,8 @@ def _make_mixup(config: FinetuneConfig, num_classes: int) -> Callable[[Tensor, T
     return lambda images, targets: mixup(images, targets)
 
 
-def _set_drop_path(model: TosaViT, rate: float) -> None:
+def set_drop_path(model: TimmInterface, rate: float) -> None:
+    """Set the stochastic depth rate of a model's blocks, which rises to `rate` from the first to the last."""
     rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
     for block, probability in zip(model.blocks, rates, strict=True):
         for name in ("drop_path1", "drop_path2"):

@@ -76,11 +76,11 @@ class ImageSamples(Dataset[Sample]):
                 with file:
                     image = Image.open(file).convert(self.dataset.input_img_mode)
             except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
-                failed.append(f"{self._name(index)} ({_reason(error)})")
+                failed.append(f"{self._name(index)} ({reason_of(error)})")
                 if not self.substitute:
                     break
                 continue
-            with _seeded(self.seed, self.epoch, index):
+            with seeded(self.seed, self.epoch, index):
                 return Sample(self.transform(image), _class_index(target), failed)
         return Sample(None, -1, failed)
 
@@ -116,7 +116,7 @@ class StreamedSamples(IterableDataset[Sample]):
             for number, (image, target) in enumerate(self.dataset):
                 names = failed.copy()
                 failed.clear()
-                with _seeded(self.seed, self.epoch, *place, number):
+                with seeded(self.seed, self.epoch, *place, number):
                     sample = Sample(self.transform(image), _class_index(target), names)
                 yield sample
             if failed and not getattr(reader, "is_training", False):
@@ -127,7 +127,8 @@ def _class_index(target: Any) -> int:
     return int(target) if isinstance(target, (int, np.integer)) else -1
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or broken"
     return " ".join(str(error).split()) or type(error).__name__
@@ -181,7 +182,7 @@ def collate(samples: list[Sample], order: Sequence[int] | None = None) -> Batch:
     return Batch(images, torch.tensor(targets), failed)
 
 
-class _seeded:
+class seeded:
     """Draws random numbers that depend on the given numbers alone, and puts the old state back."""
 
     def __init__(self, *numbers: int) -> None:
