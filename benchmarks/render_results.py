@@ -196,7 +196,7 @@ def _speed(speed: dict[str, Any]) -> str:
             "## Speed, in turns with timm's fused dense model",
             "Median of nine turns of each model in one process, and the spread of the ratio turn by turn. Ideal is the "
             "ratio of the MACs. Random weights: speed does not depend on them. Peak memory of a forward pass beyond "
-            "the weights, converted / dense.",
+            f"the weights, converted / dense. {next(iter(speed.values()))['threads']} threads.",
             table(head, rows),
         ]
     )

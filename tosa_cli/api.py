@@ -7,11 +7,12 @@ from torch import nn
 
 from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.hub import checkpoint
-from tosa_cli.hub.dense import is_dense, load_dense, save_dense
+from tosa_cli.hub.dense import check_dense_config, save_dense
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.task import DENSE_ARCHITECTURE
 
 __all__ = ["convert", "convert_source", "load", "save"]
 
@@ -40,10 +41,17 @@ def load(
     Raises:
         TosaError: If there is none, or it is broken; the subclass and the message say which.
     """
-    place: Any = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    if is_dense(str(folder_or_repo), **place):
-        return load_dense(folder_or_repo, **place)
-    return checkpoint.load(folder_or_repo, img_size=img_size, **place)
+    model: TosaViT | DensePredictor = checkpoint.load_checked(
+        folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token
+    )
+    if img_size is not None and isinstance(model, TosaViT):
+        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+    return model
+
+
+def _check_config(config: dict[str, Any], folder: str) -> Provenance:
+    is_dense = config.get("architecture") == DENSE_ARCHITECTURE
+    return check_dense_config(config, folder) if is_dense else checkpoint.check_config(config, folder)
 
 
 def save(model: TosaViT | DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -148,7 +148,7 @@ def _show(results: dict[str, Any]) -> None:
             f"Cosine of the final tokens to the dense model's, on {results['samples']} held-out images",
             ["", "patch", "class"],
             [
-                [which, *(_cosine(results[f"{kind}_cosine_{which}"]) for kind in ("patch", "class"))]
+                [which, *(_cosine(results.get(f"{kind}_cosine_{which}")) for kind in ("patch", "class"))]
                 for which in ("before", "after")
             ],
         )

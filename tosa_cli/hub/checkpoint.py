@@ -105,7 +105,7 @@ def load(
         CheckpointError: If the folder is broken, foreign, or of a newer format.
         HubError: If the Hub refuses or cannot be reached.
     """
-    model = load_checked(folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token)
+    model = load_checked(folder_or_repo, check_config, revision=revision, cache_dir=cache_dir, token=token)
     if img_size is not None:
         model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
     return model
@@ -185,7 +185,7 @@ def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
     return repo_id, revision or named_revision or None
 
 
-def _check_config(config: dict[str, Any], folder: str) -> Provenance:
+def check_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
     if config.get("architecture") == DENSE_ARCHITECTURE:

@@ -64,14 +64,9 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
     return model.eval()
 
 
-def is_dense(
-    name: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-) -> bool:
+def is_dense(name: str) -> bool:
     """Whether a folder or Hub repository holds a dense model."""
-    return _architecture(name, revision, cache_dir, token) == DENSE_ARCHITECTURE
+    return _architecture(name) == DENSE_ARCHITECTURE
 
 
 def save_dense(model: DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -99,20 +94,11 @@ def describe_dense(model: DensePredictor) -> dict[str, Any]:
     return config
 
 
-def load_dense(
-    folder_or_repo: str | Path,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-) -> DensePredictor:
+def load_dense(folder_or_repo: str | Path) -> DensePredictor:
     """Load a dense model, strictly: a missing or unknown key is an error.
 
     Args:
         folder_or_repo: A model folder, or the id of a Hub repository, `org/name[@revision]`.
-        revision: Branch, tag or commit on the Hub; None is the main branch, or what the id names.
-        cache_dir: Where downloads are kept; None is the Hub client's cache.
-        token: Access token for a private repository; None takes `HF_TOKEN` or the login.
 
     Returns:
         The model, in evaluation mode.
@@ -122,10 +108,10 @@ def load_dense(
         CheckpointError: If the folder is broken, foreign, or of a newer format.
         HubError: If the Hub refuses or cannot be reached.
     """
-    return load_checked(folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token)
+    return load_checked(folder_or_repo, check_dense_config)
 
 
-def _check_config(config: dict[str, Any], folder: str) -> Provenance:
+def check_dense_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
     if config.get("architecture") != DENSE_ARCHITECTURE:
@@ -153,24 +139,16 @@ def _load_encoder(name: str) -> tuple[Any, Provenance]:
     )
 
 
-def _architecture(
-    name: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-) -> str | None:
+def _architecture(name: str) -> str | None:
     """The architecture that a folder or Hub repository names; None without one, or where it cannot be read."""
     folder = Path(name.removeprefix("local-dir:"))
-    repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         if folder.is_dir():
             return read_json(folder / CONFIG).get("architecture")
         if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
             return None
-        revision = revision or named_revision or None
-        return read_json(fetch_file(repo_id, CONFIG, revision=revision, cache_dir=cache_dir, token=token)).get(
-            "architecture"
-        )
+        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None)).get("architecture")
     except TosaError:
         return None  # whoever loads it tells why it cannot be loaded
 
