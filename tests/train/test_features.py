@@ -17,8 +17,7 @@ from tosa_cli.train.config import OBJECTIVE_DEFAULTS, FinetuneConfig
 from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.objectives import FeaturesObjective, token_distance
-from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
-from tosa_cli.train.schedule import Clock, make_scheduler
+from tosa_cli.train.schedule import Clock
 
 RUIN = {"lr": 1.0, "sched": "none", "warmup_epochs": 0}
 
@@ -173,35 +172,6 @@ def test_bypasses_are_trained_with_the_backbone(photos: Path, tmp_path: Path) ->
         assert not any(value.equal(before[name]) for name, value in weights(model, "bypasses").items())
 
 
-@pytest.mark.parametrize("objective", ["features", "labels"])
-@pytest.mark.parametrize("sched", ["cosine", "none"])
-def test_bypasses_have_a_learning_rate_of_their_own(objective: Any, sched: str) -> None:
-    model = tiny_tosa(selector="similarity", bypass="nearest+affine")
-    config = FinetuneConfig(objective=objective, sched=sched, lr=1e-4, warmup_epochs=1.0, epochs=3)
-    for scale in (100, 1):
-        optimizer = make_optimizer(finetuned_groups(model, 0.0, bypass_lr_scale=scale), config)
-        scheduler = make_scheduler(config)(optimizer, 4)
-        bypasses = {id(parameter) for parameter in model.bypasses.parameters()}
-        for update in (0, 4, 9):
-            scheduler.step_update(update)
-            rates = {
-                id(parameter) in bypasses: group["lr"]
-                for group in optimizer.param_groups
-                for parameter in group["params"]
-            }
-            assert rates[True] == pytest.approx(rates[False] * scale)
-
-
-def test_the_learning_rate_of_bypasses_is_the_one_asked_for(photos: Path, tmp_path: Path) -> None:
-    moved = []
-    for bypass_lr in (1e-6, 1e-2):
-        model = tiny_tosa(selector="similarity", bypass="nearest+affine")
-        before = weights(model, "bypasses")
-        run_features(model, photos, tmp_path / "run", scores=[0.0, 0.1, 0.2, 0.3], bypass_lr=bypass_lr, model_ema=False)
-        moved.append(max((value - before[name]).abs().max() for name, value in weights(model, "bypasses").items()))
-    assert moved[1] > 100 * moved[0] > 0
-
-
 def test_defaults_depend_on_the_objective_and_are_recorded() -> None:
     labels, features = FinetuneConfig(), FinetuneConfig(objective="features")
     for config in (labels, features):
@@ -223,7 +193,6 @@ def test_defaults_depend_on_the_objective_and_are_recorded() -> None:
         ({"color_jitter": 0.4}, r"color_jitter \(0.4\) does not go with the objective features, which crops and flips"),
         ({"drop_path": 0.1}, r"drop_path \(0.1\) does not go with"),
         ({"max_minutes": 0}, r"max_minutes must be above 0, not 0.0."),
-        ({"bypass_lr": 0.0}, r"bypass_lr must be above 0, not 0.0."),
         ({"eval_every": -1}, r"eval_every must be 0 or more, not -1."),
         ({"feature_layers": -1}, r"feature_layers must be 0 or more, not -1."),
         ({"objective": "tokens"}, r"objective must be one of labels, features; not 'tokens'."),

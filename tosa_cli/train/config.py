@@ -26,7 +26,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 30,
         "batch_size": 128,
         "lr": 5e-5,
-        "bypass_lr": None,
         "warmup_epochs": 0.0,
         "min_lr": 1e-6,
         "weight_decay": 0.05,
@@ -41,7 +40,6 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 5,
         "batch_size": 12,
         "lr": 3e-6,
-        "bypass_lr": 1e-3,
         "warmup_epochs": 0.5,
         "min_lr": 0.0,
         "weight_decay": 0.0,
@@ -194,8 +192,6 @@ class FinetuneConfig(TrainConfig):
         min_lr: Learning rate at the end of the schedule (features: 0.0).
         weight_decay: Weight decay (features: 0.0).
         feature_layers: Number of evenly spread layers before the last whose tokens are matched too; features only.
-        bypass_lr: Learning rate of the bypasses, which were not in the pretrained model; None takes lr (features:
-            0.001).
         eval_every: Optimizer steps between measurements on held-out images, of which the best weights are kept, those
             at the start included; 0 measures at start and end alone, and keeps the last weights (features: 20; 0 keeps
             the better of the two).
@@ -221,7 +217,6 @@ class FinetuneConfig(TrainConfig):
     epochs: int = BY_OBJECTIVE
     batch_size: int = BY_OBJECTIVE
     lr: float = BY_OBJECTIVE
-    bypass_lr: float | None = BY_OBJECTIVE
     warmup_epochs: float = BY_OBJECTIVE
     min_lr: float = BY_OBJECTIVE
     weight_decay: float = BY_OBJECTIVE
@@ -248,8 +243,6 @@ class FinetuneConfig(TrainConfig):
             if getattr(self, name) is BY_OBJECTIVE:
                 object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.bypass_lr is not None and not self.bypass_lr > 0:
-            raise ConfigError(f"bypass_lr must be above 0, not {self.bypass_lr!r}.")
         for name in ("feature_layers", "eval_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")

@@ -67,13 +67,11 @@ def finetune(
     ema = Average(parts, config.model_ema_decay) if config.model_ema else None
     if watch is not None:
         watch.attach(accelerator, parts, ema, config.seed)
-    bypass_lr_scale = 1.0 if config.bypass_lr is None else config.bypass_lr / config.lr
-    groups = finetuned_groups(model, config.weight_decay, config.layer_decay, bypass_lr_scale)
     report = train(
         accelerator,
         objective,
         images,
-        make_optimizer(groups, config),
+        make_optimizer(finetuned_groups(model, config.weight_decay, config.layer_decay), config),
         config,
         checkpoint=checkpoint,
         fingerprint=fingerprint(model),

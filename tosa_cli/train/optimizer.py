@@ -32,16 +32,13 @@ def make_optimizer(
         raise ConfigError(f"opt {config.opt!r} cannot be used ({error}): try adamw, sgd or lamb.") from error
 
 
-def finetuned_groups(
-    model: TosaViT, weight_decay: float, layer_decay: float | None = None, bypass_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
+def finetuned_groups(model: TosaViT, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Groups of the parameters that finetuning trains and that require gradients: backbone, then bypasses.
 
     Args:
         model: The ToSA model.
         weight_decay: Weight decay, which norms and biases are left without.
         layer_decay: Factor between the learning rates of neighbouring layers of the backbone; None is off.
-        bypass_lr_scale: Learning rate of the bypasses as a multiple of the common one.
 
     Returns:
         Groups as timm's optimizers and schedules take them.
@@ -51,5 +48,4 @@ def finetuned_groups(
         groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=spared)
     else:
         groups = param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay)
-    added = param_groups_weight_decay(model.bypasses, weight_decay)
-    return groups + [{**group, "lr_scale": bypass_lr_scale} for group in added]
+    return groups + param_groups_weight_decay(model.bypasses, weight_decay)
