@@ -302,5 +302,5 @@ def _plot(results: dict[str, Any], folder: Path) -> None:
 def _finish(figure: Any, axes: Any, path: Path) -> None:
     axes.set_ylabel("1 - cosine of final patch tokens to the dense model's")
     axes.set_title("DINOv2 ViT-S/14 at 224, held-out photos, no finetuning", fontsize=10)
-    axes.legend(fontsize=6, ncols=2)
+    axes.figure.legend(fontsize=6, loc="outside right upper")
     figure.savefig(path)
