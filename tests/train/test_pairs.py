@@ -57,6 +57,16 @@ def test_masks_are_class_indices(tmp_path: Path) -> None:
     assert batch.targets[0].dtype == torch.int64 and set(batch.targets[0].unique().tolist()) == {0, 1}
 
 
+def test_a_split_file_takes_its_part_of_a_folder(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "rooms")
+    everything = open_pairs(str(folder), task="depth")
+    image, depth = (Path(path).relative_to(folder) for path in everything.files[1])
+    (tmp_path / "test.txt").write_text(f"{image} {depth}\n")
+    part = open_pairs(str(folder), task="depth", split_file=str(tmp_path / "test.txt"))
+    assert len(part) == 1 < len(everything)
+    assert np.array_equal(part.read(0)[1], everything.read(1)[1])
+
+
 def test_the_labelled_file_of_nyu_gives_measured_depth_in_its_own_split(tmp_path: Path) -> None:
     folder = write_nyu_mat(tmp_path / "nyu")
     train, test = (open_pairs(str(folder), task="depth", data_format="nyu", split=name) for name in ("train", "test"))
@@ -226,7 +236,8 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
         ({"data_dir": ""}, "pass --data-dir FOLDER"),
         ({"task": "segmentation", "data_format": "nyu"}, "has depth maps, not masks"),
         ({"data_format": "kitti"}, "needs a split file"),
-        ({"split_file": "gone.txt"}, "--split-file and --depth-dir go with --data-format nyu or kitti"),
+        ({"split_file": "gone.txt"}, "names photos/gone.png, which does not exist"),
+        ({"depth_dir": "elsewhere"}, "--depth-dir goes with a split file"),
         ({"data_format": "kitti", "split_file": "bad.txt"}, "Line 1 of bad.txt should be 'IMAGE DEPTH', but is 'x'"),
         ({"data_format": "nyu", "split_file": "gone.txt"}, "names .*gone.png, which does not exist: check --data-dir"),
         ({"data_format": "nyu", "split_file": "no.txt"}, "The split file no.txt cannot be read"),

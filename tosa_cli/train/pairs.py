@@ -132,7 +132,7 @@ def open_pairs(
         task: What the maps hold.
         data_format: `folder`, `nyu` or `kitti`.
         split: Which of the images, where the format itself knows.
-        split_file: Text file that names images and depth maps.
+        split_file: Text file that names images and depth maps; of `folder`, in the place of all that it holds.
         depth_dir: Where the depth maps of a split file lie; empty is `data_dir`.
         depth_scale: Values of a 16-bit PNG for one metre; 0 is the format's own.
 
@@ -146,12 +146,12 @@ def open_pairs(
         raise DataError(f"There is no folder {root}. Pass where the images lie with --data-dir.")
     if task == "segmentation" and data_format != "folder":
         raise DataError(f"The format {data_format} has depth maps, not masks: use --data-format folder.")
-    if data_format == "folder" and (split_file or depth_dir):
-        raise DataError("--split-file and --depth-dir go with --data-format nyu or kitti: name it, or leave them out.")
+    if data_format == "folder" and depth_dir and not split_file:
+        raise DataError("--depth-dir goes with a split file: name it with --split-file, or leave --depth-dir out.")
     scale = depth_scale or FORMATS[data_format].depth_scale
     read_map = read_mask if task == "segmentation" else partial(read_depth, scale=scale)
     mat = root if root.suffix == ".mat" else root / LABELLED_MAT
-    if data_format == "folder":
+    if data_format == "folder" and not split_file:
         return _from_folder(root, split, task, read_map)
     if data_format == "nyu" and mat.is_file() and not split_file:
         return _from_mat(mat, split)
