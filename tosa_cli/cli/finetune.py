@@ -65,7 +65,10 @@ def finetune(
     """
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
-    chosen = values.pop("task", None) or _task_of(name)
+
+    from tosa_cli.hub.dense import task_of
+
+    chosen = values.pop("task", None) or task_of(name) or "classification"
     check_settings(values, chosen)
     if chosen != "classification":
         from tosa_cli.cli.dense_finetune import finetune_dense
@@ -144,13 +147,6 @@ def check_settings(values: dict[str, Any], task: str) -> None:
         if key not in fields.field_names() and key in others.field_names():
             valid = "the task classification" if dense else "--task depth or --task segmentation"
             raise ConfigError(f"{key} ({values[key]}) goes with {valid}, not with the task {task}: leave it out.")
-
-
-def _task_of(name: str) -> str:
-    """The task of a model with a decoder, or classification."""
-    from tosa_cli.hub.dense import is_dense, load_dense
-
-    return load_dense(name).config.task if is_dense(name) else "classification"
 
 
 def _teacher(model: "TosaViT") -> "nn.Module":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tosa_cli.model.backbone import attention_input, embed_with_places
-from tosa_cli.model.matching import Choice, other_indices, partner_spacing, partner_weights, two_sets
+from tosa_cli.model.matching import Choice, other_indices, partner_weights, similarity_sets
 from tosa_cli.model.selection import gather_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -145,9 +145,7 @@ def _judge_partners(
 def _candidates(model: TosaViT, layer: int, length: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Tokens that `similarity` may skip, and their possible partners."""
     prefix = model.num_prefix_tokens
-    skipped = length - num_kept(length, model.keep_rates[layer], prefix)
-    candidates, others = two_sets(grid, partner_spacing(grid, skipped))
-    return candidates + prefix, others + prefix
+    return similarity_sets(grid, length - num_kept(length, model.keep_rates[layer], prefix), prefix)
 
 
 def _key_size(keys: Tensor) -> Tensor:

@@ -41,15 +41,32 @@ def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path
     Raises:
         OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
     """
-    folder = Path(folder)
     if len(model.keep_rates) != len(model.config.layers):
         raise OutputError("The model's layers were pruned, and a pruned model cannot be saved: save it before pruning.")
+    return write_model(model, Path(folder), describe, render_card, overwrite)
+
+
+def write_model(
+    model: Any,
+    folder: Path,
+    describe: Callable[[Any], dict[str, Any]],
+    render_card: Callable[[Any, str], str],
+    overwrite: bool,
+) -> Path:
+    """Write a model of any kind that tosa writes, as `save` does.
+
+    Args:
+        model: The model, with its provenance.
+        folder: Where to.
+        describe: Gives its config.json.
+        render_card: Gives its card, by the name of the folder.
+        overwrite: Replace a model folder that exists.
+    """
     with atomic_folder(folder, overwrite) as target:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
         (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
-        config = describe(model)
-        (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (target / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
         (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
         (target / CARD).write_text(render_card(model, folder.absolute().name), encoding="utf-8")
     return folder
@@ -62,9 +79,7 @@ def describe(model: TosaViT) -> dict[str, Any]:
         JSON values from which timm rebuilds the model; the block `tosa` holds provenance only.
     """
     backbone = model.backbone
-    with tempfile.TemporaryDirectory() as folder:
-        save_config_for_hf(backbone, str(Path(folder, CONFIG)))
-        config = read_json(Path(folder, CONFIG))
+    config = timm_config(backbone)
     for key in ("label_names", "label_descriptions"):
         # timm's place for them on the Hub.
         if config["pretrained_cfg"].get(key):
@@ -78,6 +93,13 @@ def describe(model: TosaViT) -> dict[str, Any]:
     provenance = {**model.provenance.to_dict(), "format_version": FORMAT_VERSION}
     config.update(architecture=ARCHITECTURE, model_args={**settings, **base_args}, tosa=provenance)
     return config
+
+
+def timm_config(backbone: Any) -> dict[str, Any]:
+    """The config.json that timm writes for a dense model."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_config_for_hf(backbone, str(Path(folder, CONFIG)))
+        return read_json(Path(folder, CONFIG))
 
 
 def load(

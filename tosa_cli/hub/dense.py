@@ -1,26 +1,21 @@
 """Dense models, encoder and decoder, on disk: one folder as for converted models, with an architecture of its own."""
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from tosa_cli.config import ARCHITECTURE, Provenance
 from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
-from tosa_cli.hub.checkpoint import load, load_checked, versions
+from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
 from tosa_cli.hub.download import fetch_file
-from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, read_json
+from tosa_cli.hub.folder import CONFIG, read_json
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.registry import build_dense
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.recipe import dump_recipe
 from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
 
 PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}
@@ -66,7 +61,16 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
 
 def is_dense(name: str) -> bool:
     """Whether a folder or Hub repository holds a dense model."""
-    return _architecture(name) == DENSE_ARCHITECTURE
+    return _config(name).get("architecture") == DENSE_ARCHITECTURE
+
+
+def task_of(name: str) -> str | None:
+    """The task of the dense model in a folder or Hub repository; None if there is none."""
+    config = _config(name)
+    if config.get("architecture") != DENSE_ARCHITECTURE:
+        return None
+    args = config.get("model_args")
+    return args.get("task", TaskConfig.task) if isinstance(args, dict) else TaskConfig.task
 
 
 def save_dense(model: DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -75,20 +79,12 @@ def save_dense(model: DensePredictor, folder: str | Path, *, overwrite: bool = F
     Raises:
         OutputError: If it exists and may not be overwritten, or cannot be written.
     """
-    folder = Path(folder)
-    with atomic_folder(folder, overwrite) as target:
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        save_file(state, target / WEIGHTS, metadata={"format": "pt"})
-        (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
-        (target / CONFIG).write_text(json.dumps(describe_dense(model), indent=2) + "\n", encoding="utf-8")
-        (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
-        (target / CARD).write_text(_render_card(model, folder.absolute().name), encoding="utf-8")
-    return folder
+    return write_model(model, Path(folder), describe_dense, _render_card, overwrite)
 
 
 def describe_dense(model: DensePredictor) -> dict[str, Any]:
     """The config.json of a dense model, in timm's shape: the task's settings are in `model_args`."""
-    config = _timm_config(model.backbone)
+    config = timm_config(model.backbone)
     args = {**_encoder_args(model.encoder), "dynamic_img_size": True, **model.config.to_dict()}
     config.update(architecture=DENSE_ARCHITECTURE, model_args=args, tosa=model.provenance.to_dict())
     return config
@@ -125,7 +121,7 @@ def check_dense_config(config: dict[str, Any], folder: str) -> Provenance:
 
 
 def _load_encoder(name: str) -> tuple[Any, Provenance]:
-    if _architecture(name) == ARCHITECTURE:
+    if _config(name).get("architecture") == ARCHITECTURE:
         converted = load(name)
         return converted, converted.provenance
     source = load_source(name)
@@ -139,30 +135,24 @@ def _load_encoder(name: str) -> tuple[Any, Provenance]:
     )
 
 
-def _architecture(name: str) -> str | None:
-    """The architecture that a folder or Hub repository names; None without one, or where it cannot be read."""
+def _config(name: str) -> dict[str, Any]:
+    """The config.json of a folder or Hub repository; empty without one, or where it cannot be read."""
     folder = Path(name.removeprefix("local-dir:"))
     repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         if folder.is_dir():
-            return read_json(folder / CONFIG).get("architecture")
+            return read_json(folder / CONFIG)
         if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
-            return None
-        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None)).get("architecture")
+            return {}
+        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None))
     except TosaError:
-        return None  # whoever loads it tells why it cannot be loaded
-
-
-def _timm_config(backbone: Any) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        save_config_for_hf(backbone, str(Path(folder, CONFIG)))
-        return read_json(Path(folder, CONFIG))
+        return {}  # whoever loads it tells why it cannot be loaded
 
 
 def _encoder_args(encoder: nn.Module) -> dict[str, Any]:
     """What rebuilds an encoder, by the names of the registry."""
     backbone: Any = encoder.backbone if isinstance(encoder, TosaViT) else encoder
-    config = _timm_config(backbone)
+    config = timm_config(backbone)
     settings = encoder.config.to_dict() if isinstance(encoder, TosaViT) else {}
     norm_eps = {"norm_eps": backbone.norm_eps} if hasattr(backbone, "norm_eps") else {}
     return {

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.backbone import attention_input, embed_with_places, has_class_token
-from tosa_cli.model.matching import partner_spacing, squared_distances, two_sets
+from tosa_cli.model.matching import similarity_sets, squared_distances
 from tosa_cli.model.selection import num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -174,8 +174,8 @@ def _partner_distances(model: TosaViT, layer: int, inputs: Tensor, grid: tuple[i
         grid: Patches (rows, columns).
     """
     length, prefix = inputs.shape[1], model.num_prefix_tokens
-    spacing = partner_spacing(grid, length - num_kept(length, model.keep_rates[layer], prefix))
-    candidates, partners = two_sets(grid, spacing, inputs.device)
+    skipped = length - num_kept(length, model.keep_rates[layer], prefix)
+    candidates, partners = similarity_sets(grid, skipped, 0, inputs.device)
     keys = model.keys[str(layer)](inputs)[:, prefix:]
     distances = squared_distances(keys[:, candidates], keys[:, partners]).amin(-1)[0].sqrt()
     return torch.full((length - prefix,), torch.nan, device=inputs.device).index_copy(0, candidates, distances)

@@ -10,7 +10,7 @@ from tosa_cli.config import Provenance
 from tosa_cli.model.backbone import has_class_token
 from tosa_cli.model.decoders import DECODERS, DenseDecoder, DenseFeatures
 from tosa_cli.model.decoders.base import resize
-from tosa_cli.model.timm_interface import TimmInterface
+from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.task import TaskConfig
 
@@ -19,8 +19,6 @@ DEPTH_BINS = 256
 
 BIN_EPS = 0.1
 """Added to the weight of each depth, so that no pixel is without any."""
-
-_ENCODER, _DECODER = "encoder.", "decoder."
 
 
 class DensePredictor(TimmInterface):
@@ -45,8 +43,7 @@ class DensePredictor(TimmInterface):
             backbone.embed_dim, has_class_token(backbone), _out_channels(config), config.decoder_dim
         )
         self.provenance = Provenance()
-        self.register_state_dict_post_hook(_strip_encoder_prefix)
-        self.register_load_state_dict_pre_hook(_add_encoder_prefix)
+        name_weights_as(self, "encoder.", ("decoder.",))
 
     @property
     def backbone(self) -> Any:  # type: ignore[override]
@@ -129,16 +126,3 @@ def _to_whole_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
     if list(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _strip_encoder_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    # On disk the encoder has timm's own key names, so that any timm tool reads them.
-    for key in [key for key in state if key.startswith(prefix + _ENCODER)]:
-        state[prefix + key.removeprefix(prefix + _ENCODER)] = state.pop(key)
-
-
-def _add_encoder_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith(_DECODER):
-            state[prefix + _ENCODER + name] = state.pop(key)

@@ -77,6 +77,14 @@ def num_partners(grid: tuple[int, int], spacing: int) -> int:
     return max(1, rows * columns // 2) if spacing == 1 else -(-rows // spacing) * -(-columns // spacing)
 
 
+def similarity_sets(
+    grid: tuple[int, int], num_skipped: int, num_prefix_tokens: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Split the patches as `choose_by_similarity` does: candidates (A,) and possible partners (C,) among all tokens."""
+    candidates, others = two_sets(grid, partner_spacing(grid, num_skipped), device)
+    return candidates + num_prefix_tokens, others + num_prefix_tokens
+
+
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared distance of each of the keys (B, A, d) to each of the keys (B, C, d): (B, A, C).
 
@@ -109,8 +117,7 @@ def choose_by_similarity(
         everything = torch.arange(length, device=keys.device).expand(batch, length)
         nothing = everything[:, :0]
         return Choice(everything, nothing, nothing.unsqueeze(-1), keys.new_empty(batch, 0, 1, dtype=torch.float32))
-    candidates, others = two_sets(grid, partner_spacing(grid, num_skipped), keys.device)
-    candidates, others = candidates + num_prefix_tokens, others + num_prefix_tokens
+    candidates, others = similarity_sets(grid, num_skipped, num_prefix_tokens, keys.device)
     distances = squared_distances(keys.index_select(1, candidates), keys.index_select(1, others))
     chosen = distances.amin(-1).topk(num_skipped, largest=False, sorted=False).indices.sort(-1).values
     skip_indices = candidates[chosen]

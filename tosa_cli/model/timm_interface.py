@@ -1,8 +1,9 @@
 """What timm and its users ask of any model, answered by the backbone."""
 
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tosa_cli.model.backbone import Backbone
 
@@ -97,3 +98,29 @@ class TimmInterface(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of `num_classes` classes."""
         self.backbone.reset_classifier(num_classes, global_pool)
+
+
+def name_weights_as(model: nn.Module, part: str, added: tuple[str, ...]) -> None:
+    """Have the state dict of a model name the weights of one part as that part does, so that any timm tool reads them.
+
+    Args:
+        model: The model.
+        part: What stands before the names of the part's weights in the model, as `backbone.`.
+        added: Beginnings of the names of all other weights, which stay.
+    """
+    model.register_state_dict_post_hook(partial(_strip_part, part=part))
+    model.register_load_state_dict_pre_hook(partial(_add_part, part=part, added=added))
+
+
+def _strip_part(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any, *, part: str) -> None:
+    for key in [key for key in state if key.startswith(prefix + part)]:
+        state[prefix + key.removeprefix(prefix + part)] = state.pop(key)
+
+
+def _add_part(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any, part: str, added: tuple[str, ...]
+) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        if not name.startswith(added):
+            state[prefix + part + name] = state.pop(key)

@@ -27,7 +27,7 @@ from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
-from tosa_cli.model.timm_interface import TimmInterface
+from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
 from tosa_cli.model.tosa_layer import run_tosa_layer
 
 _BACKBONE = "backbone."
@@ -86,8 +86,7 @@ class TosaViT(TimmInterface):
             self._add_parts(layer)
         for added in (self.selectors, self.keys, self.bypasses):
             added.to(next(backbone.parameters()).device)
-        self.register_state_dict_post_hook(_strip_backbone_prefix)
-        self.register_load_state_dict_pre_hook(_add_backbone_prefix)
+        name_weights_as(self, _BACKBONE, _ADDED)
         # timm reads this from any model it wraps.
         self.feature_info = getattr(backbone, "feature_info", [])
         self.provenance = Provenance()
@@ -401,16 +400,3 @@ class TosaViT(TimmInterface):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
         return {_BACKBONE + name for name in self.backbone.no_weight_decay()}
-
-
-def _strip_backbone_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
-    # On disk the backbone has timm's own key names, so that any timm tool reads them.
-    for key in [key for key in state if key.startswith(prefix + _BACKBONE)]:
-        state[prefix + key.removeprefix(prefix + _BACKBONE)] = state.pop(key)
-
-
-def _add_backbone_prefix(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith(_ADDED):
-            state[prefix + _BACKBONE + name] = state.pop(key)

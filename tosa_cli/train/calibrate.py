@@ -296,9 +296,11 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
                 choice = Choice(kept["keep"], kept["skip"], kept.get("partners"), kept.get("weights"))
             after, values = skipped_features(model, layer, tokens, choice, run.places)
             sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
-            values |= {"tokens": after, "keep": choice.keep_indices}
-            if choice.partners is not None and choice.weights is not None:
-                values |= {"partners": choice.partners, "weights": choice.weights}
+            values["tokens"] = after
+            if model.choosing_layers.get(layer + 1, layer + 1) <= layer:  # the next layer shares the choice
+                values["keep"] = choice.keep_indices
+                if choice.partners is not None and choice.weights is not None:
+                    values |= {"partners": choice.partners, "weights": choice.weights}
             run.keep(number, values)
         yield sums
 
