@@ -1,0 +1,71 @@
+"""Depth with converted encoders: what the page says of the figures, and that a run goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_depth
+
+FIGURES = {"sq_rel": 0.1, "rmse": 0.5, "log10": 0.04, "d2": 0.99}
+COSTS = {"encoder_gmacs": 6.0, "encoder_reduction": 0.0, "gmacs": 9.0, "reduction": 0.0, "samples": 300, "seconds": 1.0}
+MACHINE = {"cpu": "some"}
+
+
+def run(abs_rel: float, d1: float) -> dict[str, Any]:
+    return {**FIGURES, **COSTS, "abs_rel": abs_rel, "d1": d1}
+
+
+def page(calibrated: list[tuple[float, float]]) -> str:
+    runs = {f"dense, seed {seed}": run(0.1, 0.9) for seed in range(2)}
+    runs |= {f"calibrated, -25 %, seed {seed}": run(*figures) for seed, figures in enumerate(calibrated)}
+    return run_depth.render({"machine": MACHINE, "training": "--task depth", "dpt": runs})
+
+
+def test_encoders_are_compared_with_the_dense_one_of_the_same_seed() -> None:
+    text = page([(0.101, 0.898), (0.103, 0.896)])
+    assert "| dense | 6.000 | 0.0% | 2 | 0.1000 ± 0.0000 |" in text
+    assert "calibrated, -25 %: Abs Rel +2.0 ± 1.4 % (relative), δ<1.25 -0.0030 ± 0.0014; within 2 % and 0.005." in text
+
+
+@pytest.mark.parametrize("figures", [(0.103, 0.9), (0.1, 0.894)])
+def test_a_worse_encoder_is_said_to_be_worse(figures: tuple[float, float]) -> None:
+    assert "not within 2 % and 0.005." in page([figures])
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A small set of rooms, and the commands that were run instead of being run."""
+    seen: list[list[str]] = []
+
+    def tosa(*arguments: Any) -> str:
+        seen.append([str(argument) for argument in arguments])
+        if "-o" in seen[-1]:
+            (tmp_path / seen[-1][seen[-1].index("-o") + 1]).mkdir(exist_ok=True)
+        return json.dumps(run(0.1, 0.9))
+
+    monkeypatch.setattr(run_depth, "tosa", tosa)
+    monkeypatch.setattr(run_depth, "SCENES", 20)
+    monkeypatch.setattr(run_depth, "SIZE", 16)
+    monkeypatch.setattr(run_depth, "CALIBRATION_IMAGES", 3)
+    (tmp_path / "dinov2_small").mkdir()
+    return seen
+
+
+def test_what_was_measured_is_not_run_again(tmp_path: Path, commands: list[list[str]]) -> None:
+    for _ in range(2):
+        lab = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
+        lab.measure("dpt", "calibrated, -25 %", 0)
+    assert [command[0] for command in commands] == ["convert", "distill", "finetune", "eval"]
+    assert "--resume" not in commands[2]
+    rooms = {path.name for path in (tmp_path / "calibration_0").iterdir()}
+    tested = (tmp_path / "scenes" / "test.txt").read_text(encoding="utf-8")
+    assert len(rooms) == 3
+    assert not any(name in tested for name in rooms)
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, commands: list[list[str]]) -> None:
+    (tmp_path / "dpt_dense_0.finetune-checkpoint.safetensors").touch()
+    run_depth.DepthLab(tmp_path, tmp_path / "depth.json").measure("dpt", "dense", 0)
+    assert [command[0] for command in commands] == ["finetune", "eval"]
+    assert "--resume" in commands[0]
