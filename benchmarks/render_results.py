@@ -4,18 +4,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-SELECTORS = ("similarity", "probe", "bypass-error", "attention", "previous", "random")
-BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
+from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair, table
 
 
 def render(results: dict[str, Any], folder: Path) -> None:
     """Write the page and the pictures."""
     sections = [
         _head(results),
-        _grid(results.get("grid", {})),
+        grid_section(results.get("grid", {})),
+        draws_section(results.get("grid_draws", {})),
         _budget(results.get("budget", {})),
         _seeds(results.get("seeds", {})),
         _large(results.get("large", {})),
+        large_grid_section(results.get("grid_large", {})),
+        _bounds(results.get("bounds", {})),
         _finetune(results.get("finetune", {})),
         _speed(results.get("speed", {})),
         _grid_speed(results.get("grid_speed", {})),
@@ -42,48 +44,6 @@ def _head(results: dict[str, Any]) -> str:
     )
 
 
-def _pair(row: dict[str, Any], suffix: str = "") -> str:
-    return f"{row[f'patch{suffix}']:.4f} / {row[f'class{suffix}']:.4f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def _grid(grid: dict[str, Any]) -> str:
-    if not grid:
-        return ""
-    parts = ["## Every selector with every bypass: 224 x 224, layers 2,4,6,8,10"]
-    for rate in ("0.8", "0.5"):
-        rows = []
-        for selector in ("oracle", *SELECTORS):
-            cells = [grid.get(f"{selector} {bypass} {rate}") for bypass in BYPASSES]
-            if any(cells):
-                rows.append([selector, *(_pair(cell) if cell else "not run" for cell in cells)])
-        if rows:
-            parts.append(
-                f"Keep rate {rate}. 64 calibration crops, 48 held-out crops, one draw. The oracle runs each layer "
-                f"whole and skips the tokens about which the bypass is least wrong."
-            )
-            parts.append(table(["selector", *BYPASSES], rows))
-    saved = [
-        [
-            selector,
-            *(
-                f"{grid[key]['reduction']:.1%} ({grid[key]['added']:.1%})" if key in grid else "not run"
-                for key in (f"{selector} {bypass} 0.8" for bypass in BYPASSES)
-            ),
-        ]
-        for selector in SELECTORS
-        if any(key.startswith(f"{selector} ") for key in grid)
-    ]
-    parts.append("MACs saved at 0.8; in brackets what selector, matching and bypass cost, in dense MACs.")
-    parts.append(table(["selector", *BYPASSES], saved))
-    return "\n\n".join(parts)
-
-
 def _budget(budget: dict[str, Any]) -> str:
     if not budget:
         return ""
@@ -92,9 +52,9 @@ def _budget(budget: dict[str, Any]) -> str:
             name,
             f"{row['reduction']:.1%}",
             f"{row['added']:.1%}",
-            _pair(row),
-            _pair(row, "_median"),
-            _pair(row, "_worst_tenth"),
+            pair(row),
+            pair(row, "_median"),
+            pair(row, "_worst_tenth"),
             f"{row['distill_seconds']:.0f} s",
         ]
         for name, row in budget.items()
@@ -144,7 +104,7 @@ def _large(large: dict[str, Any]) -> str:
     if not large:
         return ""
     rows = [
-        [name, f"{row['reduction']:.1%}", _pair(row), _pair(row, "_median"), f"{row['distill_seconds']:.0f} s"]
+        [name, f"{row['reduction']:.1%}", pair(row), pair(row, "_median"), f"{row['distill_seconds']:.0f} s"]
         for name, row in large.items()
     ]
     return "\n\n".join(
@@ -161,9 +121,9 @@ def _large(large: dict[str, Any]) -> str:
 def _finetune(finetune: dict[str, Any]) -> str:
     rows = []
     for name, row in finetune.items():
-        rows.append([f"{name}, before", _pair(row["before"]), _pair(row["before"], "_median"), ""])
+        rows.append([f"{name}, before", pair(row["before"]), pair(row["before"], "_median"), ""])
         seconds = f"{row['report']['seconds'] / 60:.0f} min, {row['report']['updates']} steps"
-        rows.append([f"{name}, after", _pair(row), _pair(row, "_median"), seconds])
+        rows.append([f"{name}, after", pair(row), pair(row, "_median"), seconds])
     if not rows:
         return ""
     return "\n\n".join(
@@ -240,6 +200,26 @@ def _profile(profile: dict[str, Any]) -> str:
     )
 
 
+def _bounds(bounds: dict[str, Any]) -> str:
+    if not bounds:
+        return ""
+    one = next(iter(bounds.values()))
+    rows = [
+        [name, *(f"{row[f'{group}_patch']:.4f} / {row[f'{group}_class']:.4f}" for group in ("texture", "other"))]
+        for name, row in bounds.items()
+    ]
+    head = ["setting", f"{one['textures']} crops of grass and dunes", f"{one['others']} other crops"]
+    return "\n\n".join(
+        [
+            "## What bounds it: 224 x 224",
+            "Mean cosine, patch / class, of the crops that are all texture and of the others. The last row is no "
+            "conversion at all: every layer is run whole, and noise is added once to the tokens. What it does to a "
+            "crop tells how touchy the model itself is there.",
+            table(head, rows),
+        ]
+    )
+
+
 def _limits(results: dict[str, Any]) -> str:
     missing = [
         text
@@ -247,12 +227,14 @@ def _limits(results: dict[str, Any]) -> str:
             ("finetune", "label-free finetuning at this setting"),
             ("large", "quality at 518 x 518"),
             ("seeds", "three draws"),
+            ("grid_draws", "three draws of the grid"),
+            ("grid_large", "the grid at 518 x 518"),
+            ("bounds", "what bounds the quality"),
         )
         if not results.get(part)
     ]
     parts = [
         "One checkpoint, one architecture, 253 calibration and 95 held-out crops; no GPU; no labelled task.",
-        "The grid was run at 224 only, one draw.",
     ]
     if missing:
         parts.append(f"Left out of this run: {', '.join(missing)}.")

@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from render_results import table
+from render_grid import table
 from render_scenes import run as render_scenes
+from results_lab import HERE
 from run_real import machine
-from run_results import HERE
 
 from tosa_cli.train.checkpoint import checkpoint_path
 

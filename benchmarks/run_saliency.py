@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from render_results import table
-from run_results import ELEVEN, FIVE, HERE, Lab, describe, distilled, fetch
+from render_grid import table
+from results_lab import ELEVEN, FIVE, HERE, Lab, describe, distilled, fetch
 
 RESULTS = HERE / "results" / "saliency.json"
 PAGE = HERE / "SALIENCY.md"
@@ -172,7 +172,7 @@ def run_size(lab: SaliencyLab, size: int) -> None:
         import torch
 
         torch.manual_seed(0)  # the selector `random` draws
-        model, seconds = convert(lab, source, settings[name])
+        model, seconds = distilled(lab, source, settings[name], CALIBRATION[size], at_small=CALIBRATION[224])
         return {
             "keep_rates": settings[name].keep_rates,
             **describe(model, seconds, lab.quality_of_maps(model, size, name)),
@@ -202,22 +202,6 @@ def measured(lab: SaliencyLab, source: Any, target: float) -> Any:
         [ErrorCurve(**{key: tuple(values) for key, values in curve.items()}) for curve in found],
         target,
     )
-
-
-def convert(lab: SaliencyLab, source: Any, config: Any) -> tuple[Any, float]:
-    """Convert and distill; also the seconds that took.
-
-    The paper's selectors are trained at 224, whatever the size they are used at: with a kernel of 1 they depend on no
-    size, and training them at 518 takes hours on two cores.
-    """
-    from tosa_cli.model.tosa_vit import TosaViT
-
-    if config.selector != "attention":
-        return distilled(lab, source, config, CALIBRATION[source.patch_embed.img_size[0]])
-    trained, seconds = distilled(lab, lab.source(224), config, CALIBRATION[224])
-    model = TosaViT(source, config).eval()
-    model.selectors.load_state_dict(trained.selectors.state_dict())
-    return model, seconds
 
 
 def draw(maps: Path, path: Path) -> None:

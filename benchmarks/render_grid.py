@@ -1,0 +1,97 @@
+"""The tables of every selector with every bypass, for benchmarks/RESULTS.md."""
+
+import statistics
+from typing import Any
+
+SELECTORS = ("similarity", "probe", "bypass-error", "attention", "previous", "random")
+BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
+
+
+def pair(row: dict[str, Any], suffix: str = "") -> str:
+    """Cosine of patch tokens / class token."""
+    return f"{row[f'patch{suffix}']:.4f} / {row[f'class{suffix}']:.4f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def grid_section(grid: dict[str, Any]) -> str:
+    """The grid at 0.8 and 0.5, and what each pair costs."""
+    if not grid:
+        return ""
+    parts = ["## Every selector with every bypass: 224 x 224, layers 2,4,6,8,10"]
+    for rate in ("0.8", "0.5"):
+        rows = []
+        for selector in ("oracle", *SELECTORS):
+            cells = [grid.get(f"{selector} {bypass} {rate}") for bypass in BYPASSES]
+            if any(cells):
+                rows.append([selector, *(pair(cell) if cell else "not run" for cell in cells)])
+        if rows:
+            parts.append(
+                f"Keep rate {rate}. 64 calibration crops, 48 held-out crops, one draw. The oracle runs each layer "
+                f"whole and skips the tokens about which the bypass is least wrong."
+            )
+            parts.append(table(["selector", *BYPASSES], rows))
+    saved = [
+        [
+            selector,
+            *(
+                f"{grid[key]['reduction']:.1%} ({grid[key]['added']:.1%})" if key in grid else "not run"
+                for key in (f"{selector} {bypass} 0.8" for bypass in BYPASSES)
+            ),
+        ]
+        for selector in SELECTORS
+        if any(key.startswith(f"{selector} ") for key in grid)
+    ]
+    parts.append("MACs saved at 0.8; in brackets what selector, matching and bypass cost, in dense MACs.")
+    parts.append(table(["selector", *BYPASSES], saved))
+    return "\n\n".join(parts)
+
+
+def draws_section(draws: dict[str, Any]) -> str:
+    """The grid at 0.8 with several draws of calibration photos."""
+    if not draws:
+        return ""
+    rows = []
+    for selector in ("oracle", *SELECTORS):
+        cells = []
+        for bypass in BYPASSES:
+            found = [row for key, row in draws.items() if key.startswith(f"{selector} {bypass} 0.8, seed ")]
+            cells.append(" / ".join(_spread([row[name] for row in found]) for name in ("patch", "class")))
+        rows.append([selector, *cells])
+    return "\n\n".join(
+        [
+            "Keep rate 0.8 once more, with three draws of 64 calibration crops: mean and standard deviation, the "
+            "latter in units of the last digit.",
+            table(["selector", *BYPASSES], rows),
+        ]
+    )
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "not run"
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{statistics.mean(values):.4f} ({1e4 * statistics.stdev(values):.0f})"
+
+
+def large_grid_section(grid: dict[str, Any]) -> str:
+    """The grid at 518 and 0.8."""
+    if not grid:
+        return ""
+    rows = []
+    for selector in SELECTORS:
+        cells = [grid.get(f"{selector} {bypass} 0.8") for bypass in BYPASSES]
+        if any(cells):
+            rows.append([selector, *(pair(cell) if cell else "not run" for cell in cells)])
+    return "\n\n".join(
+        [
+            "Every selector with every bypass at 518, layers 2,4,6,8,10 at 0.8: 24 calibration crops, 16 held-out "
+            "crops, one draw. Selectors that are trained step by step were trained at 224, on 64 crops.",
+            table(["selector", *BYPASSES], rows),
+        ]
+    )
