@@ -127,7 +127,7 @@ class DepthLab:
         folder, photos = self.work / f"{_slug(name)}_{seed}", self.calibration(seed)
         if not (folder / "distilled").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            images = ["--data-dir", photos, "--device", "cpu"] if "calibrated" in name else []
+            images = ["--data-dir", photos] if "calibrated" in name else []
             tosa("convert", self.source, "--img-size", str(SIZE), *ENCODERS[name], *images, "-o", folder)
             preset = ENCODERS[name][1]
             tosa("distill", folder, "--preset", preset, "--data-dir", photos, "--seed", str(seed), "--device", "cpu")
