@@ -8,26 +8,23 @@ import random
 import re
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from fashion_teacher import make_model
-from fashion_variants import CALIBRATED, DISTILL, FINETUNE, PAPER_REDUCTION, Settings, Variant, paper
+from fashion_models import build_model
+from fashion_teacher import Log, make_model
+from fashion_variants import CALIBRATED, DISTILL, FINETUNE, Settings, Variant
 from run_real import machine
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tosa_cli.config import TosaConfig
 from tosa_cli.measure.accuracy import measure_accuracy
-from tosa_cli.measure.flops import GIGA, count_flops
-from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
-from tosa_cli.measure.merging import MergedViT
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.measure.speed import time_in_turns
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.budget import ErrorCurve, allocate, measure_curves
+from tosa_cli.train.budget import ErrorCurve, measure_curves
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset, split_indices
 from tosa_cli.train.distill import distill
@@ -134,49 +131,9 @@ class Lab:
         """A copy of the teacher."""
         return copy.deepcopy(self._teacher)
 
-    def target(self, variant: Variant) -> float:
-        """Share of the dense MACs that a model without a keep rate of its own has to save."""
-        if variant.rate is None:
-            return PAPER_REDUCTION
-        return count_flops(self._teacher, paper(variant.rate)).reduction
-
-    def build(self, variant: Variant, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-        """Make a model with the teacher's weights; its selectors and bypasses are untrained.
-
-        Returns:
-            The model; its GMACs, the share of the dense MACs that it saves, and what it was set to.
-        """
-        teacher = self.teacher()
-        dense_gmacs = count_flops(teacher).dense_gmacs
-        if variant.kind == "merge":
-            num_merged = solve_num_merged(teacher, "merge", self.target(variant))
-            gmacs = count_merged_macs(teacher, "merge", num_merged) / GIGA
-            about: dict[str, Any] = {"num_merged": list(num_merged)}
-            return MergedViT(teacher, "merge", num_merged), _cost(gmacs, dense_gmacs, about)
-        if variant.kind == "prune":
-            return self._pruned(teacher, variant, dense_gmacs)
-        config = variant.config
-        if variant.kind == "calibrated":
-            config = allocate(teacher, CALIBRATED, self.curves(seed), self.target(variant))
-        elif variant.kind == "dense":
-            config = TosaConfig(layers=(len(teacher.blocks),), keep_rate=1.0, selector="random")
-        assert config is not None
-        model = TosaViT(teacher, config)
-        if variant.kind == "dense":
-            # No ToSA layer is left: it runs as its backbone, by the same functions as all others.
-            model.keep_rates.clear()
-        about = {"keep_rates": model.keep_rates}
-        return model, _cost(count_flops(model).gmacs, dense_gmacs, about)
-
-    def _pruned(self, teacher: Any, variant: Variant, dense_gmacs: float) -> tuple[nn.Module, dict[str, Any]]:
-        from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_prune_keep_rate
-        from tosa_cli.measure.pruning import PrunedViT, paper_layers
-
-        layers = paper_layers(len(teacher.blocks))
-        keep_rate = solve_prune_keep_rate(teacher, layers, self.target(variant))
-        gmacs = count_pruned_macs(teacher, keep_rate, layers) / GIGA
-        about = {"keep_rates": dict.fromkeys(layers, keep_rate)}
-        return PrunedViT(teacher, keep_rate, layers), _cost(gmacs, dense_gmacs, about)
+    def build(self, variant: Variant, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Make a model with the teacher's weights, its selectors and bypasses untrained; and its cost and settings."""
+        return build_model(variant, self.teacher(), partial(self.curves, seed))
 
     def curves(self, seed: int) -> list[ErrorCurve]:
         """Error curves of the layers on training images drawn with a seed."""
@@ -322,26 +279,6 @@ class Lab:
             for name, timing in report.timings.items()
         }
         return {"conditions": vars(report.conditions), "models": rows}
-
-
-class Log:
-    """Prints a line now and then."""
-
-    def start(self, total: int, done: int) -> None:
-        """A run of `total` batches starts, of which `done` are behind it."""
-        self.total, self.done, self.images, self.started = total, done, 0, time.perf_counter()
-
-    def advance(self, num_images: int, text: str) -> None:
-        """One more batch is done."""
-        self.done += 1
-        self.images += num_images
-        if self.done % 50 == 0:
-            rate = self.images / (time.perf_counter() - self.started)
-            print(f"  {self.done} of {self.total} steps, {rate:.0f} images/s, {text}", flush=True)
-
-
-def _cost(gmacs: float, dense_gmacs: float, about: dict[str, Any]) -> dict[str, Any]:
-    return {"gmacs": gmacs, "reduction": 1 - gmacs / dense_gmacs, **about}
 
 
 def _save(module: nn.Module, path: Path) -> None:

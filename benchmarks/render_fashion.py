@@ -1,19 +1,15 @@
 """Makes benchmarks/FASHION.md and its plot from benchmarks/results/fashion.json."""
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fashion_variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
+from fashion_figures import Row, comparisons, differences, found, plotted, spread, top1
+from fashion_variants import Settings, Variant, variants
 from render_results import table
 
 ANSWER = ""
 """What the figures say, in words; left out while it is empty."""
-PLOT = "fashion_accuracy.png"
-MARKERS = {"dense": "*", "tosa": "o", "calibrated": "s", "merge": "^", "prune": "v"}
-
-Row = dict[str, Any]
 
 
 def render(results: dict[str, Any], folder: Path) -> None:
@@ -23,46 +19,16 @@ def render(results: dict[str, Any], folder: Path) -> None:
         _head(results),
         ANSWER,
         _accuracy(results),
-        _plotted(runs, folder / "results"),
-        _comparisons(runs),
+        plotted(runs, folder / "results"),
+        comparisons(runs),
         _selectors(results.get("selectors", {})),
         _pictures(results.get("pictures", {})),
-        _training(runs, results.get("distill", {})),
+        _training(results),
         _speed(results.get("speed", {})),
         _teacher(results.get("teacher", {})),
         _limits(results),
     ]
     (folder / "FASHION.md").write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
-
-
-# ---------------------------------------------------------------------- figures
-
-
-def found(runs: dict[str, Row], name: str) -> dict[int, Row]:
-    """The finished runs of a model, by seed."""
-    return {run["seed"]: run for run in runs.values() if run["variant"] == name}
-
-
-def spread(values: Sequence[float], sign: str = "", digits: int = 2) -> str:
-    """Mean and standard deviation as text."""
-    mean = f"{statistics.mean(values):{sign}.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def differences(rows: dict[int, Row], others: dict[int, Row], value: Callable[[Row], float]) -> list[float]:
-    """Difference to another model, seed by seed, for the seeds that both have."""
-    return [value(rows[seed]) - value(others[seed]) for seed in sorted(rows.keys() & others.keys())]
-
-
-def _top1(run: Row) -> float:
-    return run["top1"]
-
-
-def _start(run: Row) -> float:
-    return run["start"]["top1"]
-
-
-# ---------------------------------------------------------------------- sections
 
 
 def _head(results: dict[str, Any]) -> str:
@@ -113,7 +79,7 @@ def _accuracy(results: dict[str, Any]) -> str:
             accuracy = [spread([start[key] for start in starts]) for key in ("top1", "top5")]
             rows.append([f"{variant.name}, not finetuned", *cost, *accuracy, "", speed])
         accuracy = [spread([run[key] for run in own.values()]) for key in ("top1", "top5")]
-        gained = differences(own, dense, _top1) if variant.kind != "dense" else []
+        gained = differences(own, dense, top1) if variant.kind != "dense" else []
         name = f"{variant.name}, finetuned"
         rows.append([name, *cost, *accuracy, spread(gained, "+") if gained else "", speed])
     head = ["model", "GMACs", "MACs saved", "top-1", "top-5", "top-1 against dense finetuned, same seed", "images/s"]
@@ -126,87 +92,8 @@ def _accuracy(results: dict[str, Any]) -> str:
             "rate. Merging is ToMe's and pruning EViT's, both by their papers, at the MACs of the ToSA model with "
             "shared selection and all rows. MACs count selectors, matching and bypasses.",
             table(head, rows),
-            f"Before finetuning, top-1 on {results['settings']['start_images']:,} test images (calibrated models: on "
-            f"all): {_starts(runs)}.",
         ]
     )
-
-
-def _starts(runs: dict[str, Row]) -> str:
-    parts = []
-    for variant in variants():
-        own = found(runs, variant.name)
-        if own:
-            parts.append(f"{variant.name}: {spread([_start(run) for run in own.values()])}")
-    return "; ".join(parts)
-
-
-def _plotted(runs: dict[str, Row], folder: Path) -> str:
-    from matplotlib.figure import Figure
-
-    if not runs:
-        return ""
-    folder.mkdir(exist_ok=True)
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for index, variant in enumerate(variants()):
-        own = list(found(runs, variant.name).values())
-        if not own:
-            continue
-        values = [run["top1"] for run in own]
-        error = statistics.stdev(values) if len(values) > 1 else 0.0
-        axes.errorbar(
-            own[0]["gmacs"],
-            statistics.mean(values),
-            yerr=error,
-            marker=MARKERS[variant.kind],
-            color=f"C{index % 10}",
-            markerfacecolor=f"C{index % 10}" if index < 10 else "none",
-            linestyle="",
-            capsize=3,
-            label=variant.name,
-        )
-    axes.set_xlabel("GMACs for one image, all included")
-    axes.set_ylabel("top-1 on the test images, %")
-    axes.set_title("Fashion-MNIST, all models finetuned alike; mean and standard deviation over the seeds", fontsize=10)
-    figure.legend(fontsize=6, loc="outside right upper")
-    figure.savefig(folder / PLOT)
-    return f"![Accuracy against GMACs](results/{PLOT})"
-
-
-def _comparisons(runs: dict[str, Row]) -> str:
-    rows = []
-    for rate in (PAPER_RATE, LOW_RATE):
-        tosa = f"ToSA {rate}, shared, all rows"
-        low = "calibrated, -25.8%" if rate == LOW_RATE else f"calibrated, MACs of {rate}"
-        pairs = [(tosa, other) for other in ("dense", f"random {rate}", f"previous {rate}")]
-        pairs += [(tosa, f"{peer}, MACs of {rate}") for peer in ("merging", "pruning")]
-        pairs += [(tosa, f"ToSA {rate}, {rest}") for rest in ("shared, 16 rows", "per-head, all rows")]
-        pairs += [(low, other) for other in ("dense", tosa, f"merging, MACs of {rate}", f"pruning, MACs of {rate}")]
-        for name, other in pairs:
-            gained = differences(found(runs, name), found(runs, other), _top1)
-            if gained:
-                rows.append(
-                    [name, other, spread(gained, "+"), ", ".join(f"{g:+.2f}" for g in gained), _verdict(gained)]
-                )
-    if not rows:
-        return ""
-    return "\n\n".join(
-        [
-            "## Differences, seed by seed",
-            "Top-1 of the first model less that of the second, both finetuned on the same images in the same order. "
-            "Beyond the spread: the mean is farther from 0 than one standard deviation over the seeds. On so few "
-            "seeds that is a hint, not a test.",
-            table(["model", "against", "difference", "each seed", "beyond the spread"], rows),
-        ]
-    )
-
-
-def _verdict(values: list[float]) -> str:
-    if len(values) < 2:
-        return "one seed only"
-    mean, deviation = statistics.mean(values), statistics.stdev(values)
-    return ("ahead" if mean > 0 else "behind") if abs(mean) > deviation else "no"
 
 
 def _selectors(selectors: dict[str, Row]) -> str:
@@ -247,7 +134,8 @@ def _pictures(pictures: dict[str, Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _training(runs: dict[str, Row], distill: dict[str, Row]) -> str:
+def _training(results: dict[str, Any]) -> str:
+    runs, distill = results.get("runs", {}), results.get("distill", {})
     rows = []
     for variant in variants():
         own = list(found(runs, variant.name).values())
@@ -259,6 +147,7 @@ def _training(runs: dict[str, Row], distill: dict[str, Row]) -> str:
                 [
                     variant.name,
                     str(len(own)),
+                    spread([run["start"]["top1"] for run in own]),
                     spread(rates, digits=0) if rates else "interrupted",
                     spread(losses, digits=3) if losses else "interrupted",
                     _kept(own[0]),
@@ -269,8 +158,12 @@ def _training(runs: dict[str, Row], distill: dict[str, Row]) -> str:
     parts = [
         "## Training",
         "Images a second of finetuning, loading included, and the mean loss of the pass; runs that were interrupted "
-        "and resumed count for the accuracy only. What was chosen is that of the first seed.",
-        table(["model", "runs", "training images/s", "loss", "keep rates, or tokens merged or kept"], rows),
+        "and resumed count for the accuracy only. What was chosen is that of the first seed. Top-1 before finetuning "
+        f"is on {results['settings']['start_images']:,} test images evenly spread over the classes, of the calibrated "
+        "models on all.",
+        table(
+            ["model", "runs", "top-1 before", "training images/s", "loss", "keep rates, or tokens merged or kept"], rows
+        ),
     ]
     if distill:
         listed = [f"- {name}: {row['updates']} steps, {row['seconds']:.0f} s" for name, row in distill.items()]
@@ -343,7 +236,7 @@ def _limits(results: dict[str, Any]) -> str:
     missing = [name for variant in variants() for name in _missing(variant, runs, seeds)]
     text = (
         "## What was not run\n\nImageNet, and so the paper's own table: figures on small grey images of ten classes "
-        "need not hold there. One teacher, one pass of finetuning; no GPU."
+        "need not hold there. One teacher, one pass of finetuning."
     )
     parts = [part for part in ("selectors", "speed", "pictures") if not results.get(part)]
     if missing:

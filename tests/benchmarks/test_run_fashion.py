@@ -10,6 +10,7 @@ import pytest
 import render_fashion
 from accelerate.state import AcceleratorState, GradientState
 from fashion_data import CLASSES
+from fashion_figures import PLOT
 from fashion_lab import Lab
 from fashion_teacher import make_model
 from fashion_variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
@@ -90,8 +91,8 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
 
     render_fashion.render(results, tmp_path)
     page = (tmp_path / "FASHION.md").read_text()
-    assert f"| {TOSA} | dense | {tosa['top1'] - dense['top1']:+.2f} |" in page
-    assert (tmp_path / "results" / render_fashion.PLOT).stat().st_size > 1000
+    assert f"| {TOSA} ({100 * tosa['reduction']:.1f} %) | dense (0.0 %) | {tosa['top1'] - dense['top1']:+.2f} |" in page
+    assert (tmp_path / "results" / PLOT).stat().st_size > 1000
 
 
 def test_an_interrupted_finetuning_ends_in_the_same_weights(
@@ -173,7 +174,7 @@ def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     render_fashion.render({"settings": used, "machine": {"cpu": "x"}, "runs": runs}, tmp_path)
     page = (tmp_path / "FASHION.md").read_text()
     assert "| dense, finetuned | 0.1764 | 0.0 % | 91.00 ± 1.00 |" in page
-    assert f"| {TOSA} | dense | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
+    assert f"| {TOSA} (0.0 %) | dense (0.0 %) | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
     assert "Parts that are missing: selectors, speed, pictures." in page
 
 
