@@ -10,6 +10,8 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.measure.flops import GIGA, count_flops
 from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.measure.merging import MergedViT
+from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_prune_keep_rate
+from tosa_cli.measure.pruning import PrunedViT, paper_layers
 from tosa_cli.model.backbone import Backbone
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.budget import ErrorCurve, allocate
@@ -57,10 +59,6 @@ def _merged(variant: Variant, teacher: Backbone) -> tuple[nn.Module, dict[str, A
 
 
 def _pruned(variant: Variant, teacher: Backbone) -> tuple[nn.Module, dict[str, Any]]:
-    from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_prune_keep_rate
-
-    from tosa_cli.measure.pruning import PrunedViT, paper_layers
-
     layers = paper_layers(len(teacher.blocks))
     keep_rate = solve_prune_keep_rate(teacher, layers, target_reduction(variant, teacher))
     gmacs = count_pruned_macs(teacher, keep_rate, layers) / GIGA
