@@ -10,7 +10,7 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.measure.flops import GIGA, count_flops
 from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.measure.merging import MergedViT
-from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_prune_keep_rate
+from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.measure.pruning import PrunedViT, paper_layers
 from tosa_cli.model.backbone import Backbone
 from tosa_cli.model.tosa_vit import TosaViT
@@ -60,7 +60,7 @@ def _merged(variant: Variant, teacher: Backbone) -> tuple[nn.Module, dict[str, A
 
 def _pruned(variant: Variant, teacher: Backbone) -> tuple[nn.Module, dict[str, Any]]:
     layers = paper_layers(len(teacher.blocks))
-    keep_rate = solve_prune_keep_rate(teacher, layers, target_reduction(variant, teacher))
+    keep_rate = solve_pruned_keep_rate(teacher, layers, target_reduction(variant, teacher))
     gmacs = count_pruned_macs(teacher, keep_rate, layers) / GIGA
     return PrunedViT(teacher, keep_rate, layers), _cost(
         gmacs, teacher, {"keep_rates": dict.fromkeys(layers, keep_rate)}
