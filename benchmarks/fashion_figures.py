@@ -48,9 +48,9 @@ def comparisons(runs: dict[str, Row]) -> str:
         for name, other in pairs:
             gained = differences(found(runs, name), found(runs, other), top1)
             if gained:
-                rows.append(
-                    [name, other, spread(gained, "+"), ", ".join(f"{g:+.2f}" for g in gained), _verdict(gained)]
-                )
+                names = [f"{each} ({_saved(runs, each)})" for each in (name, other)]
+                each_seed = ", ".join(f"{gain:+.2f}" for gain in gained)
+                rows.append([*names, spread(gained, "+"), each_seed, _verdict(gained)])
     if not rows:
         return ""
     return "\n\n".join(

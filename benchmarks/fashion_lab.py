@@ -243,8 +243,6 @@ class Lab:
     def accuracy(self, model: Any, count: int, seed: int) -> dict[str, Any]:
         """Accuracy on test images, in float32."""
         torch.manual_seed(seed)  # of random selection
-        if not hasattr(model, "num_classes"):
-            model.num_classes = self._teacher.num_classes
         found = measure_accuracy({"model": model}, self.test_images(count))
         accuracy = found.models["model"]
         return {"top1": accuracy.top1, "top5": accuracy.top5, "test_images": found.samples}
