@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check format build real results picture clean
+.PHONY: demo test lint types check format build real results fashion picture clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
@@ -38,6 +38,11 @@ real: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
 	$(BIN)/python benchmarks/run_results.py
+
+# The paper's Table 1 on Fashion-MNIST: benchmarks/FASHION.md. It goes on where it stopped.
+fashion: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
+	$(BIN)/python benchmarks/run_fashion.py
 
 # The cat of the README: benchmarks/results/selection_cat.png, from the real DINOv2 of `make real`.
 picture: $(STAMP)

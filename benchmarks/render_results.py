@@ -39,7 +39,8 @@ def _head(results: dict[str, Any]) -> str:
         "crops never come from the same photo. The 95 held-out crops come from eight photos only, two of which (grass, "
         "dunes) are all texture: no two patches are alike there, and they make the mean lower than the median.\n\n"
         "Quality is the cosine of the final tokens to the dense model's, patch tokens / class token. MACs are counted "
-        f"with selector, matching and bypass.\n\nMachine: {about}.\n\n"
+        f"with selector, matching and bypass.\n\nThe paper's experiment, with labels and finetuning, is in "
+        f"[FASHION.md](FASHION.md), on Fashion-MNIST.\n\nMachine: {about}.\n\n"
         "![Error against MACs](results/error_against_macs.png)"
     )
 

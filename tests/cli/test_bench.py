@@ -37,7 +37,7 @@ def refused(done: Done, *parts: str) -> None:
 def test_peers_stand_beside_the_model_at_the_same_macs(converted: Path, tosa: Tosa) -> None:
     report = tosa(f"{FAST} --peers --json").json
     assert {*CONDITIONS, "model", "batch_size", "img_size", "target_reduction", "models", "missing"} <= set(report)
-    assert list(report["models"]) == ["dense", "tosa", "merge", "merge-unmerge", "previous", "random"]
+    assert list(report["models"]) == ["dense", "tosa", "merge", "merge-unmerge", "prune", "previous", "random"]
     assert report["missing"] == {} and report["samples"] is None
     for name, row in report["models"].items():
         assert {*TIMING, *SPEED, "gmacs", "reduction", "settings"} <= set(row) and "patch_cosine" not in row
@@ -55,7 +55,7 @@ def test_photos_tell_the_quality_of_each_peer(converted: Path, tosa: Tosa) -> No
     assert report["samples"] == 5 and report["dataset"] == "photos" and report["skipped"] == []
     models = report["models"]
     assert models["dense"]["patch_cosine"] == pytest.approx(1)
-    assert models["merge"]["patch_cosine"] is None
+    assert models["merge"]["patch_cosine"] is None and models["prune"]["patch_cosine"] is None
     assert all(0 < row["class_cosine"] < 1.0001 for row in models.values())
     assert all(0 < models[name]["patch_cosine"] <= 1 for name in ("tosa", "merge-unmerge", "previous", "random"))
     done = tosa(f"{FAST} --peers --data-dir photos -j 0")
@@ -87,7 +87,7 @@ def test_a_model_that_saves_nothing_has_no_peers(work: Path, tosa: Tosa) -> None
 def test_peers_in_bfloat16(converted: Path, tosa: Tosa) -> None:
     done = tosa(f"{FAST} --peers --data-dir photos --max-samples 4 -j 0 --dtype bfloat16 --json")
     assert done.code == 0, done.err
-    assert done.json["dtype"] == "bfloat16" and len(done.json["models"]) == 6
+    assert done.json["dtype"] == "bfloat16" and len(done.json["models"]) == 7
 
 
 # ---------------------------------------------------------------- sweep

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import ResPostBlock
 from torch import nn
@@ -13,11 +14,14 @@ from tosa_cli.measure.flops import count_flops
 from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.measure.merging import MergedViT, MergeMode
 from tosa_cli.measure.peers import PEERS, Peer, build_peers, compare_peers, measure_quality
+from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
+from tosa_cli.measure.pruning import PrunedViT, paper_layers
 from tosa_cli.train.data import images_to_read, open_dataset
 
 from ..model.tiny_models import MODELS, make_images, make_vit
 from ..train.tiny_runs import tiny_tosa, write_photos
 from .test_flops import needs_a_right_counter, run_and_count
+from .test_pruning import KINDS
 
 MODES: tuple[MergeMode, ...] = ("merge", "merge-unmerge")
 
@@ -77,6 +81,46 @@ def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(mode: MergeMode)
         solve_num_merged(make_vit(), mode, 0.9)
 
 
+@needs_a_right_counter
+@pytest.mark.parametrize("layers", [(2, 4, 5), (1,), (3, 6)], ids=str)
+@pytest.mark.parametrize("rate", [1.0, 0.995, 0.99, 0.7, 0.3, 0.001])
+@pytest.mark.parametrize(("name", "args"), KINDS, ids=str)
+def test_the_macs_of_pruning_are_those_of_the_running_model(
+    name: str, args: dict[str, Any], rate: float, layers: tuple[int, ...]
+) -> None:
+    dense = make_vit(name, **args)
+    layers = tuple(layer for layer in layers if layer <= len(dense.blocks))
+    assert run_and_count(PrunedViT(dense, rate, layers)) == count_pruned_macs(dense, rate, layers)
+
+
+@pytest.mark.parametrize("target", [0.02, 0.1, 0.25, 0.35])
+def test_the_keep_rate_saves_what_is_asked_for_and_hardly_more(target: float) -> None:
+    dense = make_vit()
+    dense_macs = round(count_flops(dense).dense_gmacs * 1e9)
+    rate = solve_pruned_keep_rate(dense, (2, 4, 5), target)
+    reduction, next_reduction = (
+        1 - count_pruned_macs(dense, keep_rate, (2, 4, 5)) / dense_macs for keep_rate in (rate, rate + 0.001)
+    )
+    assert next_reduction < target <= reduction < target + 0.02
+
+
+def test_the_papers_pruning_of_deit_small_costs_what_the_paper_says() -> None:
+    with torch.device("meta"):
+        dense = timm.create_model("deit_small_patch16_224")
+    # EViT's Table 1: 4.6 GMACs dense, 3.0 at keep rate 0.7, 4.0 at 0.9, 2.3 at 0.5, with the published rounding.
+    gmacs = [count_pruned_macs(dense, rate, paper_layers(12)) / 1e9 for rate in (1.0, 0.9, 0.7, 0.5)]
+    assert [round(number, 1) for number in gmacs] == [4.6, 4.0, 3.0, 2.3]
+
+
+def test_a_budget_that_pruning_cannot_reach_is_told_with_what_can_be_reached() -> None:
+    with pytest.raises(ConfigError, match=r"The reduction 90.0% cannot be reached: prune saves at most \d\d\.\d%"):
+        solve_pruned_keep_rate(make_vit(), (2, 4), 0.9)
+    with pytest.raises(UnsupportedModelError, match="no class token"):
+        solve_pruned_keep_rate(make_vit("test_vit2"), (2, 4), 0.1)
+    with pytest.raises(ConfigError, match="must be different ones of 1 to 6"):
+        count_pruned_macs(make_vit(), 0.7, (8,))
+
+
 # ---------------------------------------------------------------- the models
 
 
@@ -91,6 +135,7 @@ def test_all_peers_save_as_much_and_run_as_counted(target: float) -> None:
         assert run_and_count(peer.model) == round(peer.gmacs * 1e9)
     assert peers["previous"].settings["layers"] == [2, 4, 6]
     assert len(peers["merge"].settings["num_merged"]) == len(dense.blocks)
+    assert peers["prune"].settings["layers"] == [2, 4, 5]
 
 
 def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
@@ -99,6 +144,8 @@ def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
     assert "cannot be reached: layers 2,4,6 save at most" in missing["previous"]
     peers, missing = build_peers(make_vit("test_vit", block_fn=ResPostBlock), 0.1)
     assert set(peers) == {"previous", "random"} and "timm's Block" in missing["merge"]
+    peers, missing = build_peers(make_vit("test_vit2"), 0.1)
+    assert set(missing) == {"prune"} and "no class token" in missing["prune"]
     with pytest.raises(UnsupportedModelError):
         count_merged_macs(make_vit("test_vit", block_fn=ResPostBlock), "merge", [0])
 
@@ -133,6 +180,7 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
         "same": dense,
         "merge": MergedViT(dense, "merge", [1] * depth),
         "merge-unmerge": MergedViT(dense, "merge-unmerge", [3] * depth),
+        "prune": PrunedViT(dense, 0.7, (2, 4)),
         "tosa": model.to(dtype),
     }
     photos = photos_for(model, tmp_path)
@@ -140,7 +188,8 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
     assert samples == 7 and list(quality) == list(models)
     assert quality["same"].patch_cosine == pytest.approx(1, abs=1e-3)
     assert quality["same"].class_cosine == pytest.approx(1, abs=1e-3)
-    assert quality["merge"].patch_cosine is None
+    assert quality["merge"].patch_cosine is None and quality["prune"].patch_cosine is None
+    assert quality["prune"].class_cosine is not None and 0 < quality["prune"].class_cosine < 1
     for name in ("merge-unmerge", "tosa"):
         patch, first = quality[name].patch_cosine, quality[name].class_cosine
         assert patch is not None and first is not None and 0 < patch < 1 and 0 < first < 1

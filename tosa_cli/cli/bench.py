@@ -65,7 +65,10 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 15,
     peers: Annotated[
         bool,
-        typer.Option("--peers", help="Measure token merging, A-MoD's routing and random selection at the same MACs."),
+        typer.Option(
+            "--peers",
+            help="Measure token merging, EViT's pruning, A-MoD's routing and random selection at the same MACs.",
+        ),
     ] = False,
     data_dir: Annotated[str, typer.Option(help="With --peers: photos on which to compare final tokens as well.")] = "",
     max_samples: Annotated[

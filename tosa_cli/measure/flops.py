@@ -116,7 +116,11 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
             choosing = config.choosing_layers
             params += sum(_added_params(backbone, config, layer, choosing[layer] == layer) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
-    outside = _embed_macs(backbone) + _head_macs(backbone) + _bias_macs(getattr(backbone, "shared_rel_pos", None))
+    outside = (
+        _embed_macs(backbone)
+        + head_macs(backbone, _num_tokens(backbone))
+        + _bias_macs(getattr(backbone, "shared_rel_pos", None))
+    )
     dense = outside + sum(layer.dense_macs for layer in layers)
     selector = sum(layer.selector_macs for layer in layers)
     bypass = sum(layer.bypass_macs for layer in layers)
@@ -306,13 +310,13 @@ def _on_meta(module: Backbone) -> nn.Module:
     return copy.deepcopy(module).to("meta").eval()
 
 
-def _head_macs(backbone: Backbone) -> int:
+def head_macs(backbone: Backbone, tokens: int) -> int:
+    """MACs of what pools so many tokens and classifies, prefix tokens included in their number."""
     heads = [getattr(backbone, name, None) for name in ("head", "head_dist")]
     macs = sum(_linear_macs(head) for head in heads if head is not None)
     pool = getattr(backbone, "attn_pool", None)
     if pool is None:
         return macs
-    tokens = _num_tokens(backbone)
     if not getattr(backbone, "pool_include_prefix", True):
         tokens -= backbone.num_prefix_tokens
     if isinstance(pool, AttentionPoolLatent):

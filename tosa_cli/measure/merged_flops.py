@@ -53,13 +53,20 @@ def solve_num_merged(backbone: Backbone, mode: MergeMode, target_reduction: floa
     )
 
 
-class _MergedMacs:
-    """MACs of a `MergedViT` by arithmetic; the model's shapes are read once, as the solver counts many times."""
+class DenseMacs:
+    """MACs of a timm ViT in parts, by arithmetic; its shapes are read once, as solvers count many times.
 
-    def __init__(self, backbone: Backbone, mode: MergeMode) -> None:
+    Attributes:
+        tokens: Number of tokens N.
+        prefix: Number of prefix tokens.
+        dense: All MACs.
+        outside: MACs of what is around the layers.
+        shapes: Of each layer the MACs of its attention's linear layers for one token, the width of its heads together,
+            and the MACs of its MLP for one token.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
         report = count_flops(backbone)
-        self.mode = mode
-        self.depth = len(report.layers)
         self.tokens = report.layers[0].tokens
         self.prefix: int = backbone.num_prefix_tokens
         self.dense = round(report.dense_gmacs * GIGA)
@@ -68,6 +75,15 @@ class _MergedMacs:
             (_linear_macs(block.attn), block.attn.num_heads * block.attn.head_dim, _linear_macs(block.mlp))
             for block in backbone.blocks
         ]
+
+
+class _MergedMacs(DenseMacs):
+    """MACs of a `MergedViT`."""
+
+    def __init__(self, backbone: Backbone, mode: MergeMode) -> None:
+        super().__init__(backbone)
+        self.mode = mode
+        self.depth = len(self.shapes)
         self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in backbone.blocks]
 
     def schedule(self, total: int) -> tuple[int, ...]:

@@ -5,19 +5,19 @@ are averaged into it. Prefix tokens take no part. The functions are pure; `Merge
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.backbone import Backbone, check_supported, embed, mean_key_projection
+from tosa_cli.errors import ConfigError
+from tosa_cli.measure.block_halves import check_blocks, run_attention, run_mlp
+from tosa_cli.model.backbone import Backbone, embed, mean_key_projection
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import MatchingKeys
+from tosa_cli.model.timm_interface import FinetunedViT
 
 MergeMode = Literal["merge", "merge-unmerge"]
 
@@ -44,6 +44,7 @@ def num_mergeable(num_tokens: int, num_prefix_tokens: int) -> int:
     return (num_tokens - num_prefix_tokens) // 2
 
 
+@torch.no_grad()
 def match_tokens(metric: Tensor, num_merged: int, num_prefix_tokens: int) -> Matching:
     """Bipartite soft matching (ToMe 3.1): the r closest pairs between the two alternating sets of patch tokens.
 
@@ -104,19 +105,6 @@ def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if sizes is None else sizes.log().to(dtype)[:, None, None, :]
 
 
-class KeyTap(TorchFunctionMode):
-    """Reads the keys (B, H, N, head_dim) that a block attends with, while it runs unchanged with fused attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: Tensor | None = None
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is F.scaled_dot_product_attention:
-            self.keys = args[1]
-        return func(*args, **(kwargs or {}))
-
-
 def run_block_and_merge(
     block: Backbone, tokens: Tensor, sizes: Tensor | None, num_merged: int, num_prefix_tokens: int
 ) -> tuple[Tensor, Tensor, Matching]:
@@ -135,18 +123,10 @@ def run_block_and_merge(
     Raises:
         UnsupportedModelError: If the block does not use PyTorch's fused attention function.
     """
-    tap = KeyTap()
-    with tap:
-        attended = block.attn(block.norm1(tokens), attn_mask=size_bias(sizes, tokens.dtype))
-    if tap.keys is None:
-        raise UnsupportedModelError(
-            "The model runs without PyTorch's fused attention, so token merging cannot read its keys: "
-            "unset TIMM_FUSED_ATTN."
-        )
-    tokens = tokens + block.drop_path1(block.ls1(attended))
-    matching = match_tokens(tap.keys.mean(dim=1), num_merged, num_prefix_tokens)
+    tokens, _, keys = run_attention(block, tokens, size_bias(sizes, tokens.dtype))
+    matching = match_tokens(keys.mean(dim=1), num_merged, num_prefix_tokens)
     tokens, sizes = merge_tokens(tokens, sizes, matching)
-    return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))), sizes, matching
+    return run_mlp(block, tokens), sizes, matching
 
 
 def run_block_on_merged(
@@ -169,8 +149,8 @@ def run_block_on_merged(
     return unmerge_tokens(block(merged, attn_mask=size_bias(sizes, tokens.dtype)), matching.position)
 
 
-class MergedViT(nn.Module):
-    """A timm ViT that merges tokens, with the backbone's own weights and untouched parts; for inference.
+class MergedViT(FinetunedViT):
+    """A timm ViT that merges tokens, with the backbone's own weights and untouched parts.
 
     Two modes. `merge` is ToMe: tokens are merged between attention and MLP of each layer and stay merged, so fewer
     and fewer go through the layers; it serves the class token and pooled features, not dense ones. `merge-unmerge`
@@ -178,10 +158,11 @@ class MergedViT(nn.Module):
     whole on the merged tokens, and unmerges at once, so that all N tokens are there after every layer; copies then
     are equal, and the next layer matches afresh. (tomesd copies a layer's update onto each token's own stream
     instead; on DINOv2 ViT-S/14 that was the worse of the two.) The attention's keys are not known before it runs, so
-    a projection of its own gives them averaged over the heads, without the query-key norm that some models have.
+    a projection of its own gives them averaged over the heads, without the query-key norm that some models have; it
+    stays as it is when the model is finetuned. Matching has no gradient.
 
     Args:
-        backbone: A timm ViT with blocks of type `Block`; it is shared and not changed.
+        backbone: A timm ViT with blocks of type `Block`; it is shared, and changed by training only.
         mode: `merge` or `merge-unmerge`.
         num_merged: Number of tokens to merge in each layer.
 
@@ -197,6 +178,7 @@ class MergedViT(nn.Module):
         self.mode: MergeMode = mode
         self.num_merged = tuple(num_merged)
         self._check_schedule()
+        self.bypasses = nn.ModuleDict()
         self.keys = nn.ModuleList(
             MatchingKeys(*mean_key_projection(block)) for block in backbone.blocks if mode == "merge-unmerge"
         )
@@ -229,20 +211,22 @@ class MergedViT(nn.Module):
         prefix: int = self.backbone.num_prefix_tokens
         sizes: Tensor | None = None
         position: Tensor | None = None
-        for i, (block, merged) in enumerate(zip(self.backbone.blocks, self.num_merged, strict=True)):
+        for i, (block, merged) in enumerate(zip(self.blocks, self.num_merged, strict=True)):
+            reduced: dict[str, Any] = {"num_merged": merged, "num_prefix_tokens": prefix}
             if not merged:
-                tokens = block(tokens, attn_mask=size_bias(sizes, tokens.dtype))
+                tokens = self.run(partial(block, attn_mask=size_bias(sizes, tokens.dtype)), tokens)
             elif self.mode == "merge-unmerge":
-                tokens = run_block_on_merged(block, tokens, self.keys[i], merged, prefix)
+                tokens = self.run(partial(run_block_on_merged, block, keys=self.keys[i], **reduced), tokens)
             else:
-                tokens, sizes, matching = run_block_and_merge(block, tokens, sizes, merged, prefix)
+                layer = partial(run_block_and_merge, block, sizes=sizes, **reduced)
+                tokens, sizes, matching = self.run(layer, tokens)
                 position = matching.position if position is None else matching.position.gather(1, position)
         return tokens, position
 
     @property
-    def patch_embed(self) -> nn.Module:
-        """The backbone's patch embedding."""
-        return self.backbone.patch_embed
+    def settings(self) -> dict[str, Any]:
+        """Mode and number of merged tokens of each layer."""
+        return {"mode": self.mode, "num_merged": list(self.num_merged)}
 
     def _check_schedule(self) -> None:
         depth, prefix = len(self.backbone.blocks), self.backbone.num_prefix_tokens
@@ -262,10 +246,4 @@ def check_mergeable(backbone: Backbone) -> None:
     Raises:
         UnsupportedModelError: Naming the type that is not supported.
     """
-    check_supported(backbone)
-    for layer, block in enumerate(backbone.blocks, start=1):
-        if type(block) is not Block or type(block.attn) is not Attention:
-            raise UnsupportedModelError(
-                f"Layer {layer} is a {type(block).__name__}, which tokens cannot be merged in: token merging knows "
-                f"timm's Block with Attention only."
-            )
+    check_blocks(backbone, "merged", "token merging")

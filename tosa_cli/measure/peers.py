@@ -1,7 +1,7 @@
 """Other ways to spare tokens, beside a converted model: at the same true MACs, in turns, on the same images.
 
-Token merging for the class token (`merge`), merge-and-unmerge for dense tokens (`merge-unmerge`), A-MoD's routing by
-the layer before (`previous`) and chance (`random`).
+Token merging for the class token (`merge`), merge-and-unmerge for dense tokens (`merge-unmerge`), EViT's pruning by the
+class token's attention (`prune`), A-MoD's routing by the layer before (`previous`) and chance (`random`).
 """
 
 import dataclasses
@@ -18,12 +18,14 @@ from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.measure.flops import GIGA, count_flops, solve_keep_rate
 from tosa_cli.measure.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.measure.merging import MergedViT
+from tosa_cli.measure.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
+from tosa_cli.measure.pruning import PrunedViT, paper_layers
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.measure.turns import Clock, run_in_turns
 from tosa_cli.model.backbone import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 
-PeerName = Literal["merge", "merge-unmerge", "previous", "random"]
+PeerName = Literal["merge", "merge-unmerge", "prune", "previous", "random"]
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 
@@ -223,13 +225,21 @@ def compare_peers(
 def _make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
     if name == "merge" or name == "merge-unmerge":
         num_merged = solve_num_merged(dense, name, target_reduction)
-        macs, dense_macs = count_merged_macs(dense, name, num_merged), count_flops(dense).dense_gmacs * GIGA
-        settings = {"num_merged": list(num_merged)}
-        return Peer(MergedViT(dense, name, num_merged), macs / GIGA, 1 - macs / dense_macs, settings)
+        macs = count_merged_macs(dense, name, num_merged)
+        return _shrunk_peer(dense, MergedViT(dense, name, num_merged), macs, {"num_merged": list(num_merged)})
+    if name == "prune":
+        layers = paper_layers(len(dense.blocks))
+        keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)
+        pruned = PrunedViT(dense, keep_rate, layers)
+        return _shrunk_peer(dense, pruned, count_pruned_macs(dense, keep_rate, layers), pruned.settings)
     every_other = tuple(range(2, len(dense.blocks) + 1, 2))
     config = solve_keep_rate(dense, TosaConfig(layers=every_other, selector=name), target_reduction)
     flops = count_flops(dense, config)
     return Peer(TosaViT(dense, config), flops.gmacs, flops.reduction, config.to_dict())
+
+
+def _shrunk_peer(dense: Backbone, model: nn.Module, macs: int, settings: dict[str, Any]) -> Peer:
+    return Peer(model, macs / GIGA, 1 - macs / (count_flops(dense).dense_gmacs * GIGA), settings)
 
 
 def _cosine(tokens: Tensor, others: Tensor) -> float:

@@ -1,8 +1,11 @@
 """What timm and its users ask of any model, answered by the backbone."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from timm.models import checkpoint
 from torch import Tensor, nn
 
 from tosa_cli.model.backbone import Backbone
@@ -98,6 +101,23 @@ class TimmInterface(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of `num_classes` classes."""
         self.backbone.reset_classifier(num_classes, global_pool)
+
+
+class FinetunedViT(TimmInterface):
+    """A model around a timm ViT that `finetune` trains: the backbone, and the bypasses where there are any."""
+
+    bypasses: nn.ModuleDict
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from other models around the same backbone, as plain JSON values."""
+        raise NotImplementedError
+
+    def run(self, layer: Callable[[Tensor], Any], tokens: Tensor) -> Any:
+        """Run a layer on tokens (B, N, D), recomputing it in the backward pass if gradient checkpointing is on."""
+        if self.backbone.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, tokens)
+        return layer(tokens)
 
 
 def name_weights_as(model: nn.Module, part: str, added: tuple[str, ...]) -> None:

@@ -1,13 +1,12 @@
 """The ToSA model: a timm ViT whose block loop is ours (paper, section 2.3)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from timm.layers import Format
-from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
-from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
+from tosa_cli.model.timm_interface import FinetunedViT, name_weights_as
 from tosa_cli.model.tosa_layer import run_tosa_layer
 
 _BACKBONE = "backbone."
@@ -54,7 +53,7 @@ class LayerOutputs:
         return {layer: choice.keep_indices for layer, choice in self.choices.items()}
 
 
-class TosaViT(TimmInterface):
+class TosaViT(FinetunedViT):
     """A timm ViT in which chosen layers compute the selected tokens only, and the others bypass the layer.
 
     The number and the order of the tokens never change, so the model serves dense prediction as its source does.
@@ -253,18 +252,18 @@ class TosaViT(TimmInterface):
             `read_scores`.
         """
         if not (self.config.reads_maps and layer + 1 in self.keep_rates):
-            return self._run(lambda x: self.run_block(layer, x, places), tokens), None
+            return self.run(lambda x: self.run_block(layer, x, places), tokens), None
         block, extras, read = self.blocks[layer - 1], places.of(layer), partial(self.read_scores, layer + 1)
         rows = self.config.query_rows
-        return self._run(partial(run_and_tap, block, query_rows=rows, read=read, extras=extras), tokens)
+        return self.run(partial(run_and_tap, block, query_rows=rows, read=read, extras=extras), tokens)
 
     def run_tosa_layer(self, layer: int, tokens: Tensor, choice: Choice, places: Places) -> Tensor:
         """Run a ToSA layer on tokens (B, N, D), which stand at `places`, by a choice: tokens (B, N, D)."""
         block = self.blocks[layer - 1]
         if self.config.selection == "per-head":
-            return self._run(partial(run_block_per_head, block, keep_indices=choice.keep_indices), tokens)
+            return self.run(partial(run_block_per_head, block, keep_indices=choice.keep_indices), tokens)
         bypass, extras = self.bypass(layer), places.of(layer)
-        return self._run(partial(run_tosa_layer, block, choice=choice, bypass=bypass, extras=extras), tokens)
+        return self.run(partial(run_tosa_layer, block, choice=choice, bypass=bypass, extras=extras), tokens)
 
     def bypass(self, layer: int) -> LinearBypass | NearestBypass | None:
         """The bypass of a ToSA layer; None where a skipped token stays as it is."""
@@ -340,12 +339,6 @@ class TosaViT(TimmInterface):
             importance = column_sum(logits.softmax(dim=-1, dtype=torch.float32))
         return importance.sum(dim=1) if self.config.selection == "shared" else importance
 
-    def _run(self, layer: Callable[[Tensor], Any], tokens: Tensor) -> Any:
-        """Run a layer, recomputing it in the backward pass where gradient checkpointing is on."""
-        if self.backbone.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, tokens)
-        return layer(tokens)
-
     @torch.no_grad()
     def dense_logits(
         self, images: Tensor, layers: Iterable[int], query_rows: int | str | None = None
@@ -370,6 +363,11 @@ class TosaViT(TimmInterface):
             else:
                 tokens = self.run_block(layer, tokens, places)
         return logits
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config, as plain JSON values."""
+        return self.config.to_dict()
 
     # ------------------------------------------------------------------ parameters
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
 from tosa_cli.model.dense import DensePredictor
+from tosa_cli.model.timm_interface import FinetunedViT
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -114,9 +115,10 @@ def read_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
 
 
-def fingerprint(model: TosaViT | DensePredictor) -> str:
+def fingerprint(model: FinetunedViT | DensePredictor) -> str:
     """What tells a model from others: a hash of its settings and weights."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict()).encode())
+    settings = model.config.to_dict() if isinstance(model, DensePredictor) else model.settings
+    digest = hashlib.sha256(json.dumps(settings).encode())
     if isinstance(model, DensePredictor) and isinstance(model.encoder, TosaViT):
         digest.update(json.dumps(model.encoder.config.to_dict()).encode())
     for name, value in model.state_dict().items():

@@ -10,7 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.timm_interface import TimmInterface
+from tosa_cli.model.timm_interface import FinetunedViT, TimmInterface
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
@@ -29,7 +29,7 @@ def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
 
 def finetune(
     accelerator: Accelerator,
-    model: TosaViT,
+    model: FinetunedViT,
     images: Images,
     config: FinetuneConfig,
     *,
@@ -43,7 +43,7 @@ def finetune(
 
     Args:
         accelerator: From `make_accelerator`.
-        model: The ToSA model.
+        model: The ToSA model, or a peer of it that is to be finetuned in the same way, as `MergedViT`.
         images: Training images; the objective labels needs labels.
         config: The settings.
         checkpoint: Where the checkpoint is written.
@@ -92,10 +92,14 @@ def finetune(
 
 
 def _make_objective(
-    model: TosaViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
+    model: FinetunedViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None]:
     """What is learned, and what is done to a batch before."""
     if config.objective == "features":
+        if not isinstance(model, TosaViT):
+            raise ConfigError(
+                f"The objective features is for converted models, not for a {type(model).__name__}: use labels."
+            )
         if teacher is None or teacher is model.backbone:
             raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
         if config.feature_layers >= len(model.blocks):

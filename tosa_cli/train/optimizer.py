@@ -9,7 +9,7 @@ from timm.optim._param_groups import param_groups_layer_decay, param_groups_weig
 from torch import nn
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.model.timm_interface import FinetunedViT
 from tosa_cli.train.config import TrainConfig
 
 
@@ -32,11 +32,13 @@ def make_optimizer(
         raise ConfigError(f"opt {config.opt!r} cannot be used ({error}): try adamw, sgd or lamb.") from error
 
 
-def finetuned_groups(model: TosaViT, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def finetuned_groups(
+    model: FinetunedViT, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
     """Groups of the parameters that finetuning trains and that require gradients: backbone, then bypasses.
 
     Args:
-        model: The ToSA model.
+        model: The model to finetune.
         weight_decay: Weight decay, which norms and biases are left without.
         layer_decay: Factor between the learning rates of neighbouring layers of the backbone; None is off.
 

@@ -1,0 +1,287 @@
+"""Makes, trains and measures the models of the Fashion-MNIST experiment, and keeps the results."""
+
+import copy
+import dataclasses
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from fashion_models import build_model
+from fashion_teacher import Log, make_model
+from fashion_variants import CALIBRATED, DISTILL, FINETUNE, Settings, Variant
+from run_real import machine
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.selectors import measure_selectors
+from tosa_cli.measure.speed import time_in_turns
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.budget import ErrorCurve, measure_curves
+from tosa_cli.train.config import DistillConfig, FinetuneConfig
+from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset, split_indices
+from tosa_cli.train.distill import distill
+from tosa_cli.train.finetune import finetune, finetune_augmentation
+from tosa_cli.train.loop import make_accelerator
+
+TEST_BATCH = 100
+
+
+class Lab:
+    """Data, teacher, and the results so far.
+
+    Args:
+        work: Folder with `fashion` and `teacher`; weights and checkpoints go to `runs` in it.
+        path: The results so far, and where new ones go.
+        settings: How much is trained and measured.
+
+    Raises:
+        SystemExit: If the results were measured with other settings.
+    """
+
+    def __init__(self, work: Path, path: Path, settings: Settings | None = None) -> None:  # noqa: D107
+        self.work, self.path, self.settings = work, path, settings or Settings()
+        self.runs = work / "runs"
+        self.runs.mkdir(parents=True, exist_ok=True)
+        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "distill": DISTILL}
+        used = json.loads(json.dumps(used))
+        if self.results.get("settings", used) != used:
+            raise SystemExit(f"error: {path} was measured with other settings. Move it away to start anew.")
+        self.results["settings"] = used
+        self.results["machine"] = {**machine(), "threads": torch.get_num_threads()}
+        self._teacher = make_model(0).eval()
+        self._teacher.load_state_dict(load_file(work / "teacher" / "model.safetensors"))
+        self._open = cache(lambda split: open_dataset(str(work / "fashion"), split=split))
+        self._tests: dict[int, Images] = {}
+
+    # ------------------------------------------------------------------ results
+
+    def measure(self, part: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
+        """Measure something unless it is in the results, and write them."""
+        if name in self.results.get(part, {}):
+            return
+        print(f"{part}: {name}", flush=True)
+        started = time.perf_counter()
+        found = run()
+        self.record(part, name, {**found, "total_seconds": time.perf_counter() - started})
+        shown = {key: value for key, value in found.items() if not isinstance(value, (dict, list))}
+        print(part, name, shown, flush=True)
+
+    def record(self, part: str, name: str, found: dict[str, Any]) -> None:
+        """Write one more result; the file before stays until the new one is whole."""
+        self.results.setdefault(part, {})[name] = found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".writing")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def teacher_report(self) -> dict[str, Any]:
+        """How the teacher was trained."""
+        return json.loads((self.work / "teacher" / "training.json").read_text("utf-8"))
+
+    @staticmethod
+    def slug(name: str) -> str:
+        """A name as a part of a file's name."""
+        return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+    # ------------------------------------------------------------------ images
+
+    def training_images(
+        self, count: int, seed: int, batch_size: int, augment: Augmentation | None, workers: int = 0
+    ) -> Images:
+        """Training images drawn with a seed: the same for every model."""
+        opened = self._open("train")
+        indices = sorted(random.Random(seed).sample(range(len(opened)), min(count, len(opened))))
+        return images_to_read(
+            opened,
+            self._teacher,
+            indices=indices,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            augment=augment,
+            name="train",
+        )
+
+    def test_images(self, count: int) -> Images:
+        """Test images evenly spread over the classes; they are read once and stay in memory."""
+        if count not in self._tests:
+            opened = self._open("validation")
+            indices, _ = split_indices(len(opened), count, hold_out=False)
+            workers = self.settings.workers
+            images = images_to_read(
+                opened, self._teacher, indices=indices, batch_size=TEST_BATCH, workers=workers, name="validation"
+            )
+            kept: Any = list(images.loader)
+            images.loader = kept
+            self._tests[count] = images
+        return self._tests[count]
+
+    # ------------------------------------------------------------------ models
+
+    def teacher(self) -> Any:
+        """A copy of the teacher."""
+        return copy.deepcopy(self._teacher)
+
+    def build(self, variant: Variant, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Make a model with the teacher's weights, its selectors and bypasses untrained; and its cost and settings."""
+        return build_model(variant, self.teacher(), partial(self.curves, seed))
+
+    def curves(self, seed: int) -> list[ErrorCurve]:
+        """Error curves of the layers on training images drawn with a seed."""
+
+        def one() -> dict[str, Any]:
+            images = self.training_images(self.settings.curve_images, seed, 32, None)
+            accelerator = make_accelerator(DistillConfig(**DISTILL, seed=seed))
+            found = measure_curves(accelerator, self.teacher(), CALIBRATED, images)
+            return {"curves": [curve.to_dict() for curve in found]}
+
+        self.measure("curves", f"seed {seed}", one)
+        found = self.results["curves"][f"seed {seed}"]["curves"]
+        return [ErrorCurve(**{key: tuple(values) for key, values in curve.items()}) for curve in found]
+
+    def prepared(self, variant: Variant, seed: int) -> tuple[Any, dict[str, Any]]:
+        """A model as it is before finetuning, its selectors trained and its bypasses fitted; and its cost."""
+        model, about = self.build(variant, seed)
+        if not (variant.is_distilled or variant.kind == "calibrated"):
+            return model.eval(), about
+        assert isinstance(model, TosaViT)
+        name = f"{variant.selector_key if variant.is_distilled else variant.name}, seed {seed}"
+        added = nn.ModuleDict({"selectors": model.selectors, "bypasses": model.bypasses})
+        path = self.runs / f"{self.slug(name)}.added.safetensors"
+        if not (path.exists() and name in self.results.get("distill", {})):
+            self.results.setdefault("distill", {}).pop(name, None)
+            self.measure("distill", name, lambda: self._distill(model, added, seed, path))
+        added.load_state_dict(load_file(path))
+        return model.requires_grad_(True).eval(), about
+
+    def _distill(self, model: TosaViT, added: nn.Module, seed: int, path: Path) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        config = DistillConfig(**DISTILL, workers=self.settings.workers, seed=seed)
+        fitted = model.config.is_fitted
+        count = self.settings.calibration_images if fitted else self.settings.distill_images
+        augmented = self.training_images(
+            count, seed, config.batch_size, Augmentation(config.crop_scale), self.settings.workers
+        )
+        in_order = self.training_images(count, seed, 50, None)
+        checkpoint = path.with_suffix(".checkpoint")
+        report = distill(make_accelerator(config), model, augmented, in_order, config, checkpoint=checkpoint)
+        checkpoint.unlink(missing_ok=True)
+        _save(added, path)
+        found: dict[str, Any] = {"images": count, "updates": report.updates, "seconds": report.seconds}
+        if report.training is not None:
+            found |= {"first_loss": report.training.first_loss, "mean_loss": report.training.last_loss}
+        if report.calibration is not None:
+            found["errors"] = report.calibration.errors
+        return found
+
+    def finetuned(self, variant: Variant, seed: int) -> Any:
+        """A model after finetuning.
+
+        Raises:
+            SystemExit: If it was not finetuned yet.
+        """
+        model, _ = self.prepared(variant, seed)
+        path = self._weights(variant, seed)
+        if not path.exists():
+            raise SystemExit(f"error: {variant.name} with seed {seed} is not finetuned yet: run the part runs first.")
+        model.load_state_dict(load_file(path))
+        return model.eval()
+
+    def _weights(self, variant: Variant, seed: int) -> Path:
+        return self.runs / f"{self.slug(f'{variant.name}, seed {seed}')}.safetensors"
+
+    # ------------------------------------------------------------------ parts
+
+    def run(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """Measure a model, finetune it and measure it again."""
+        model, about = self.prepared(variant, seed)
+        whole = variant.kind == "calibrated"
+        start = self.accuracy(model, self.settings.test_images if whole else self.settings.start_images, seed)
+        training = self._finetune(model, self._weights(variant, seed), seed)
+        found = self.accuracy(model, self.settings.test_images, seed)
+        return {"variant": variant.name, "seed": seed, **found, "start": start, **about, **training}
+
+    def _finetune(self, model: Any, path: Path, seed: int) -> dict[str, Any]:
+        """Finetune a model to its end, from where it stopped if it did; what is finished is read from `path`."""
+        log = path.with_suffix(".json")
+        if log.exists():
+            model.load_state_dict(load_file(path))
+            return json.loads(log.read_text("utf-8"))
+        settings = self.settings
+        config = FinetuneConfig(
+            **FINETUNE, workers=settings.workers, seed=seed, checkpoint_every=settings.checkpoint_every
+        )
+        images = self.training_images(
+            settings.finetune_images, seed, config.batch_size, finetune_augmentation(config), settings.workers
+        )
+        checkpoint = path.with_suffix(".checkpoint")
+        resumed = checkpoint.exists()
+        report = finetune(
+            make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resumed, progress=Log()
+        )
+        _save(model, path)
+        found = {
+            "updates": report.updates,
+            "last_loss": report.last_loss if report.images else None,
+            "seconds": report.seconds,
+            "images_per_second": report.images_per_second,
+            "resumed": resumed,
+        }
+        log.write_text(json.dumps(found), encoding="utf-8")
+        checkpoint.unlink(missing_ok=True)
+        return found
+
+    def accuracy(self, model: Any, count: int, seed: int) -> dict[str, Any]:
+        """Accuracy on test images, in float32."""
+        torch.manual_seed(seed)  # of random selection
+        found = measure_accuracy({"model": model}, self.test_images(count))
+        accuracy = found.models["model"]
+        return {"top1": accuracy.top1, "top5": accuracy.top5, "test_images": found.samples}
+
+    def selectors(self, variant: Variant, seed: int) -> dict[str, Any]:
+        """What the trained selectors predict, on the maps of the backbone before and after finetuning."""
+        count = self.settings.selector_images
+        found: dict[str, Any] = {"variant": variant.name, "seed": seed, "test_images": count}
+        for stage, model in (("before", self.prepared(variant, seed)[0]), ("after", self.finetuned(variant, seed))):
+            batches = (batch.images for batch in self.test_images(count).batches(True))
+            found[stage] = measure_selectors(model, batches).to_dict()["layers"]
+        return found
+
+    def speed(self, chosen: list[Variant]) -> dict[str, Any]:
+        """Images a second of the models in turns, in one process."""
+        settings, seed = self.settings, self.settings.seeds[0]
+        models: dict[str, Any] = {variant.name: self.prepared(variant, seed)[0] for variant in chosen}
+        torch.manual_seed(0)
+        images = torch.randn(settings.speed_batch, 3, *self._teacher.patch_embed.img_size)
+        # timm's own model first: speed is told against it.
+        report = time_in_turns(
+            {"timm": self.teacher(), **models}, images, rounds=settings.speed_rounds, seconds=settings.speed_seconds
+        )
+        batch = settings.speed_batch
+        rows = {
+            name: {
+                "images_per_second": batch / timing.median_s,
+                "slowest": batch / timing.max_s,
+                "fastest": batch / timing.min_s,
+                **vars(report.speedups[name]),
+            }
+            for name, timing in report.timings.items()
+        }
+        return {"conditions": vars(report.conditions), "models": rows}
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    """Write the weights of a module; an old file stays until the new one is whole."""
+    temporary = path.with_name(path.name + ".writing")
+    state = {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
+    save_file(state, temporary)
+    os.replace(temporary, path)

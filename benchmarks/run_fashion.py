@@ -1,0 +1,116 @@
+"""The paper's Table 1 on Fashion-MNIST: ToSA models beside the equally finetuned dense model and their peers.
+
+    python benchmarks/run_fashion.py [--work FOLDER] [--only PART ...] [--seeds SEED ...]
+    python benchmarks/run_fashion.py --render
+
+Data and teacher are fetched and trained if they are not under `--work`. It writes benchmarks/results/fashion.json after
+each run; an interrupted one goes on where it stopped, in the middle of a finetuning too. From that file alone it makes
+benchmarks/FASHION.md and its plot.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fashion_lab import Lab
+from fashion_variants import Settings, Variant, variants
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "fashion.json"
+PARTS = ("teacher", "runs", "selectors", "speed", "pictures")
+PICTURES = ("ToSA 0.4, shared, all rows", "previous 0.4", "calibrated, -25.8%")
+"""Models whose computed patches are drawn."""
+SHOWN = 5
+"""Test images in each picture."""
+
+
+def main() -> None:
+    """Measure what is not in the results yet, and render the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=HERE / "work", help="where data, teacher and models go")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these parts only")
+    parser.add_argument("--seeds", nargs="+", type=int, default=Settings.seeds, help="run these seeds only")
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if not args.render:
+        fetch(args.work)
+        lab = Lab(args.work, RESULTS)
+        for part in args.only:
+            run_part(lab, part, args.seeds)
+    from render_fashion import render
+
+    render(json.loads(RESULTS.read_text(encoding="utf-8")), HERE)
+
+
+def fetch(work: Path) -> None:
+    """Fetch the data and train the teacher, if they are not there."""
+    work.mkdir(parents=True, exist_ok=True)
+    data, teacher = work / "fashion", work / "teacher"
+    if not data.exists():
+        subprocess.run([sys.executable, HERE / "fashion_data.py", data], check=True)
+    if not (teacher / "training.json").exists():
+        command = [HERE / "fashion_teacher.py", teacher, "--data-dir", data, "--work", work / "state"]
+        subprocess.run([sys.executable, *command], check=True)
+
+
+def run_part(lab: Lab, part: str, seeds: Any, chosen: list[Variant] | None = None) -> None:
+    """Measure what is missing of a part.
+
+    Args:
+        lab: Where it is measured and written.
+        part: One of `PARTS`.
+        seeds: Seeds to run.
+        chosen: Models to run; None takes all.
+    """
+    chosen = variants() if chosen is None else chosen
+    if part == "teacher":
+        lab.measure("teacher", "training", lab.teacher_report)
+    elif part == "speed":
+        lab.measure("speed", "float32", partial(lab.speed, chosen))
+    elif part == "pictures":
+        for variant in chosen:
+            if variant.name in PICTURES:
+                lab.measure("pictures", variant.name, partial(draw, lab, variant, seeds[0]))
+    for seed in seeds:
+        for variant in chosen:
+            name = f"{variant.name}, seed {seed}"
+            if part == "runs":
+                lab.measure("runs", name, partial(lab.run, variant, seed))
+            elif part == "selectors" and variant.is_distilled and variant.config.selection == "shared":
+                lab.measure("selectors", name, partial(lab.selectors, variant, seed))
+
+
+def draw(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
+    """Draw which patches each layer of a finetuned model computes in a few test images."""
+    from matplotlib.figure import Figure
+
+    from tosa_cli.measure.photos import to_pixels
+    from tosa_cli.measure.picture import draw_layer
+    from tosa_cli.measure.selection_maps import read_selection
+
+    model = lab.finetuned(variant, seed)
+    batches = list(lab.test_images(SHOWN).batches(True))
+    images = [image[None] for batch in batches for image in batch.images]
+    maps = [read_selection(model, image) for image in images]
+    columns = 1 + len(maps[0])
+    figure = Figure(figsize=(1.5 * columns, 1.8 * len(images)), dpi=100, layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for row, image, layers in zip(axes, images, maps, strict=True):
+        pixels = to_pixels(image, model)
+        row[0].imshow(pixels.numpy())
+        for cell, layer in zip(row[1:], layers, strict=True):
+            draw_layer(cell, pixels, layer)
+        for cell in row:
+            cell.axis("off")
+            cell.title.set_fontsize(6)
+    path = lab.path.parent / f"fashion_{lab.slug(variant.name)}.png"
+    figure.savefig(path)
+    return {"file": path.name, "seed": seed}
+
+
+if __name__ == "__main__":
+    main()
