@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.model.tiny_models import make_images, make_tosa, make_vit
+from tests.model.tiny_models import MODELS, make_images, make_tosa, make_vit
 from tests.train.tiny_pairs import write_folder
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure.dense_maps import DenseMaps, class_shares, predict_maps
@@ -23,8 +23,10 @@ from tosa_cli.train.dense_data import pairs_to_read
 from tosa_cli.train.pairs import open_pairs
 
 
-def make_predictor(converted: bool = True, keep_rate: float = 0.5, **task: Any) -> DensePredictor:
-    source = make_vit(dynamic_img_size=True)
+def make_predictor(
+    converted: bool = True, keep_rate: float = 0.5, name: str = "test_vit", **task: Any
+) -> DensePredictor:
+    source = make_vit(name, dynamic_img_size=True)
     config = TaskConfig(**{"decoder": "dpt", "decoder_dim": 16, **task})
     torch.manual_seed(0)
     return DensePredictor(make_tosa(source, keep_rate=keep_rate) if converted else source, config).eval()
@@ -151,6 +153,13 @@ def test_a_dense_encoder_has_its_map_beside_the_image_and_nothing_else(task: dic
     image = Image.open(io.BytesIO(picture.png))
     share = SCALE_SHARES[task.get("task", "depth")]
     assert image.width == pytest.approx((2 + share) * 3 * 120, abs=1) and image.height < image.width / 1.7
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_encoders_of_every_family_are_drawn_at_another_size(name: str) -> None:
+    picture = make_dense_picture(make_predictor(name=name), make_images(1, size=(64, 96)), layers=[4])
+    assert picture.maps[0].kept.shape == (4, 6) and picture.tokens is not None
+    assert picture.predicted is not None and picture.predicted.converted.shape == (64, 96)
 
 
 def test_a_layer_that_is_no_tosa_layer_is_refused() -> None:
