@@ -205,7 +205,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
 
 def test_other_commands_refuse_a_model_with_a_decoder(converted: Path, scenes: Path, tosa: Tosa) -> None:
     tosa(f"finetune --task depth --data-dir scenes --epochs 1 {TRAIN} -o depth")
-    for command in ("flops depth", "distill depth --data-dir photos", "bench depth"):
+    for command in ("export depth", "distill depth --data-dir photos", "bench depth"):
         done = tosa(command)
         assert done.code == 2 and "holds a model with a decoder" in done.err, command
     done = tosa("eval depth --data-dir scenes --task segmentation")

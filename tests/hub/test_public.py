@@ -77,8 +77,28 @@ def test_a_card_tells_how_to_load_from_the_hub_if_it_still_has_the_section() -> 
 
 
 def test_pictures_stand_before_the_settings_or_at_the_end() -> None:
-    card = add_pictures("# a\n\ntext\n\n## Settings\n\ntable\n", ["one.png", "two.png"])
+    card = add_pictures("# a\n\ntext\n\n## Settings\n\ntable\n", ["one.png", "two.png"], {})
     assert card.startswith("# a\n\ntext\n\n## What it computes\n\n![") and card.endswith("\n\n## Settings\n\ntable\n")
     assert card.index("(one.png)") < card.index("(two.png)")
-    assert add_pictures("by hand", ["one.png"]).startswith("by hand\n\n## What it computes")
-    assert add_pictures("by hand", []) == "by hand"
+    assert add_pictures("by hand", ["one.png"], {}).startswith("by hand\n\n## What it computes")
+    assert add_pictures("by hand", [], {}) == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("args", "skips", "predicts"),
+    [
+        ({"layers": [2]}, True, ""),
+        ({"layers": [2], "task": "depth"}, True, "Depth in metres as predicted"),
+        ({"task": "segmentation"}, False, "Classes as predicted"),
+    ],
+    ids=str,
+)
+def test_pictures_are_told_by_what_the_model_is_made_of(args: dict[str, Any], skips: bool, predicts: str) -> None:
+    card = add_pictures("by hand", ["one.png"], {"model_args": args})
+    assert ("dimmed ones skip it" in card) == ("ToSA layer" in card) == skips
+    assert ("as predicted" in card) == bool(predicts) and predicts in card
+
+
+def test_split_files_and_depth_folders_are_named_without_where_they_lie() -> None:
+    for key in ("split_file", "val_split_file", "depth_dir", "val_depth_dir"):
+        assert without_paths({key: "work/mine/part.txt"}, None) == {key: "part.txt"}

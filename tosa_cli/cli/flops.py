@@ -10,6 +10,7 @@ from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, reso
 from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
+    from tosa_cli.measure.dense_flops import DenseFlops
     from tosa_cli.measure.flops import FlopsReport
 
 
@@ -17,21 +18,26 @@ def flops(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Converted model, or any source that can be converted. Default: the last one converted here.",
+            help="Converted model, one with a decoder, or any source that can be converted. Default: the last one "
+            "converted here.",
             show_default=False,
         ),
     ] = None,
     img_size: ImgSizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Count the multiply-accumulates of a model, layer by layer, selectors included."""
+    """Count the multiply-accumulates of a model, layer by layer, selectors and a decoder included."""
     name = resolve_model(model)
     size = parse_img_size(img_size)
 
     from tosa_cli.hub.checkpoint import load
+    from tosa_cli.hub.dense import is_dense
     from tosa_cli.hub.source import load_source
     from tosa_cli.measure.flops import count_flops
 
+    if is_dense(name):
+        _count_dense(name, size, json)
+        return
     if _is_converted(name):
         report = count_flops(load(name, img_size=size), name=name)
     else:
@@ -57,8 +63,26 @@ def _is_converted(name: str) -> bool:
         return False  # whoever loads it tells why it cannot be loaded
 
 
-def show_flops(report: "FlopsReport") -> None:
-    """Print the table of a report."""
+def _count_dense(name: str, size: int | tuple[int, int] | None, json: bool) -> None:
+    from tosa_cli.hub.dense import load_dense
+    from tosa_cli.measure.dense_flops import count_dense_flops
+
+    model = load_dense(name)
+    report = count_dense_flops(model, (size, size) if isinstance(size, int) else size, name)
+    if json:
+        console.print_json({**report.to_dict(), "task": model.config.task, "decoder": model.config.decoder})
+    else:
+        show_flops(report.encoder, report, model.config.decoder)
+
+
+def show_flops(report: "FlopsReport", whole: "DenseFlops | None" = None, decoder: str = "") -> None:
+    """Print the table of a report.
+
+    Args:
+        report: Of a model, or of the encoder of one with a decoder.
+        whole: Of the model with a decoder.
+        decoder: Name of the decoder.
+    """
     converted = any(layer.kind == "tosa" for layer in report.layers)
     rows = []
     for layer in report.layers:
@@ -76,7 +100,10 @@ def show_flops(report: "FlopsReport") -> None:
                 f"{saved:.1%}" if saved else "",
             ]
         )
+    if whole is not None:
+        rows.append(["decoder", decoder, "", "", f"{whole.decoder_gmacs * 1e3:.2f}", "", "", ""])
     height, width = report.img_size
+    part = "The encoder: " if whole is not None else ""
     console.print_table(
         f"{report.model} at {height}x{width}: MACs of one image, in millions",
         ["layer", "kind", "tokens", "kept", "MMACs", "selector", "bypass", "saved"],
@@ -84,12 +111,18 @@ def show_flops(report: "FlopsReport") -> None:
     )
     if converted:
         console.print_line(
-            f"{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {report.reduction:.1%} less, "
+            f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {report.reduction:.1%} less, "
             f"selectors included ({report.selector_gmacs:.4f} GMACs)."
         )
     else:
-        console.print_line(f"{report.gmacs:.3f} GMACs, dense.")
+        console.print_line(f"{part}{report.gmacs:.3f} GMACs, dense.")
+    params = f"{report.params / 1e6:.2f} M"
+    if whole is not None:
+        figures = whole.figures
+        less = f", dense {figures['dense_gmacs']:.3f}: {figures['reduction']:.1%} less" if converted else ""
+        console.print_line(f"With the decoder: {figures['gmacs']:.3f} GMACs{less}.")
+        params = f"{params} and {whole.decoder_params / 1e6:.2f} M"
     console.print_line(
-        f"{report.params / 1e6:.2f} M parameters. FLOPs = 2 * MACs; timm's figure for the dense model, "
+        f"{params} parameters. FLOPs = 2 * MACs; timm's figure for the dense {'encoder' if part else 'model'}, "
         f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.2f} GMACs."
     )

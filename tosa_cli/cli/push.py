@@ -1,6 +1,6 @@
 """`tosa push`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -118,20 +118,44 @@ def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:
         DataError: If a photo cannot be read.
         InputError: If matplotlib is not installed.
     """
-    from tosa_cli.hub.checkpoint import load
-    from tosa_cli.measure.photos import photo_transform, read_photo
-    from tosa_cli.measure.picture import make_picture, require_matplotlib
+    from tosa_cli.hub.dense import is_dense
+    from tosa_cli.measure.picture import require_matplotlib
 
     require_matplotlib()
+    draw = _draw_with_decoder(folder) if is_dense(folder) else _draw_converted(folder)
+    names = ["selection.png", *(f"selection-{number}.png" for number in range(2, len(images) + 1))]
+    return {name: draw(image) for name, image in zip(names, images, strict=True)}
+
+
+def _draw_converted(folder: str) -> Callable[[Path], bytes]:
+    from tosa_cli.hub.checkpoint import load
+    from tosa_cli.measure.photos import photo_transform, read_photo
+    from tosa_cli.measure.picture import make_picture
+
     model = load(folder)
     transform = photo_transform(model)
     dense = model.backbone if model.provenance.stage != "finetuned" else None
     layers = evenly_spread(list(model.keep_rates), MAX_LAYERS)
-    pictures = {}
-    for number, image in enumerate(images, start=1):
-        name = "selection.png" if number == 1 else f"selection-{number}.png"
-        pictures[name] = make_picture(model, read_photo(image, model, transform), dense, layers=layers).png
-    return pictures
+    return lambda image: make_picture(model, read_photo(image, model, transform), dense, layers=layers).png
+
+
+def _draw_with_decoder(folder: str) -> Callable[[Path], bytes]:
+    from tosa_cli.hub.dense import load_dense
+    from tosa_cli.measure.photos import open_photo, whole_photo_transform
+    from tosa_cli.measure.picture import make_dense_picture
+    from tosa_cli.model.tosa_vit import TosaViT
+
+    model = load_dense(folder)
+    transform = whole_photo_transform(model)
+    converted = isinstance(model.encoder, TosaViT)
+    layers = evenly_spread(list(model.encoder.keep_rates), MAX_LAYERS) if converted else None
+
+    def draw(image: Path) -> bytes:
+        photo = open_photo(image, model)
+        ratio = photo.height / photo.width
+        return make_dense_picture(model, transform(photo)[None], layers=layers, ratio=ratio).png
+
+    return draw
 
 
 def evenly_spread(layers: Sequence[int], count: int) -> list[int]:

@@ -9,13 +9,11 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
+from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tosa_cli.measure.picture import Picture
-    from tosa_cli.model.tosa_vit import TosaViT
 
 PAGE = "index.html"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -56,7 +54,8 @@ def viz(
         bool | None,
         typer.Option(
             "--compare/--no-compare",
-            help="Set the final tokens beside the dense source model's. [default: where the source can be loaded]",
+            help="Set the final tokens beside the dense source model's; with a decoder, tokens and prediction beside "
+            "those with every token computed. [default: where the source can be loaded]",
             show_default=False,
         ),
     ] = None,
@@ -68,43 +67,38 @@ def viz(
 ) -> None:
     """Draw which patches each ToSA layer computed and which it skipped, with the scores, as in the paper's Fig. 4.
 
-    Writes a PNG for each image, and for several one HTML page that holds all of them.
+    Of a model with a decoder the depth or the classes that it predicts are drawn as well. Writes a PNG for each image,
+    and for several one HTML page that holds all of them.
     """
     model_name, paths = split_names(names)
     wanted = parse_numbers(layers)
     size = parse_img_size(img_size)
     name = resolve_model(model_name)
 
-    from tosa_cli.hub.checkpoint import load
+    from tosa_cli.hub.dense import is_dense
     from tosa_cli.hub.folder import write_file
     from tosa_cli.measure.photos import find_photos
     from tosa_cli.measure.picture import require_matplotlib
-    from tosa_cli.measure.selection_maps import check_layers
-    from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator
 
     require_matplotlib()
     photos = find_photos(paths)
-    target = plan_output(photos, any(path.is_dir() for path in paths), output, name, overwrite)
-    converted = load(name, img_size=size)
-    check_layers(converted, wanted or ())
-    dense = _dense(converted, size, compare)
-    place = make_accelerator(TrainConfig(device=device)).device
-    converted.to(place)
-    if dense is not None:
-        dense.to(place).eval()
+    ending = "maps" if is_dense(name) else "selection"
+    target = plan_output(photos, any(path.is_dir() for path in paths), output, name, ending, overwrite)
+    subject = load_subject(name, wanted, size, compare, device)
     reports: list[dict[str, Any]] = []
     entries: list[Any] = []
     skipped: list[str] = []
-    for photo, picture in _pictures(converted, dense, photos, wanted, skipped, strict):
+    for photo, picture in _pictures(subject, photos, skipped, strict):
         target.pictures[photo].parent.mkdir(parents=True, exist_ok=True)
         write_file(target.pictures[photo], picture.png)
-        reports.append(_report(photo, target.pictures[photo], picture))
+        reports.append(report_picture(photo, target.pictures[photo], picture))
         if target.page is not None:
-            entries.append(_entry(photo, picture))
+            entries.append(_entry(photo, picture, subject, reports[-1]))
     if target.page is not None:
-        write_file(target.page, _page(converted, name, entries).encode())
-    _tell(name, target, reports, skipped, json)
+        from tosa_cli.measure.page import render_page
+
+        write_file(target.page, render_page(subject.title, subject.about, entries).encode())
+    _tell(name, target, subject, reports, skipped, json)
 
 
 def split_names(names: Sequence[str]) -> tuple[str | None, list[Path]]:
@@ -135,7 +129,9 @@ def parse_numbers(text: str | None) -> tuple[int, ...] | None:
         raise ConfigError(f"--layers should be layer numbers with commas, as in 2,6,10; not {text!r}.") from None
 
 
-def plan_output(photos: Sequence[Path], is_folder: bool, output: Path | None, model: str, overwrite: bool) -> Target:
+def plan_output(
+    photos: Sequence[Path], is_folder: bool, output: Path | None, model: str, ending: str, overwrite: bool
+) -> Target:
     """Decide what is written, and check that it may be, before any work is done.
 
     Args:
@@ -143,6 +139,7 @@ def plan_output(photos: Sequence[Path], is_folder: bool, output: Path | None, mo
         is_folder: Whether a folder of images was named.
         output: What the user asked for; None takes a name from the image or the model.
         model: Name of the model.
+        ending: What is drawn, in a word that ends the names that are taken.
         overwrite: Whether files may be replaced.
 
     Raises:
@@ -155,10 +152,10 @@ def plan_output(photos: Sequence[Path], is_folder: bool, output: Path | None, mo
     if output is not None and output.suffix.lower() == ".png" and not is_single:
         raise OutputError(f"{output} is one picture, but there are several images: name a folder with -o.")
     if is_single and (output is None or output.suffix.lower() == ".png"):
-        target = Target({photos[0]: output or Path(f"{photos[0].stem}-selection.png")}, None)
+        target = Target({photos[0]: output or Path(f"{photos[0].stem}-{ending}.png")}, None)
     else:
         stem = default_output(model).name.removesuffix("-tosa")
-        folder = output or Path(f"{stem}-selection")
+        folder = output or Path(f"{stem}-{ending}")
         target = Target(_picture_names(photos, folder), None if is_single else folder / PAGE)
     for path in (*target.pictures.values(), *filter(None, [target.page])):
         if path.is_dir() or (path.exists() and not overwrite):
@@ -181,108 +178,49 @@ def _picture_names(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return names
 
 
-def _dense(converted: "TosaViT", size: Any, compare: bool | None) -> "nn.Module | None":
-    from tosa_cli.cli.evaluate import dense_model
-    from tosa_cli.errors import TosaError
-
-    if compare is False:
-        return None
-    try:
-        return dense_model(converted, size)
-    except TosaError as error:
-        if compare:
-            raise
-        console.warn(f"The dense model is left out. {error}")
-        return None
-
-
 def _pictures(
-    model: "TosaViT",
-    dense: "nn.Module | None",
-    photos: Sequence[Path],
-    layers: Sequence[int] | None,
-    skipped: list[str],
-    strict: bool,
+    subject: Subject, photos: Sequence[Path], skipped: list[str], strict: bool
 ) -> "Iterator[tuple[Path, Picture]]":
     """Draw image by image; those that cannot be read are named in `skipped`."""
-    from tosa_cli.measure.photos import photo_transform, read_photo
-    from tosa_cli.measure.picture import make_picture
-
-    transform = photo_transform(model)
-    place = next(model.parameters()).device
     with console.progress("Drawing") as bar:
         bar.start(len(photos), 0)
         for photo in photos:
             try:
-                images = read_photo(photo, model, transform).to(place)
+                picture = subject.draw(photo)
             except DataError as error:
                 if strict or len(photos) == len(skipped) + 1:
                     raise
                 skipped.append(str(error))
             else:
-                yield photo, make_picture(model, images, dense, layers=layers, title=photo.name)
+                yield photo, picture
             bar.advance(1)
 
 
-def _report(photo: Path, written: Path, picture: "Picture") -> dict[str, Any]:
-    tokens = picture.tokens
-    return {
-        "image": str(photo),
-        "picture": str(written),
-        "layers": [
-            {
-                "layer": layer.layer,
-                "keep_rate": layer.keep_rate,
-                "patches": layer.kept.numel(),
-                "kept_share": layer.kept_share,
-            }
-            for layer in picture.maps
-        ],
-        "patch_cosine": tokens.patch_cosine if tokens else None,
-        "class_cosine": tokens.class_cosine if tokens else None,
-    }
-
-
-def _entry(photo: Path, picture: "Picture") -> Any:
+def _entry(photo: Path, picture: "Picture", subject: Subject, report: dict[str, Any]) -> Any:
     from tosa_cli.measure.page import PageEntry
 
-    tokens = picture.tokens
-    cosines = (tokens.patch_cosine, tokens.class_cosine) if tokens else (None, None)
-    return PageEntry(photo.name, picture.png, *cosines)
+    cosines = report["patch_cosine"], report["class_cosine"]
+    return PageEntry(photo.name, picture.png, *cosines, figures_of(report), subject.shows)
 
 
-def _page(model: "TosaViT", name: str, entries: Sequence[Any]) -> str:
-    from tosa_cli.measure.flops import count_flops
-    from tosa_cli.measure.page import render_page
-    from tosa_cli.measure.selection_maps import SCORE_MEANINGS
-
-    config, flops = model.config, count_flops(model)
-    rates = sorted(set(config.keep_rates.values()))
-    shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
-    about = [
-        f"{flops.gmacs:.3f} GMACs at {flops.img_size[0]}x{flops.img_size[1]}, {flops.reduction:.1%} less than the "
-        f"dense model. ToSA layers {', '.join(map(str, config.layers))}; keep rate {shown}; selector "
-        f"{config.selector}, bypass {config.bypass}.",
-        "Patches as in the image are computed, dimmed ones skip the layer; all of them are there at the end.",
-    ]
-    if config.selector in SCORE_MEANINGS:
-        about.append(f"Score: {SCORE_MEANINGS[config.selector]}.")
-    return render_page(f"What {Path(name).name} computed", about, entries)
-
-
-def _tell(name: str, target: Target, reports: list[dict[str, Any]], skipped: list[str], json: bool) -> None:
+def _tell(
+    name: str, target: Target, subject: Subject, reports: list[dict[str, Any]], skipped: list[str], json: bool
+) -> None:
     if skipped:
         console.warn(f"Images that could not be read were left out, {len(skipped)} in all: {skipped[0]}")
     if json:
         page = str(target.page) if target.page else None
-        console.print_json({"model": name, "page": page, "images": reports, "skipped": skipped})
+        console.print_json({"model": name, **subject.facts, "page": page, "images": reports, "skipped": skipped})
         return
+    compared = reports[0]["patch_cosine"] is not None
+    kinds = COSINES if compared or not subject.facts else ()
     rows = []
     for report in reports:
-        cosines = [_cosine(report[kind]) for kind in ("patch_cosine", "class_cosine")]
-        rows.append([Path(report["image"]).name, *cosines, report["picture"]])
-    title = "Pictures, and the cosine of the final tokens to the dense model's"
-    console.print_table(title, ["image", "patch", "class", "picture"], rows)
+        cosines = [_cosine(report[f"{kind}_cosine"]) for kind in kinds]
+        rows.append([Path(report["image"]).name, *cosines, *figures_of(report).values(), report["picture"]])
+    other = "those with every token computed" if subject.facts else "the dense model's"
+    title = f"Pictures, and the cosine of the final tokens to {other}" if kinds else "Pictures"
+    console.print_table(title, ["image", *kinds, *figures_of(reports[0]), "picture"], rows)
     if target.page is not None:
         console.say(f"Wrote {len(reports)} pictures, and {target.page}, which holds all of them.")
     else:

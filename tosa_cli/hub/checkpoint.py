@@ -212,8 +212,8 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
     path = f"{folder}/{CONFIG}"
     if config.get("architecture") == DENSE_ARCHITECTURE:
         raise CheckpointError(
-            f"{folder} holds a model with a decoder, which only `tosa eval` and `tosa finetune` take: name the "
-            f"converted model that its encoder came from."
+            f"{folder} holds a model with a decoder, which only `tosa eval`, `finetune`, `flops`, `viz` and `push` "
+            f"take: name the converted model that its encoder came from."
         )
     if config.get("architecture") != ARCHITECTURE:
         raise CheckpointError(

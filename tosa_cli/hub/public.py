@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-PATH_SETTINGS = ("data_dir", "val_dir")
+PATH_SETTINGS = ("data_dir", "val_dir", "depth_dir", "val_depth_dir", "split_file", "val_split_file")
 _LOCAL_SOURCE = "local-dir:"
 _ABSOLUTE = re.compile(r"(local-dir:)?(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
 
@@ -102,17 +102,35 @@ def address_card(card: str, repo_id: str, before: str | None = None) -> str:
     return card.replace(how_to_load(title.group(1), before), how_to_load(title.group(1), repo_id))
 
 
-def add_pictures(card: str, names: Sequence[str]) -> str:
-    """A card that shows pictures of what the model computes, files beside it; before its settings, or at its end."""
+def add_pictures(card: str, names: Sequence[str], config: Mapping[str, Any]) -> str:
+    """A card that shows pictures of what the model computes, files beside it; before its settings, or at its end.
+
+    Args:
+        card: The card.
+        names: Names of the pictures.
+        config: The model's config.json.
+    """
     if not names:
         return card
-    pictures = "\n\n".join(f"![Patches that each ToSA layer computes]({name})" for name in names)
-    section = (
-        f"## What it computes\n\n{pictures}\n\nPatches as in the image are computed by the layer, dimmed ones skip it; "
-        f"all of them are there at the end.\n"
-    )
+    alt, sentences = _picture_words(config.get("model_args") or {})
+    pictures = "\n\n".join(f"![{alt}]({name})" for name in names)
+    section = f"## What it computes\n\n{pictures}\n\n{sentences}\n"
     before, settings, after = card.partition("\n## Settings\n")
     return f"{before}\n{section}{settings}{after}" if settings else f"{card.rstrip()}\n\n{section}"
+
+
+def _picture_words(args: Mapping[str, Any]) -> tuple[str, str]:
+    """What a picture shows, in a few words and in sentences, by what the model is made of."""
+    selection = (
+        "Patches as in the image are computed by the layer, dimmed ones skip it; all of them are there at the end."
+    )
+    predicted = {"depth": "Depth in metres", "segmentation": "Classes"}.get(args.get("task", ""))
+    if predicted is None:
+        return "Patches that each ToSA layer computes", selection
+    if "layers" not in args:
+        return f"{predicted} as predicted", f"{predicted} as predicted, beside the image."
+    beside = f"{predicted} as predicted, beside what the same weights predict with every token computed in every layer."
+    return f"Patches that each ToSA layer computes; {predicted.lower()} as predicted", f"{selection} {beside}"
 
 
 def _paths(values: Any, hub_id: str | None, key: str = "") -> Iterator[str]:

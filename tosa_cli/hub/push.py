@@ -107,7 +107,7 @@ def plan_push(folder: Path, repo_id: str | None = None, pictures: Mapping[str, b
     contents[CONFIG] = public_config((folder / CONFIG).read_bytes())
     if RECIPE in contents:
         contents[RECIPE] = public_recipe((folder / RECIPE).read_bytes(), config.get("tosa", {}).get("base_hub_id"))
-    card = add_pictures(public_card((folder / CARD).read_text(encoding="utf-8"), config), tuple(pictures))
+    card = add_pictures(public_card((folder / CARD).read_text(encoding="utf-8"), config), tuple(pictures), config)
     contents[CARD] = (address_card(card, repo_id) if repo_id else card).encode()
     files = tuple(PushedFile(name, _size(content), content) for name, content in contents.items())
     return PushPlan(folder, files, repo_id)

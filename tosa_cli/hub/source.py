@@ -23,6 +23,7 @@ from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
 from tosa_cli.model.backbone import Backbone, check_supported, fit_checkpoint
 from tosa_cli.model.registry import set_norm_eps_
+from tosa_cli.task import DENSE_ARCHITECTURE
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
@@ -248,6 +249,11 @@ def _check_config(config: dict[str, Any], shown: str) -> None:
     if architecture == ARCHITECTURE:
         raise SourceError(
             f"{shown} is already a converted model. Convert its source instead, or run `tosa flops {shown}`."
+        )
+    if architecture == DENSE_ARCHITECTURE:
+        raise SourceError(
+            f"{shown} holds a model with a decoder: name the model that its encoder came from, or run `tosa flops "
+            f"{shown}`."
         )
     if not isinstance(architecture, str):
         raise CheckpointError(f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format.")

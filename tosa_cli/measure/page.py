@@ -1,8 +1,8 @@
 """One HTML page of pictures that needs nothing else: they are inlined, and nothing is fetched."""
 
 import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 _STYLE = """
@@ -25,12 +25,16 @@ class PageEntry:
         png: Its picture.
         patch_cosine: Mean cosine of its patch tokens to the dense model's; None if not compared.
         class_cosine: The same of the class token.
+        figures: What else was measured, by heading.
+        shows: What the picture shows.
     """
 
     name: str
     png: bytes
     patch_cosine: float | None = None
     class_cosine: float | None = None
+    figures: Mapping[str, str] = field(default_factory=dict)
+    shows: str = "Selection"
 
 
 def render_page(title: str, about: Sequence[str], entries: Iterable[PageEntry]) -> str:
@@ -57,20 +61,25 @@ def render_page(title: str, about: Sequence[str], entries: Iterable[PageEntry]) 
 
 def _contents(entries: Sequence[PageEntry]) -> str:
     compared = any(entry.patch_cosine is not None for entry in entries)
-    head = "<th>image</th>" + ("<th>patch cosine</th><th>class cosine</th>" if compared else "")
-    rows = "\n".join(
-        f'<tr><td><a href="#image-{number}">{escape(entry.name)}</a></td>'
-        + (f"<td>{_number(entry.patch_cosine)}</td><td>{_number(entry.class_cosine)}</td>" if compared else "")
-        + "</tr>"
-        for number, entry in enumerate(entries, start=1)
-    )
+    columns = ["image", *(["patch cosine", "class cosine"] if compared else [])]
+    columns += dict.fromkeys(heading for entry in entries for heading in entry.figures)
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    rows = "\n".join(_row(number, entry, columns) for number, entry in enumerate(entries, start=1))
     return f"<table>\n<tr>{head}</tr>\n{rows}\n</table>"
+
+
+def _row(number: int, entry: PageEntry, columns: Sequence[str]) -> str:
+    cosines = {"patch cosine": _number(entry.patch_cosine), "class cosine": _number(entry.class_cosine)}
+    values = {**cosines, **entry.figures}
+    cells = "".join(f"<td>{escape(values.get(column, '-'))}</td>" for column in columns[1:])
+    return f'<tr><td><a href="#image-{number}">{escape(entry.name)}</a></td>{cells}</tr>'
 
 
 def _section(number: int, entry: PageEntry) -> str:
     data = base64.b64encode(entry.png).decode("ascii")
     name = escape(entry.name)
-    return f'<h2 id="image-{number}">{name}</h2>\n<img src="data:image/png;base64,{data}" alt="Selection in {name}">'
+    alt = f"{escape(entry.shows)} in {name}"
+    return f'<h2 id="image-{number}">{name}</h2>\n<img src="data:image/png;base64,{data}" alt="{alt}">'
 
 
 def _number(value: float | None) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data import create_transform, resolve_input_data_config
+from timm.data import create_transform, resolve_data_config, resolve_input_data_config
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
+from torchvision.transforms import v2
 
 from tosa_cli.errors import DataError
+from tosa_cli.model.dense import DensePredictor, whole_patches
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -50,13 +52,36 @@ def photo_transform(model: TosaViT) -> Callable[[Image.Image], Tensor]:
     )
 
 
-def read_photo(path: Path, model: TosaViT, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+def whole_photo_transform(
+    model: DensePredictor, img_size: tuple[int, int] | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """The transform (C, height, width) that evaluation applies to an image for a model with a decoder.
+
+    The image is seen whole, whatever its form is, brought to one size in whole patches.
+
+    Args:
+        model: The model.
+        img_size: Image size (height, width) in pixels, brought to whole patches; None is the one trained on.
+    """
+    config = resolve_data_config({}, model=model)
+    size = whole_patches(img_size or model.img_size, model.backbone.patch_embed.patch_size)
+    return v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.Resize(size, antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(config["mean"], config["std"]),
+        ]
+    )
+
+
+def read_photo(path: Path, model: TosaViT | DensePredictor, transform: Callable[[Image.Image], Tensor]) -> Tensor:
     """Read an image, upright, as a batch of one.
 
     Args:
         path: The file.
         model: The model that it is for, which tells the number of channels.
-        transform: From `photo_transform`.
+        transform: From `photo_transform` or `whole_photo_transform`.
 
     Returns:
         Normalised image (1, C, height, width).
@@ -64,17 +89,25 @@ def read_photo(path: Path, model: TosaViT, transform: Callable[[Image.Image], Te
     Raises:
         DataError: If it cannot be read.
     """
+    return transform(open_photo(path, model))[None]
+
+
+def open_photo(path: Path, model: TosaViT | DensePredictor) -> Image.Image:
+    """Open an image, upright, with the colors that a model takes.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if model.in_chans == 1 else "RGB")
+            return ImageOps.exif_transpose(image).convert("L" if model.in_chans == 1 else "RGB")
     except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
         broken = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image, or broken" if broken else " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read ({reason}). Name another image.") from error
-    return transform(upright)[None]
 
 
-def to_pixels(images: Tensor, model: TosaViT) -> Tensor:
+def to_pixels(images: Tensor, model: TosaViT | DensePredictor) -> Tensor:
     """Undo the normalisation of one image (1, C, height, width): colors (height, width, 3) in 0..1."""
     config = resolve_input_data_config(model)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))

@@ -121,8 +121,14 @@ def _take_off_head(backbone: Any) -> None:
         backbone.fc_norm = nn.Identity()
 
 
+def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """The image size (height, width) in whole patches (height, width) that is nearest to `size`, all in pixels."""
+    height, width = (max(side, round(extent / side) * side) for extent, side in zip(size, patch, strict=True))
+    return height, width
+
+
 def _to_whole_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
-    size = [max(side, round(extent / side) * side) for extent, side in zip(images.shape[-2:], patch, strict=True)]
-    if list(images.shape[-2:]) == size:
+    size = whole_patches((images.shape[-2], images.shape[-1]), patch)
+    if tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
