@@ -29,11 +29,12 @@ def add_broken(folder: Path, like: Path) -> list[str]:
 
 
 def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = False) -> None:
-    """Shards of one split `train` and one `validation`, with timm's _info.json; every class in each."""
+    """Shards of a tree's splits `train` and `validation`, with timm's _info.json; a label is its folder's place."""
     splits = {}
     folder.mkdir()
     for split in ("train", "validation"):
-        paths = sorted((images / split).rglob("*.png"), key=lambda path: path.stem)
+        paths = sorted((path for path in (images / split).rglob("*") if path.is_file()), key=lambda path: path.stem)
+        classes = sorted(path.name for path in (images / split).iterdir())
         names, lengths = [], []
         for shard in range(shards):
             names.append(f"{split}-{shard:03d}.tar")
@@ -44,7 +45,9 @@ def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = Fal
                     content = path.read_bytes()
                     if broken and number == 3:
                         content = content[:60]
-                    for name, data in ((f"{path.stem}.png", content), (f"{path.stem}.cls", path.parent.name.encode())):
+                    label = str(classes.index(path.parent.name)).encode()
+                    suffix = "png" if path.suffix == ".png" else "jpg"
+                    for name, data in ((f"{path.stem}.{suffix}", content), (f"{path.stem}.cls", label)):
                         member = tarfile.TarInfo(name)
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
