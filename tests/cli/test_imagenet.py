@@ -129,7 +129,7 @@ def test_a_recipe_runs_from_convert_to_eval(work: Path, tosa: Tosa, recipe: str,
 def test_a_recipe_runs_in_two_processes(work: Path, tosa: Tosa, recipe: str, source: str) -> None:
     convert(tosa, recipe, source, "model")
     shutil.copytree("model", "alone")
-    words = f"--recipe {recipe} {SOURCES[source]} {SHORT}"
+    words = f"--recipe {recipe} {SOURCES[source]} {SHORT} -j 0"
     for command in ("distill", "finetune"):
         if (command, source) == ("distill", "hfds"):  # the fit in two processes is seen on shards
             assert tosa(f"distill model {words}").code == 0
