@@ -27,6 +27,8 @@ CONVERT_KEYS = (
     "pretrained",
     "target_reduction",
     "data_dir",
+    "dataset",
+    "split",
     "max_samples",
 )
 SECTIONS = {

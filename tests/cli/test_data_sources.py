@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import Tosa
 
@@ -29,11 +31,12 @@ def add_broken(folder: Path, like: Path) -> list[str]:
 
 
 def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = False) -> None:
-    """Shards of one split `train` and one `validation`, with timm's _info.json; every class in each."""
+    """Shards of a tree's splits `train` and `validation`, with timm's _info.json; a label is its folder's place."""
     splits = {}
     folder.mkdir()
     for split in ("train", "validation"):
-        paths = sorted((images / split).rglob("*.png"), key=lambda path: path.stem)
+        paths = sorted((path for path in (images / split).rglob("*") if path.is_file()), key=lambda path: path.stem)
+        classes = sorted(path.name for path in (images / split).iterdir())
         names, lengths = [], []
         for shard in range(shards):
             names.append(f"{split}-{shard:03d}.tar")
@@ -44,7 +47,9 @@ def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = Fal
                     content = path.read_bytes()
                     if broken and number == 3:
                         content = content[:60]
-                    for name, data in ((f"{path.stem}.png", content), (f"{path.stem}.cls", path.parent.name.encode())):
+                    label = str(classes.index(path.parent.name)).encode()
+                    suffix = "png" if path.suffix == ".png" else "jpg"
+                    for name, data in ((f"{path.stem}.{suffix}", content), (f"{path.stem}.cls", label)):
                         member = tarfile.TarInfo(name)
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
@@ -279,6 +284,29 @@ def test_a_stream_is_read_whole_and_needs_its_own_held_out_images(converted: Pat
     assert done.code == 2 and "so it has to be read whole: leave out --max-samples" in done.err
     done = tosa(f"eval {source} --split nope")
     assert done.code == 2 and "cannot be opened" in done.err
+
+
+def test_what_is_measured_and_fitted_takes_the_first_images_of_a_stream(work: Path, tosa: Tosa) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(work / "shards", work / "digits")
+    source = "--dataset wds/digits --data-dir shards"
+    chosen = "--layers auto --target-reduction 0.2 --selector similarity --bypass nearest+affine"
+    done = tosa(f"convert dense {chosen} {source} --max-samples 6 -o a")
+    assert done.code == 0 and "on 6 images of wds/digits" in done.err, done.err
+    done = tosa(f"convert dense {chosen} --dataset wds/digits --data-dir shards --split nope -o b")
+    assert done.code == 2 and "cannot be opened" in done.err and "--data-dir" not in done.err
+    shutil.copytree("a", "b")
+    for folder, workers in (("a", 0), ("b", 2)):
+        command = f"distill {folder} {source} --val-split validation -b 4 -j {workers} --device cpu"
+        done = tosa(f"{command} --max-samples 10")
+        assert done.code == 0 and "Distilling on 10 images" in done.err, done.err
+    one, two = (load_file(f"{folder}/model.safetensors") for folder in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    whole = tosa(f"{command} -o c")
+    assert whole.code == 0 and "Distilling on 40 images" in whole.err
+    assert any(not torch.equal(one[key], value) for key, value in load_file("c/model.safetensors").items())
+    done = tosa(f"finetune a {source} --val-split validation --max-samples 10 -b 4 -j 0 --device cpu")
+    assert done.code == 2 and "so it has to be read whole: leave out --max-samples" in done.err
 
 
 def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:

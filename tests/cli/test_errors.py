@@ -70,7 +70,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("no/such/folder --layers 2", "There is no folder or file no/such/folder. Check the path, or name a timm"),
         ("dense/config.json --layers 2", "is not a weights file: expected one of .safetensors"),
         ("--layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
-        ("dense --recipe nope", "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_paper"),
+        ("dense --recipe nope", "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_calibrated, deit_"),
     ],
 )
 def test_convert_refuses(work: Path, tosa: Tosa, arguments: str, sentence: str) -> None:

@@ -69,16 +69,19 @@ def test_every_report_has_its_conditions() -> None:
 
 
 def test_compiled_models_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[str] = []
+    compiled: list[tuple[str, object]] = []
 
-    def note(model: Recorder, **_: object) -> Recorder:
-        compiled.append(model.name)
+    def note(model: Recorder, *, mode: object, **_: object) -> Recorder:
+        compiled.append((model.name, mode))
         return model
 
     monkeypatch.setattr(torch, "compile", note)
     models = {name: Recorder(name, []) for name in "ab"}
     assert time_in_turns(models, IMAGES, rounds=1, seconds=0.0, compiled=True).conditions.compile
-    assert compiled == ["a", "b"]
+    assert compiled == [("a", None), ("b", None)]
+    compiled.clear()
+    time_in_turns(models, IMAGES, rounds=1, seconds=0.0, compiled=True, cuda_graphs=True)
+    assert compiled == [("a", "reduce-overhead"), ("b", "reduce-overhead")]
 
 
 # ---------------------------------------------------------------- the sweep

@@ -13,8 +13,10 @@ DEFAULT_SAMPLES = 32
 BATCH_SIZE = 8
 
 
-def measure(model: Any, config: TosaConfig, data_dir: str, max_samples: int | None) -> "list[ErrorCurve]":
-    """Measure the error curve of each layer on a few images of a folder.
+def measure(
+    model: Any, config: TosaConfig, data_dir: str, max_samples: int | None, dataset: str = "", split: str = "train"
+) -> "list[ErrorCurve]":
+    """Measure the error curve of each layer on a few images, evenly spread, or the first of a stream.
 
     Raises:
         DataError: If there are none.
@@ -22,13 +24,14 @@ def measure(model: Any, config: TosaConfig, data_dir: str, max_samples: int | No
     """
     from tosa_cli.train.budget import measure_curves
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import images_to_read, open_dataset, split_indices
+    from tosa_cli.train.data import images_to_read, is_streamed, open_dataset, split_indices
     from tosa_cli.train.loop import make_accelerator
 
-    opened = open_dataset(data_dir)
-    indices, _ = split_indices(len(opened), max_samples or DEFAULT_SAMPLES, hold_out=False)
-    images = images_to_read(opened, model, indices=indices, batch_size=BATCH_SIZE, name=data_dir)
-    console.say(f"Measuring what each layer can spare, on {images.num_images} images of {data_dir} ...")
+    opened = open_dataset(data_dir, dataset, split)
+    name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
+    indices = None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
+    images = images_to_read(opened, model, indices=indices, first=count, batch_size=BATCH_SIZE, name=name)
+    console.say(f"Measuring what each layer can spare, on {images.num_images} images of {name} ...")
     with console.progress("Measuring") as progress:
         curves = measure_curves(make_accelerator(TrainConfig()), model, config, images, progress=progress)
     for name in images.failed:

@@ -101,6 +101,10 @@ def convert(
         str | None,
         typer.Option(help="Images to measure on, for --layers auto; no labels are read.", show_default=False),
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="timm's name of the type of that data: hfds/... or wds/...", show_default=False)
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Its split. [default: train]", show_default=False)] = None,
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Measure on so many of them. [default: 32]", show_default=False)
     ] = None,
@@ -145,6 +149,8 @@ def convert(
             "neighbors": neighbors,
             "span": span,
             "data_dir": data_dir,
+            "dataset": dataset,
+            "split": split,
             "max_samples": max_samples,
             "selector_kernel": selector_kernel,
             "img_size": parse_img_size(img_size),
@@ -194,7 +200,14 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
     config.check_depth(len(loaded.model.blocks))  # type: ignore[arg-type]
     curves: list[ErrorCurve] = []
     if by_measurement:
-        curves = budget.measure(loaded.model, config, settings["data_dir"], settings.get("max_samples"))
+        curves = budget.measure(
+            loaded.model,
+            config,
+            settings.get("data_dir") or "",
+            settings.get("max_samples"),
+            dataset=settings.get("dataset") or "",
+            split=settings.get("split") or "train",
+        )
         config = allocate(loaded.model, config, curves, settings["target_reduction"])
     elif "target_reduction" in settings:
         config = solve_keep_rate(loaded.model, config, settings["target_reduction"])
@@ -228,7 +241,7 @@ def _check_auto(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If the images or the target are missing.
     """
-    if not settings.get("data_dir"):
+    if not (settings.get("data_dir") or settings.get("dataset")):
         raise ConfigError(
             "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
             "as in --layers 2,4,6,8,10."

@@ -55,7 +55,7 @@ def distill(
     )
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
-    from tosa_cli.train.distill import check_trainable, distill_augmentation
+    from tosa_cli.train.distill import TRAINED_SELECTORS, check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
     from tosa_cli.train.loop import make_accelerator
     from tosa_cli.train.weights import HeldOut, Watch
@@ -63,7 +63,10 @@ def distill(
     job = load_for_training(name, output, overwrite, resume, "distill")
     check_trainable(job.model)
     accelerator = make_accelerator(config, job.tracker_folder)
-    train_images, held_out = training_images(job.model, config, distill_augmentation(config))
+    is_trained = job.model.config.selector in TRAINED_SELECTORS
+    train_images, held_out = training_images(
+        job.model, config, distill_augmentation(config), first_of_stream=not is_trained
+    )
     calibration = calibration_images(job.model, config, train_images)
     job.start_trackers(accelerator, config)
     predicts_maps = job.model.config.selector == "attention"

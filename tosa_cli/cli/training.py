@@ -86,7 +86,11 @@ def start_job(model: Any, folder: Path, may_replace: bool, resume: bool, command
 
 
 def training_images(
-    model: TosaViT, config: TrainConfig, augment: Augmentation, max_held_out: int | None = None
+    model: TosaViT,
+    config: TrainConfig,
+    augment: Augmentation,
+    max_held_out: int | None = None,
+    first_of_stream: bool = False,
 ) -> tuple[Images, Images]:
     """Open training images and held-out images.
 
@@ -95,6 +99,8 @@ def training_images(
         config: Which images.
         augment: Random changes to the training images.
         max_held_out: Largest number of held-out images, evenly spread; None takes all.
+        first_of_stream: Take the first `max_samples` images of data that can only be read in order, which is enough
+            where nothing goes over them epoch by epoch.
 
     Raises:
         DataError: If they are missing or too few.
@@ -109,11 +115,14 @@ def training_images(
             f"{name} can only be read in order, so no images of it can be held out: name held-out images "
             f"with --val-dir or --val-split."
         )
-    train_indices, held_out_indices = choose_indices(opened, config.max_samples, hold_out=not separate, name=name)
+    first = config.max_samples if first_of_stream and is_streamed(opened) else None
+    max_samples = None if first else config.max_samples
+    train_indices, held_out_indices = choose_indices(opened, max_samples, hold_out=not separate, name=name)
     images = images_to_read(
         opened,
         model,
         indices=train_indices,
+        first=first,
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
@@ -147,9 +156,15 @@ def training_images(
 def calibration_images(model: TosaViT, config: TrainConfig, training: Images) -> Images:
     """Open the training images once more, in order and not augmented, for what is fitted in closed form."""
     opened = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
-    indices = None if is_streamed(opened) else training.samples.indices
+    indices, first = (None, config.max_samples) if is_streamed(opened) else (training.samples.indices, None)
     return images_to_read(
-        opened, model, indices=indices, batch_size=config.batch_size, workers=config.workers, name=training.name
+        opened,
+        model,
+        indices=indices,
+        first=first,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        name=training.name,
     )
 
 

@@ -114,6 +114,7 @@ def time_in_turns(
     rounds: int = 15,
     seconds: float = 0.5,
     compiled: bool = False,
+    cuda_graphs: bool = False,
     advance: Callable[[int], None] = lambda num_images: None,
 ) -> TurnsReport:
     """Time models in turns, so that a machine whose speed drifts is fair to all.
@@ -125,6 +126,7 @@ def time_in_turns(
         rounds: Turns of each model; median and spread are over them.
         seconds: Least time of a turn; it repeats the batch as often.
         compiled: Measure all under `torch.compile`.
+        cuda_graphs: With `compiled`, in its mode `reduce-overhead`, which replays CUDA graphs on a GPU.
         advance: Told after each turn how many images it computed.
 
     Returns:
@@ -134,9 +136,11 @@ def time_in_turns(
         name: None if getattr(model.eval(), "runs_elsewhere", False) else _peak_memory_mb(model, images)
         for name, model in models.items()
     }
+    mode = "reduce-overhead" if cuda_graphs else None
     with _room_to_compile(len(models)) if compiled else nullcontext():
         runs: dict[str, Callable[[Tensor], Any]] = {
-            name: torch.compile(model, dynamic=False) if compiled else model for name, model in models.items()
+            name: torch.compile(model, dynamic=False, mode=mode) if compiled else model
+            for name, model in models.items()
         }
         repeats = {}
         for name, run in runs.items():

@@ -205,6 +205,7 @@ def images_to_read(
     model: nn.Module,
     *,
     indices: Sequence[int] | None = None,
+    first: int | None = None,
     batch_size: int,
     workers: int = 0,
     seed: int = 0,
@@ -220,6 +221,7 @@ def images_to_read(
         opened: A data set from `open_dataset`.
         model: The model, whose `pretrained_cfg` tells size, crop, mean and standard deviation.
         indices: Which images to read; None reads all.
+        first: Of data that can only be read in order, read so many images; None reads all.
         batch_size: Images a step.
         workers: Processes that load data.
         seed: Seed of shuffling and augmentation.
@@ -235,8 +237,9 @@ def images_to_read(
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     samples: Any
     if is_streamed(opened):
-        samples = StreamedSamples(opened, seed)
-        workers = _usable_workers(opened.reader, workers, name)
+        samples = StreamedSamples(opened, seed, first)
+        # Several workers would each begin with other shards, and their number would decide which images are read.
+        workers = _usable_workers(opened.reader, workers if first is None else min(workers, 1), name)
     else:
         chosen = range(len(opened)) if indices is None else indices
         samples = ImageSamples(opened, chosen, substitute=augment is not None, seed=seed)

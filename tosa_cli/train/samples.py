@@ -5,6 +5,7 @@ numbers of an image depend on seed, epoch and image alone, so that a resumed run
 """
 
 import contextlib
+import itertools
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -89,11 +90,18 @@ class ImageSamples(Dataset[Sample]):
 
 
 class StreamedSamples(IterableDataset[Sample]):
-    """A timm data set that can only be read in order, such as WebDataset's."""
+    """A timm data set that can only be read in order, such as WebDataset's.
 
-    def __init__(self, dataset: Any, seed: int) -> None:
+    Args:
+        dataset: timm's data set.
+        seed: Seed of the augmentation.
+        first: Read so many images and no more, for which one worker at most may load; None reads all.
+    """
+
+    def __init__(self, dataset: Any, seed: int, first: int | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.first = first
         self.epoch = 0
         self.transform: Any = None  # timm's create_loader sets it
 
@@ -107,13 +115,14 @@ class StreamedSamples(IterableDataset[Sample]):
         self.dataset.set_loader_cfg(num_workers=num_workers)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        whole = len(self.dataset)
+        return whole if self.first is None else min(self.first, whole)
 
     def __iter__(self) -> Iterator[Sample]:
         reader, worker = self.dataset.reader, get_worker_info()
         place = (getattr(reader, "dist_rank", 0), worker.id if worker else 0)
         with _broken_samples(reader) as failed:
-            for number, (image, target) in enumerate(self.dataset):
+            for number, (image, target) in enumerate(itertools.islice(self.dataset, self.first)):
                 names = failed.copy()
                 failed.clear()
                 with seeded(self.seed, self.epoch, *place, number):

@@ -1,0 +1,50 @@
+"""What needs a GPU or ImageNet says so; what can be shown without them runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imagenet_estimate
+import pytest
+import run_gpu
+import torch
+
+
+def launch(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, run_gpu.__file__, *words], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_is_one_sentence(tmp_path: Path) -> None:
+    done = launch("--out", str(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "There is no CUDA device here: run this where there is a GPU, or pass --render.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_the_cpu_every_variant_is_timed_and_a_second_run_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--models", "deit_tiny_patch16_224", "--sizes", "224", "--modes", "eager", "--batch", "2", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["run_gpu.py", "--device", "cpu", *few, "--out", str(tmp_path)])
+    run_gpu.main()
+    assert capsys.readouterr().out == "deit_tiny_patch16_224 224 eager done\n"
+    path = tmp_path / "results" / "gpu.json"
+    (rows,) = json.loads(path.read_text()).values()
+    row = rows["deit_tiny_patch16_224 224 eager"]
+    assert list(row["timings"]) == ["dense", *run_gpu.VARIANTS]
+    assert row["conditions"]["dtype"] == "bfloat16" and row["conditions"]["img_size"] == [224, 224]
+    assert row["reductions"]["paper, 0.8"] == pytest.approx(0.079, abs=5e-4)
+    assert row["reductions"]["calibrated-like"] > 0.24
+    page, before = (tmp_path / "GPU.md").read_text(), path.read_bytes()
+    assert page.count("| deit_tiny_patch16_224 224 eager | 2 |") == 1 + len(run_gpu.VARIANTS)
+    run_gpu.main()
+    assert path.read_bytes() == before and capsys.readouterr().out == ""
+
+
+def test_the_page_on_imagenet_has_the_committed_figures() -> None:
+    figures = json.loads(imagenet_estimate.RESULTS.read_text(encoding="utf-8"))
+    page = imagenet_estimate.PAGE.read_text(encoding="utf-8")
+    assert imagenet_estimate.put_in(page, imagenet_estimate.render(figures)) == page
+    assert imagenet_estimate.render(figures) in page
