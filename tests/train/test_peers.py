@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,14 @@ def test_checkpointed_gradients_are_the_same(name: str, digits: Path, tmp_path: 
 
 def test_the_weights_of_fusing_have_a_gradient_and_the_choice_has_none() -> None:
     model: Any = PrunedViT(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10), 0.5, (6,))
-    # Behind the last attention the class token does not see the fused token; pooled, it counts.
-    features = model.forward_features(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
-    query = model.blocks[5].attn.qkv.weight
-    (of_fused,) = torch.autograd.grad(features[:, -1].sum(), query, retain_graph=True)
-    assert of_fused[:64].abs().sum() > 0
+    attention = model.blocks[5].attn
+    # Without the attention's own output, queries matter in the last layer for what is kept and fused alone.
+    nn.init.zeros_(attention.proj.weight)
+    tokens = model.forward_features(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    weights_of = partial(torch.autograd.grad, inputs=attention.qkv.weight, retain_graph=True)
+    queries = slice(0, attention.attn_dim)
+    assert weights_of(tokens[:, -1].square().sum())[0][queries].abs().max() > 1e-4
+    assert weights_of(tokens[:, :-1].square().sum())[0][queries].abs().max() == 0
 
 
 def test_a_peer_goes_on_where_it_stopped(digits: Path, tmp_path: Path) -> None:
