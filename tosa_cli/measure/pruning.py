@@ -18,9 +18,6 @@ from tosa_cli.model.backbone import Backbone, embed, has_class_token
 from tosa_cli.model.selection import choose_tokens, gather_tokens
 from tosa_cli.model.timm_interface import FinetunedViT
 
-SMALLEST_WEIGHT = 1e-30
-"""Weight of a token to which the class token's attention is 0 in float32: all of them fused are still a mean."""
-
 
 def paper_layers(depth: int) -> tuple[int, ...]:
     """The layers that prune in a model of so many: after each quarter, as 4, 7 and 10 of 12 (EViT 4)."""
@@ -55,7 +52,7 @@ def class_attention(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_tokens: int) -> Tensor:
-    """Keep the attentive patch tokens and fuse the others into one, their mean weighted by attention (EViT 3.2).
+    """Keep the attentive patch tokens and fuse the others into one, their sum weighted by attention (EViT 3.2).
 
     Args:
         tokens: Tokens (B, N, D).
@@ -67,8 +64,7 @@ def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_t
         Tokens (B, P + K + 1, D): prefix tokens, attentive tokens in their order, the fused token.
     """
     keep_indices = choose_tokens(attention.detach(), num_prefix_tokens + attentive, num_prefix_tokens)
-    weights = attention.clamp(min=SMALLEST_WEIGHT).scatter(1, keep_indices, 0.0)
-    weights = weights / weights.sum(dim=1, keepdim=True)
+    weights = attention.scatter(1, keep_indices, 0.0)
     # A product over all tokens costs less than taking the inattentive ones out.
     fused = weights.to(tokens.dtype).unsqueeze(1) @ tokens
     return torch.cat([gather_tokens(tokens, keep_indices), fused.to(tokens.dtype)], dim=1)
