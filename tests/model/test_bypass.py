@@ -140,7 +140,7 @@ def test_two_groups_are_merged_into_their_places_and_every_token_is_written_once
     first = torch.tensor([[0, 2, 5], [1, 2, 6]])
     second = other_indices(first, 7)
     values = torch.randn(2, 7, 3)
-    merged = merge_tokens(tokens, first, gather_tokens(values, first), second, gather_tokens(values, second))
+    merged = merge_tokens(first, gather_tokens(values, first), second, gather_tokens(values, second))
     assert torch.equal(merged, values) and tokens.isnan().all()
 
 
@@ -235,18 +235,42 @@ def test_layers_of_a_span_compute_the_tokens_that_its_first_layer_chose(selector
     images = make_images()
     with torch.no_grad():
         tokens, places = embed_with_places(model.backbone, images)
-        outputs = model.run_layers(tokens, places)
+        outputs = model.run_layers(tokens, places, take=range(1, 7))
+        final, until_five = model.run_layers(tokens, places), model.run_layers(tokens, places, last=5)
+        intermediates = iter(outputs.intermediates)
         for layers in ((1, 2), (3,), (4,), (5, 6)):
             choice = model.choose(layers[0], tokens, places) if layers != (4,) else None
             for layer in layers:
                 block = model.blocks[layer - 1]
                 tokens = run_tosa_layer(block, tokens, choice, model.bypass(layer)) if choice else block(tokens)
-    assert torch.allclose(outputs.tokens, tokens, atol=1e-5)
+                # Inside a span as well, all tokens are there for who asks.
+                assert torch.allclose(next(intermediates), tokens, atol=1e-5)
+    assert torch.allclose(outputs.tokens, tokens, atol=1e-5) and torch.equal(final.tokens, outputs.tokens)
+    assert torch.equal(until_five.tokens, outputs.intermediates[4])
     chosen = outputs.keep_indices
     assert chosen[1].equal(chosen[2]) and chosen[5].equal(chosen[6]) and not chosen[3].equal(chosen[2])
     # What chooses is there for the layers that choose, and for no other.
     for parts in (model.selectors, model.keys):
         assert set(parts) in ({"1", "3", "5"}, set())
+
+
+@pytest.mark.parametrize("bypass", BYPASSES)
+@pytest.mark.parametrize("selector", ["similarity", "random"])
+def test_gradients_of_a_span_are_those_of_its_layers_one_by_one(selector: str, bypass: str) -> None:
+    model = make_fitted(selector=selector, bypass=bypass, layers=(1, 2, 3, 4), span=2)
+    tokens, places = embed_with_places(model.backbone, make_images())
+    found = model.run_layers(tokens, places, last=4)
+    expected = tokens
+    for layer in range(1, 5):
+        expected = run_tosa_layer(model.blocks[layer - 1], expected, found.choices[layer], model.bypass(layer))
+    trained = [parameter for name, parameter in model.named_parameters() if ".blocks." in name or "bypasses." in name]
+    weights = torch.randn_like(expected)
+    pairs = [
+        torch.autograd.grad((out * weights).sum(), trained, allow_unused=True, retain_graph=True)
+        for out in (found.tokens, expected)
+    ]
+    for mine, other in zip(*pairs, strict=True):
+        assert (mine is None) == (other is None) and (mine is None or torch.allclose(mine, other, atol=1e-3, rtol=1e-3))
 
 
 @pytest.mark.parametrize("bypass", BYPASSES)

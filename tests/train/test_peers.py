@@ -15,19 +15,19 @@ from tests.train.tiny_runs import StopAt, run_features, run_finetune, same, weig
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.measure.merging import MergedViT
 from tosa_cli.measure.pruning import PrunedViT
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.finetune import set_drop_path
 from tosa_cli.train.objectives import FinetuneObjective
 
-PEERS: dict[str, Callable[[Any], FinetunedViT]] = {
+PEERS: dict[str, Callable[[Any], FinetunableViT]] = {
     "prune": lambda dense: PrunedViT(dense, 0.7, (2, 4)),
     "merge": lambda dense: MergedViT(dense, "merge", [2] * 6),
     "merge-unmerge": lambda dense: MergedViT(dense, "merge-unmerge", [3] * 6),
 }
 
 
-def tiny_peer(name: str) -> FinetunedViT:
+def tiny_peer(name: str) -> FinetunableViT:
     """A peer of 6 layers, 16 patches and a class token."""
     return PEERS[name](make_vit("test_vit", img_size=32, patch_size=8, num_classes=10))
 

@@ -17,7 +17,7 @@ from tosa_cli.measure.block_halves import check_blocks, run_attention, run_mlp
 from tosa_cli.model.backbone import Backbone, embed, mean_key_projection
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import MatchingKeys
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 
 MergeMode = Literal["merge", "merge-unmerge"]
 
@@ -149,7 +149,7 @@ def run_block_on_merged(
     return unmerge_tokens(block(merged, attn_mask=size_bias(sizes, tokens.dtype)), matching.position)
 
 
-class MergedViT(FinetunedViT):
+class MergedViT(FinetunableViT):
     """A timm ViT that merges tokens, with the backbone's own weights and untouched parts.
 
     Two modes. `merge` is ToMe: tokens are merged between attention and MLP of each layer and stay merged, so fewer

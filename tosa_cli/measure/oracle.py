@@ -20,7 +20,9 @@ class OracleViT(TosaViT):
     """
 
     @torch.no_grad()
-    def choose(self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None) -> Choice:
+    def choose(
+        self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None, inputs: Tensor | None = None
+    ) -> Choice:
         """Choose the tokens that a ToSA layer computes by the true errors; see `TosaViT.choose`."""
         block, prefix = self.blocks[layer - 1], self.num_prefix_tokens
         partners = candidate_partners(self, layer, tokens, places.grid)

@@ -16,7 +16,7 @@ from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.measure.block_halves import check_blocks, run_attention, run_mlp
 from tosa_cli.model.backbone import Backbone, embed, has_class_token
 from tosa_cli.model.selection import choose_tokens, gather_tokens
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 
 
 def paper_layers(depth: int) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ def run_block_and_prune(block: Backbone, tokens: Tensor, attentive: int, num_pre
     return run_mlp(block, prune_tokens(attended.tokens, attention, attentive, num_prefix_tokens))
 
 
-class PrunedViT(FinetunedViT):
+class PrunedViT(FinetunableViT):
     """A timm ViT that prunes patches by the class token's attention, with the backbone's own weights.
 
     The number of tokens falls in each layer that prunes, so it serves the class token, not dense features. A fused

@@ -18,6 +18,8 @@ class LinearBypass(nn.Module):
         dim: Width D of the tokens.
     """
 
+    reads_inputs = True
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(dim, dim))

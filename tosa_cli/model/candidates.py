@@ -18,7 +18,7 @@ from tosa_cli.model.matching import (
 )
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
-from tosa_cli.model.tosa_layer import partner_features, run_selected
+from tosa_cli.model.tosa_layer import Parts, bypass_reads, partner_updates, run_selected
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -130,11 +130,9 @@ def skipped_features(
     selected, skipped = gather_tokens(tokens, choice.keep_indices), gather_tokens(tokens, skip)
     computed = run_selected(block, selected, choice, places.of(layer))
     values = {"skip": skip, "truth": gather_tokens(model.run_block(layer, tokens, places), skip) - skipped}
-    if choice.partners is None:
-        values["inputs"] = attention_input(block, skipped)
-    else:
-        updates, differences = partner_features(block, selected, computed, skipped, choice)
-        values |= {"updates": updates, "inputs": differences}  # type: ignore[dict-item]
+    values["inputs"] = bypass_reads(Parts(attention_input(block, selected), attention_input(block, skipped)), choice)
+    if choice.partners is not None:
+        values["updates"] = partner_updates(selected, computed, choice)
     return scatter_tokens(tokens, choice.keep_indices, computed), values
 
 

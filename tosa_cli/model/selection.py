@@ -92,13 +92,10 @@ def scatter_tokens(tokens: Tensor, keep_indices: Tensor, selected: Tensor) -> Te
     return flat.view_as(tokens)
 
 
-def merge_tokens(
-    tokens: Tensor, first_indices: Tensor, first: Tensor, second_indices: Tensor, second: Tensor
-) -> Tensor:
+def merge_tokens(first_indices: Tensor, first: Tensor, second_indices: Tensor, second: Tensor) -> Tensor:
     """Put two groups that together are all tokens in their places.
 
     Args:
-        tokens: The tokens before, (B, N, D), for their shape.
         first_indices: Indices (B, K) of the first group.
         first: Its tokens (B, K, D).
         second_indices: Indices (B, N - K) of the second group.
@@ -111,7 +108,7 @@ def merge_tokens(
     indices = torch.cat([first_indices, second_indices], dim=1)
     order = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
     places = torch.empty_like(indices).scatter(1, indices, order)
-    return gather_tokens(torch.cat([first, second], dim=1).to(tokens.dtype), places)
+    return gather_tokens(torch.cat([first, second], dim=1), places)
 
 
 def flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:

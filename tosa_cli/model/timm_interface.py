@@ -103,7 +103,7 @@ class TimmInterface(nn.Module):
         self.backbone.reset_classifier(num_classes, global_pool)
 
 
-class FinetunedViT(TimmInterface):
+class FinetunableViT(TimmInterface):
     """A model around a timm ViT that `finetune` trains: the backbone, and the bypasses where there are any."""
 
     bypasses: nn.ModuleDict
@@ -113,8 +113,8 @@ class FinetunedViT(TimmInterface):
         """What tells it from other models around the same backbone, as plain JSON values."""
         raise NotImplementedError
 
-    def run(self, layer: Callable[[Tensor], Any], tokens: Tensor) -> Any:
-        """Run a layer on tokens (B, N, D), recomputing it in the backward pass if gradient checkpointing is on."""
+    def run(self, layer: Callable[[Any], Any], tokens: Any) -> Any:
+        """Run a layer on tokens (B, N, D), or on tokens taken apart; recomputed in the backward pass if asked for."""
         if self.backbone.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, tokens)
         return layer(tokens)

@@ -1,6 +1,7 @@
 """A ToSA layer (paper Eq. 4): the selected tokens go through the untouched block, the others through the bypass."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -9,6 +10,20 @@ from tosa_cli.model.bypass import LinearBypass, NearestBypass
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import ROPE, SelectedBias, gather_rope
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
+
+
+class Parts(NamedTuple):
+    """The tokens of a span of ToSA layers, taken apart by its choice: no layer of it reads them in their old order.
+
+    Attributes:
+        selected: Selected tokens (B, K, D).
+        others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span.
+        reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
+    """
+
+    selected: Tensor
+    others: Tensor
+    reads: Tensor | None = None
 
 
 def run_tosa_layer(
@@ -30,16 +45,42 @@ def run_tosa_layer(
     Returns:
         Tokens (B, N, D).
     """
-    selected = gather_tokens(tokens, choice.keep_indices)
-    computed = run_selected(block, selected, choice, extras)
+    return join_parts(run_parts(block, split_tokens(tokens, choice), choice, bypass, extras), choice)
+
+
+def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
+    """Take tokens (B, N, D) apart."""
+    others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
+    return Parts(gather_tokens(tokens, choice.keep_indices), others)
+
+
+def join_parts(parts: Parts, choice: Choice) -> Tensor:
+    """Put tokens that `split_tokens` took apart back in their old places: (B, N, D)."""
+    if choice.skip_indices is None:
+        return scatter_tokens(parts.others, choice.keep_indices, parts.selected)
+    return merge_tokens(choice.keep_indices, parts.selected, choice.skip_indices, parts.others)
+
+
+def run_parts(
+    block: Backbone,
+    parts: Parts,
+    choice: Choice,
+    bypass: LinearBypass | NearestBypass | None,
+    extras: Mapping[str, Tensor] | None = None,
+) -> Parts:
+    """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
+    selected, others, reads = parts
     if bypass is None or choice.skip_indices is None:
-        return scatter_tokens(tokens, choice.keep_indices, computed)
-    skipped = gather_tokens(tokens, choice.skip_indices)
+        return Parts(run_selected(block, selected, choice, extras), others)
+    if reads is None and bypass.reads_inputs:
+        # Before the block runs, so that what this takes is free again when the block needs the most.
+        reads = bypass_reads(Parts(attention_input(block, selected), attention_input(block, others)), choice)
+    computed = run_selected(block, selected, choice, extras)
     if isinstance(bypass, NearestBypass):
-        updates = bypass(*partner_features(block, selected, computed, skipped, choice, bypass.reads_inputs))
+        updates = bypass(partner_updates(selected, computed, choice), reads)
     else:
-        updates = bypass(attention_input(block, skipped))
-    return merge_tokens(tokens, choice.keep_indices, computed, choice.skip_indices, skipped + updates)
+        updates = bypass(reads)
+    return Parts(computed, (others + updates).to(others.dtype))
 
 
 def run_selected(
@@ -70,29 +111,35 @@ def run_selected(
     return block(selected, **given)
 
 
-def partner_features(
-    block: Backbone, selected: Tensor, computed: Tensor, skipped: Tensor, choice: Choice, reads_inputs: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """What a `nearest` bypass reads.
+def bypass_reads(inputs: Parts, choice: Choice) -> Tensor:
+    """What a bypass reads of the skipped tokens.
 
     Args:
-        block: The block.
-        selected: Selected tokens before it, (B, K, D).
-        computed: Selected tokens after it, (B, K, D).
-        skipped: Skipped tokens, (B, S, D).
-        choice: A choice with partners.
-        reads_inputs: Whether the differences are needed.
+        inputs: What the block's attention reads of the tokens, taken apart.
+        choice: Which ones are computed.
 
     Returns:
-        Mean update of each skipped token's partners, (B, S, D), and its input less theirs, (B, S, D), or None.
+        The inputs of the skipped tokens, less the mean of their partners' where they have some: (B, S, D).
+    """
+    if choice.partners is None or choice.weights is None:
+        return inputs.others
+    return inputs.others - mean_of_partners(inputs.selected, choice.partners, choice.weights)
+
+
+def partner_updates(selected: Tensor, computed: Tensor, choice: Choice) -> Tensor:
+    """Mean update of the partners of each skipped token.
+
+    Args:
+        selected: Selected tokens before the block, (B, K, D).
+        computed: Selected tokens after it, (B, K, D).
+        choice: A choice with partners.
+
+    Returns:
+        Updates (B, S, D).
 
     Raises:
         ValueError: If the choice has no partners.
     """
     if choice.partners is None or choice.weights is None:
         raise ValueError("The choice has no partners.")
-    updates = mean_of_partners(computed - selected, choice.partners, choice.weights)
-    if not reads_inputs:
-        return updates, None
-    inputs = mean_of_partners(attention_input(block, selected), choice.partners, choice.weights)
-    return updates, attention_input(block, skipped) - inputs
+    return mean_of_partners(computed - selected, choice.partners, choice.weights)

@@ -26,8 +26,8 @@ from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
-from tosa_cli.model.timm_interface import FinetunedViT, name_weights_as
-from tosa_cli.model.tosa_layer import run_tosa_layer
+from tosa_cli.model.timm_interface import FinetunableViT, name_weights_as
+from tosa_cli.model.tosa_layer import Parts, bypass_reads, join_parts, run_parts, run_tosa_layer, split_tokens
 
 _BACKBONE = "backbone."
 _ADDED = ("selectors.", "keys.", "bypasses.")
@@ -53,7 +53,7 @@ class LayerOutputs:
         return {layer: choice.keep_indices for layer, choice in self.choices.items()}
 
 
-class TosaViT(FinetunedViT):
+class TosaViT(FinetunableViT):
     """A timm ViT in which chosen layers compute the selected tokens only, and the others bypass the layer.
 
     The number and the order of the tokens never change, so the model serves dense prediction as its source does.
@@ -223,13 +223,23 @@ class TosaViT(FinetunedViT):
         take = frozenset(take)
         scores: Tensor | None = None
         for layer in range(1, (last or len(self.blocks)) + 1):
-            if layer in self.keep_rates:
-                if self.choosing_layers[layer] == layer:
+            chooses = self.choosing_layers.get(layer) == layer
+            if layer not in self.keep_rates:
+                tokens, scores = self.run_standard_layer(layer, tokens, places)
+            elif self.config.selection == "per-head":
+                if chooses:
                     choice = self.choose(layer, tokens, places, scores)
                 tokens = self.run_tosa_layer(layer, tokens, choice, places)
                 outputs.choices[layer] = choice
             else:
-                tokens, scores = self.run_standard_layer(layer, tokens, places)
+                if chooses:
+                    choice, parts = self.enter_span(layer, tokens, places, scores)
+                    # All tokens are put together again where they are needed; these would only stay in memory.
+                    tokens = parts.selected
+                parts = self.run_parts(layer, parts, choice, places)
+                joined = layer in take or layer == last or self.ends_span(layer)
+                tokens = join_parts(parts, choice) if joined else parts.selected
+                outputs.choices[layer] = choice
             if layer in take:
                 outputs.intermediates.append(tokens)
         outputs.tokens = tokens
@@ -265,12 +275,39 @@ class TosaViT(FinetunedViT):
         bypass, extras = self.bypass(layer), places.of(layer)
         return self.run(partial(run_tosa_layer, block, choice=choice, bypass=bypass, extras=extras), tokens)
 
+    def enter_span(self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None) -> tuple[Choice, Parts]:
+        """Choose the tokens that a span computes, and take them and the others apart.
+
+        Args:
+            layer: The first ToSA layer of the span.
+            tokens: Tokens (B, N, D) that enter it.
+            places: Where they stand.
+            scores: See `choose`.
+        """
+        inputs = self.choosing_inputs(layer, tokens)
+        choice, bypass = self.choose(layer, tokens, places, scores, inputs), self.bypass(layer)
+        parts = split_tokens(tokens, choice)
+        if bypass is not None and bypass.reads_inputs and inputs is not None:
+            parts = parts._replace(reads=bypass_reads(split_tokens(inputs, choice), choice))
+        return choice, parts
+
+    def run_parts(self, layer: int, parts: Parts, choice: Choice, places: Places) -> Parts:
+        """Run a ToSA layer on tokens that were taken apart by a choice, as `run_tosa_layer` does on all."""
+        block, bypass, extras = self.blocks[layer - 1], self.bypass(layer), places.of(layer)
+        return self.run(partial(run_parts, block, choice=choice, bypass=bypass, extras=extras), parts)
+
+    def ends_span(self, layer: int) -> bool:
+        """Whether the layer after a ToSA layer does not share its choice."""
+        return layer + 1 not in self.keep_rates or self.choosing_layers[layer + 1] == layer + 1
+
     def bypass(self, layer: int) -> LinearBypass | NearestBypass | None:
         """The bypass of a ToSA layer; None where a skipped token stays as it is."""
         return self.bypasses[str(layer)] if str(layer) in self.bypasses else None  # type: ignore[return-value]  # noqa: SIM401
 
     @torch.no_grad()
-    def choose(self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None) -> Choice:
+    def choose(
+        self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None, inputs: Tensor | None = None
+    ) -> Choice:
         """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
 
         Args:
@@ -278,12 +315,15 @@ class TosaViT(FinetunedViT):
             tokens: Tokens (B, N, D) that enter it.
             places: Where they stand.
             scores: What `read_scores` made of the feeding layer's logits, where the selector reads them.
+            inputs: What the layer's attention reads of the tokens, where it is known already.
         """
         config, prefix = self.config, self.num_prefix_tokens
         length = tokens.shape[1]
         kept = num_kept(length, self.keep_rates[layer], prefix)
-        needs_inputs = config.needs_keys or config.selector == "probe"
-        inputs = attention_input(self.blocks[layer - 1], tokens) if needs_inputs else tokens
+        if inputs is None:
+            inputs = self.choosing_inputs(layer, tokens)
+        if inputs is None:
+            inputs = tokens
         keys = self.keys[str(layer)](inputs) if config.needs_keys else inputs
         if config.selector == "similarity":
             choice = choose_by_similarity(keys, kept, prefix, places.grid, config.neighbors)
@@ -291,6 +331,11 @@ class TosaViT(FinetunedViT):
         if scores is None:
             scores = self.score(layer, inputs)
         return self.match(choose_tokens(scores, kept, prefix), length, keys)
+
+    def choosing_inputs(self, layer: int, tokens: Tensor) -> Tensor | None:
+        """What the attention of a ToSA layer reads of tokens (B, N, D), if the choice reads it as well: (B, N, D)."""
+        reads = self.config.needs_keys or self.config.selector == "probe"
+        return attention_input(self.blocks[layer - 1], tokens) if reads else None
 
     def match(self, keep_indices: Tensor, length: int, keys: Tensor) -> Choice:
         """Find what the bypass needs for a choice: the skipped tokens, and their partners.

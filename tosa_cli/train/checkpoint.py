@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
 from tosa_cli.model.dense import DensePredictor
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
 
 
-def fingerprint(model: FinetunedViT | DensePredictor) -> str:
+def fingerprint(model: FinetunableViT | DensePredictor) -> str:
     """What tells a model from others: a hash of its settings and weights."""
     settings = model.config.to_dict() if isinstance(model, DensePredictor) else model.settings
     digest = hashlib.sha256(json.dumps(settings).encode())

@@ -10,7 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.timm_interface import FinetunedViT, TimmInterface
+from tosa_cli.model.timm_interface import FinetunableViT, TimmInterface
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
@@ -29,7 +29,7 @@ def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
 
 def finetune(
     accelerator: Accelerator,
-    model: FinetunedViT,
+    model: FinetunableViT,
     images: Images,
     config: FinetuneConfig,
     *,
@@ -92,7 +92,7 @@ def finetune(
 
 
 def _make_objective(
-    model: FinetunedViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
+    model: FinetunableViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None]:
     """What is learned, and what is done to a batch before."""
     if config.objective == "features":

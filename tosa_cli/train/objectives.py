@@ -10,7 +10,7 @@ from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.backbone import embed_with_places
 from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.selectors import attention_kl
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.weights import finetuned_parts
 
@@ -97,7 +97,7 @@ class FinetuneObjective(nn.Module):
         loss: Loss from class logits (B, num_classes) and targets.
     """
 
-    def __init__(self, model: FinetunedViT, loss: nn.Module) -> None:
+    def __init__(self, model: FinetunableViT, loss: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.loss = loss

@@ -9,7 +9,7 @@ from timm.optim._param_groups import param_groups_layer_decay, param_groups_weig
 from torch import nn
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.train.config import TrainConfig
 
 
@@ -33,7 +33,7 @@ def make_optimizer(
 
 
 def finetuned_groups(
-    model: FinetunedViT, weight_decay: float, layer_decay: float | None = None
+    model: FinetunableViT, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
     """Groups of the parameters that finetuning trains and that require gradients: backbone, then bypasses.
 

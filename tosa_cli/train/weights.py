@@ -10,10 +10,10 @@ from accelerate.utils import broadcast_object_list, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tosa_cli.model.timm_interface import FinetunedViT
+from tosa_cli.model.timm_interface import FinetunableViT
 
 
-def finetuned_parts(model: FinetunedViT) -> nn.ModuleDict:
+def finetuned_parts(model: FinetunableViT) -> nn.ModuleDict:
     """The parts of a model that finetuning trains, as one module: the backbone and the bypasses."""
     return nn.ModuleDict({"backbone": model.backbone, "bypasses": model.bypasses})
 
