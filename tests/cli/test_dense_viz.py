@@ -89,6 +89,7 @@ def test_images_of_any_form_are_drawn_whole_in_their_own_form(
 def test_the_size_that_the_model_sees_can_be_named(decoders: Path, tosa: Tosa) -> None:
     done = tosa("viz depth photos/000.jpg --img-size 40,66 --device cpu --json")
     assert done.code == 0 and done.json["img_size"] == [40, 64], done.err
+    assert "brought to 40x64 pixels" in done.err
     assert done.json["images"][0]["layers"][0]["patches"] == 5 * 8
 
 

@@ -111,7 +111,7 @@ def show_flops(report: "FlopsReport", whole: "DenseFlops | None" = None, decoder
     )
     if converted:
         console.print_line(
-            f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {report.reduction:.1%} less, "
+            f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {_share(report.reduction)} less, "
             f"selectors included ({report.selector_gmacs:.4f} GMACs)."
         )
     else:
@@ -119,10 +119,15 @@ def show_flops(report: "FlopsReport", whole: "DenseFlops | None" = None, decoder
     params = f"{report.params / 1e6:.2f} M"
     if whole is not None:
         figures = whole.figures
-        less = f", dense {figures['dense_gmacs']:.3f}: {figures['reduction']:.1%} less" if converted else ""
+        less = f", dense {figures['dense_gmacs']:.3f}: {_share(figures['reduction'])} less" if converted else ""
         console.print_line(f"With the decoder: {figures['gmacs']:.3f} GMACs{less}.")
         params = f"{params} and {whole.decoder_params / 1e6:.2f} M"
     console.print_line(
         f"{params} parameters. FLOPs = 2 * MACs; timm's figure for the dense {'encoder' if part else 'model'}, "
         f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.2f} GMACs."
     )
+
+
+def _share(value: float) -> str:
+    """A share in percent; what rounds to nothing has no sign."""
+    return f"{round(value, 3) + 0.0:.1%}"

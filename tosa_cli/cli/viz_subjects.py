@@ -177,7 +177,10 @@ def _with_decoder(
     elif compare:
         raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
     model.to(device)
-    flops = count_dense_flops(model, (img_size, img_size) if isinstance(img_size, int) else img_size)
+    asked = (img_size, img_size) if isinstance(img_size, int) else img_size
+    flops = count_dense_flops(model, asked)
+    if asked not in (None, flops.img_size):
+        console.say("Images are brought to {}x{} pixels, which are whole patches.".format(*flops.img_size))
     transform = whole_photo_transform(model, flops.img_size)
 
     def draw(photo: Path) -> "Picture":
@@ -212,7 +215,7 @@ def _with_decoder(
         }[task]
         about.append(
             "Beside it: every token computed in every layer, with the same weights, as in tosa eval --compare; and "
-            f"{measure}. Which of both is nearer to the truth tells tosa eval alone."
+            f"{measure}. Only tosa eval tells which of the two is nearer to the truth."
         )
     shows = "Depth" if task == "depth" else "Classes"
     facts = {"task": task, "decoder": model.config.decoder, "img_size": [height, width]}
