@@ -11,6 +11,7 @@ too; from that file alone it makes benchmarks/DEPTH.md.
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import shutil
@@ -30,14 +31,17 @@ from tosa_cli.train.checkpoint import checkpoint_path
 
 RESULTS = HERE / "results" / "depth.json"
 PAGE = HERE / "DEPTH.md"
+PICTURE = HERE / "results" / "depth_room.png"
+SHOWN = "rgb/000029.png"
+"""The test room of the picture."""
 SCENES, TRAINING_IMAGES, CALIBRATION_IMAGES = 3000, 1600, 126
 SIZE = 224
 SEEDS = {"dpt": (0, 1, 2), "newcrfs": (0,)}
 DECODER_DIM = {"dpt": 64, "newcrfs": 32}
-DENSE = "dense"
+DENSE, CALIBRATED = "dense", "calibrated, -25 %"
 ENCODERS: dict[str, list[str]] = {
     DENSE: [],
-    "calibrated, -25 %": ["--preset", "calibrated", "--target-reduction", "0.25"],
+    CALIBRATED: ["--preset", "calibrated", "--target-reduction", "0.25"],
     "paper, keep rate 0.8": ["--preset", "paper"],
     "paper, -25 %": ["--preset", "paper", "--target-reduction", "0.25"],
 }
@@ -80,6 +84,7 @@ def main() -> None:
             for seed in SEEDS[decoder]:
                 for encoder in ENCODERS:
                     lab.measure(decoder, encoder, seed)
+        lab.draw()
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
@@ -135,6 +140,12 @@ class DepthLab:
         keys = (*FIGURES, "samples", "encoder_gmacs", "encoder_reduction", "gmacs", "reduction")
         return {**{key: found[key] for key in keys}, "seconds": time.perf_counter() - started}
 
+    def draw(self) -> None:
+        """Draw what the calibrated encoder computes of a test room, and the depth, unless that is done."""
+        model = self.runs / f"dpt_{_slug(CALIBRATED)}_{SEEDS['dpt'][-1]}"
+        if model.exists() and not PICTURE.exists():
+            tosa("viz", model, self.scenes / SHOWN, "--layers", "2,6,10", "--device", "cpu", "-o", PICTURE)
+
     def encoder(self, name: str, seed: int) -> Path:
         """The encoder, converted, and its selectors and bypasses fitted on training rooms without their depth."""
         if name == DENSE:
@@ -142,7 +153,7 @@ class DepthLab:
         folder, photos = self.runs / f"{_slug(name)}_{seed}", self.calibration(seed)
         if not (folder / "distilled").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            images = ["--data-dir", photos] if "calibrated" in name else []
+            images = ["--data-dir", photos] if name == CALIBRATED else []
             tosa("convert", self.source, "--img-size", str(SIZE), *ENCODERS[name], *images, "-o", folder)
             preset = ENCODERS[name][1]
             tosa("distill", folder, "--preset", preset, "--data-dir", photos, "--seed", str(seed), "--device", "cpu")
@@ -185,6 +196,12 @@ def render(results: dict[str, Any]) -> str:
         f"Training: `tosa finetune ENCODER {settings['training']}`.",
         f"Machine: {machine_used}.",
     ]
+    if PICTURE.exists():
+        parts += [
+            f"![Patches computed, features and depth of a test room](results/{PICTURE.name})",
+            f"A test room by `tosa viz`, decoder `dpt`, encoder `{CALIBRATED}`; `every token` is the same model with "
+            "nothing skipped.",
+        ]
     parts += [_section(decoder, results[decoder]) for decoder in SEEDS if results.get(decoder)]
     parts.append(
         "## What was not run\n\nNYU Depth v2 and KITTI, on which the paper measures (recipes `nyu_newcrfs` and "
@@ -193,6 +210,14 @@ def render(results: dict[str, Any]) -> str:
         "those of other work. The decoders are narrower than their papers' "
         f"(`--decoder-dim` {settings['decoder_dim']['dpt']} for dpt, {settings['decoder_dim']['newcrfs']} for newcrfs)."
     )
+    missing = [
+        f"{decoder} on {encoder}, seed {seed}"
+        for decoder, seeds in SEEDS.items()
+        for encoder, seed in itertools.product(ENCODERS, seeds)
+        if f"{encoder}, seed {seed}" not in results.get(decoder, {})
+    ]
+    if missing:
+        parts.append(f"Of this script's own list: {'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 

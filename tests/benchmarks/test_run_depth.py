@@ -28,6 +28,16 @@ def test_encoders_are_compared_with_the_dense_one_of_the_same_seed() -> None:
     assert "calibrated, -25 %: Abs Rel +2.0 ± 1.4 % (relative), δ<1.25 -0.0030 ± 0.0014; within 2 % and 0.005." in text
 
 
+def test_the_page_is_that_of_the_committed_figures() -> None:
+    figures = json.loads(run_depth.RESULTS.read_text(encoding="utf-8"))
+    assert run_depth.PAGE.read_text(encoding="utf-8") == run_depth.render(figures)
+
+
+def test_what_was_not_run_is_listed() -> None:
+    text = page([(0.1, 0.9)])
+    assert "dpt on calibrated, -25 %, seed 1;" in text and "dpt on calibrated, -25 %, seed 0;" not in text
+
+
 @pytest.mark.parametrize("figures", [(0.103, 0.9), (0.1, 0.894)])
 def test_a_worse_encoder_is_said_to_be_worse(figures: tuple[float, float]) -> None:
     assert "not within 2 % and 0.005." in page([figures])
