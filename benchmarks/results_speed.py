@@ -9,6 +9,10 @@ from render_grid import BYPASSES, SELECTORS
 from results_lab import ELEVEN, FIVE, Lab, chosen
 
 
+ROUNDS = 21
+"""Turns of each model: the machine is noisy."""
+
+
 def run_speed(lab: Lab) -> None:
     """Speed in turns with the fused dense model, and peak memory."""
     import timm
@@ -27,7 +31,7 @@ def run_speed(lab: Lab) -> None:
         images = torch.randn(batch, 3, size, size, dtype=dtype)
         ideal = flops.dense_gmacs / flops.gmacs
         report = compare_speed(
-            dense.to(dtype), model.to(dtype), images, ideal_speedup=ideal, rounds=9, compiled=compiled
+            dense.to(dtype), model.to(dtype), images, ideal_speedup=ideal, rounds=ROUNDS, compiled=compiled
         )
         return {"reduction": flops.reduction, **report.to_dict()}
 
