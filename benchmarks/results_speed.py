@@ -8,7 +8,6 @@ from typing import Any
 from render_grid import BYPASSES, SELECTORS
 from results_lab import ELEVEN, FIVE, Lab, chosen
 
-
 ROUNDS = 21
 """Turns of each model: the machine is noisy."""
 
