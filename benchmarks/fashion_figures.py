@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fashion_variants import LOW_RATE, PAPER_RATE, variants
-from render_results import table
+from results_file import table
 
 PLOT = "fashion_accuracy.png"
 MARKERS = {"dense": "*", "tosa": "o", "calibrated": "s", "merge": "^", "prune": "v"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from fashion_figures import Row, comparisons, differences, found, plotted, spread, top1
 from fashion_variants import Settings, Variant, variants
-from render_results import table
+from results_file import table
 
 ANSWER = ""
 """What the figures say, in words; left out while it is empty."""

@@ -4,7 +4,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair, table
+from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair
+from results_file import table
 
 
 def render(results: dict[str, Any], folder: Path) -> None:
