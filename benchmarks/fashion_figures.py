@@ -6,23 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from fashion_variants import LOW_RATE, PAPER_RATE, variants
-from render_results import table
+from results_file import table
 
-PLOT = "fashion_accuracy.png"
+PLOT, TEACHER_PLOT = "fashion_accuracy.png", "fashion_teacher.png"
 MARKERS = {"dense": "*", "tosa": "o", "calibrated": "s", "merge": "^", "prune": "v"}
 
 Row = dict[str, Any]
 
 
 def found(runs: dict[str, Row], name: str) -> dict[int, Row]:
-    """The finished runs of a model, by seed."""
-    return {run["seed"]: run for run in runs.values() if run["variant"] == name}
+    """The finished runs of a model, by seed, the least first."""
+    own = {run["seed"]: run for run in runs.values() if run["variant"] == name}
+    return dict(sorted(own.items()))
 
 
 def spread(values: Sequence[float], sign: str = "", digits: int = 2) -> str:
     """Mean and standard deviation as text."""
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def cost(own: dict[int, Row]) -> tuple[str, str]:
+    """GMACs, and the share of the dense MACs that is saved: of the seeds, which may differ in what they chose."""
+    gmacs, saved = ([scale * run[key] for run in own.values()] for key, scale in (("gmacs", 1), ("reduction", 100)))
+    return _varied(gmacs, 4), f"{_varied(saved, 1)} %"
+
+
+def _varied(values: Sequence[float], digits: int) -> str:
+    """Mean, and the standard deviation where it is seen in so many digits."""
+    return spread(values, digits=digits).removesuffix(f" ± {0:.{digits}f}")
 
 
 def differences(rows: dict[int, Row], others: dict[int, Row], value: Callable[[Row], float]) -> list[float]:
@@ -48,7 +60,7 @@ def comparisons(runs: dict[str, Row]) -> str:
         for name, other in pairs:
             gained = differences(found(runs, name), found(runs, other), top1)
             if gained:
-                names = [f"{each} ({_saved(runs, each)})" for each in (name, other)]
+                names = [f"{each} ({cost(found(runs, each))[1]})" for each in (name, other)]
                 each_seed = ", ".join(f"{gain:+.2f}" for gain in gained)
                 rows.append([*names, spread(gained, "+"), each_seed, _verdict(gained)])
     if not rows:
@@ -62,10 +74,6 @@ def comparisons(runs: dict[str, Row]) -> str:
             table(["model", "against", "difference", "each seed", "beyond the spread"], rows),
         ]
     )
-
-
-def _saved(runs: dict[str, Row], name: str) -> str:
-    return f"{100 * next(iter(found(runs, name).values()))['reduction']:.1f} %"
 
 
 def _verdict(values: list[float]) -> str:
@@ -88,12 +96,13 @@ def plotted(runs: dict[str, Row], folder: Path) -> str:
         own = list(found(runs, variant.name).values())
         if not own:
             continue
-        values = [run["top1"] for run in own]
-        error = statistics.stdev(values) if len(values) > 1 else 0.0
+        gmacs, values = ([run[key] for run in own] for key in ("gmacs", "top1"))
+        errors = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in (gmacs, values)]
         axes.errorbar(
-            own[0]["gmacs"],
+            statistics.mean(gmacs),
             statistics.mean(values),
-            yerr=error,
+            xerr=errors[0],
+            yerr=errors[1],
             marker=MARKERS[variant.kind],
             color=f"C{index % 10}",
             markerfacecolor=f"C{index % 10}" if index < 10 else "none",
@@ -107,3 +116,28 @@ def plotted(runs: dict[str, Row], folder: Path) -> str:
     figure.legend(fontsize=6, loc="outside right upper")
     figure.savefig(folder / PLOT)
     return f"![Accuracy against GMACs](results/{PLOT})"
+
+
+def plotted_log(phases: Sequence[Row], folder: Path) -> str:
+    """Draw the teacher's loss and learning rate by step, and the line of the page that shows it."""
+    from matplotlib.figure import Figure
+
+    if not any(phase["log"] for phase in phases):
+        return ""
+    folder.mkdir(exist_ok=True)
+    figure = Figure(figsize=(9, 3), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    rates = axes.twinx()
+    done = 0
+    for index, phase in enumerate(phases):
+        steps = [done + row["step"] for row in phase["log"]]
+        label = f"loss, {phase['patches_dropped']:.0%} of the patches dropped"
+        axes.plot(steps, [row["loss"] for row in phase["log"]], ".-", color=f"C{index}", label=label)
+        rates.plot(steps, [row["lr"] for row in phase["log"]], "--", color="grey")
+        done += phase["updates"]
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    rates.set_ylabel("learning rate (dashed)")
+    axes.legend(fontsize=8)
+    figure.savefig(folder / TEACHER_PLOT)
+    return f"![Loss and learning rate of the teacher](results/{TEACHER_PLOT})"

@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
+import hashlib
 import json
-import os
 import random
 import re
 import time
@@ -16,6 +16,7 @@ import torch
 from fashion_models import build_model
 from fashion_teacher import Log, make_model
 from fashion_variants import CALIBRATED, DISTILL, FINETUNE, Settings, Variant
+from results_file import whole_file, write_json
 from run_real import machine
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -38,27 +39,32 @@ class Lab:
     """Data, teacher, and the results so far.
 
     Args:
-        work: Folder with `fashion` and `teacher`; weights and checkpoints go to `runs` in it.
+        work: Folder with `fashion` and `teacher`; weights and checkpoints go to `runs` in it, into a folder of their
+            own for each teacher and settings.
         path: The results so far, and where new ones go.
         settings: How much is trained and measured.
 
     Raises:
-        SystemExit: If the results were measured with other settings.
+        SystemExit: If the results were measured with other settings, or with another teacher.
     """
 
     def __init__(self, work: Path, path: Path, settings: Settings | None = None) -> None:  # noqa: D107
         self.work, self.path, self.settings = work, path, settings or Settings()
-        self.runs = work / "runs"
-        self.runs.mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        weights = work / "teacher" / "model.safetensors"
         used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "distill": DISTILL}
-        used = json.loads(json.dumps(used))
+        used = json.loads(json.dumps({**used, "teacher": _digest(weights.read_bytes())}))
         if self.results.get("settings", used) != used:
-            raise SystemExit(f"error: {path} was measured with other settings. Move it away to start anew.")
+            raise SystemExit(
+                f"error: {path} was measured with other settings or another teacher. Move it away to start anew."
+            )
         self.results["settings"] = used
+        # What is finished is read from here: only what the same settings and the same teacher made.
+        self.runs = work / "runs" / _digest(json.dumps(used, sort_keys=True).encode())
+        self.runs.mkdir(parents=True, exist_ok=True)
         self.results["machine"] = {**machine(), "threads": torch.get_num_threads()}
         self._teacher = make_model(0).eval()
-        self._teacher.load_state_dict(load_file(work / "teacher" / "model.safetensors"))
+        self._teacher.load_state_dict(load_file(weights))
         self._open = cache(lambda split: open_dataset(str(work / "fashion"), split=split))
         self._tests: dict[int, Images] = {}
 
@@ -78,10 +84,7 @@ class Lab:
     def record(self, part: str, name: str, found: dict[str, Any]) -> None:
         """Write one more result; the file before stays until the new one is whole."""
         self.results.setdefault(part, {})[name] = found
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".writing")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_json(self.path, self.results)
 
     def teacher_report(self) -> dict[str, Any]:
         """How the teacher was trained."""
@@ -133,7 +136,7 @@ class Lab:
 
     def build(self, variant: Variant, seed: int) -> tuple[Any, dict[str, Any]]:
         """Make a model with the teacher's weights, its selectors and bypasses untrained; and its cost and settings."""
-        return build_model(variant, self.teacher(), partial(self.curves, seed))
+        return build_model(variant, self.teacher(), partial(self.curves, seed), seed)
 
     def curves(self, seed: int) -> list[ErrorCurve]:
         """Error curves of the layers on training images drawn with a seed."""
@@ -236,7 +239,7 @@ class Lab:
             "images_per_second": report.images_per_second,
             "resumed": resumed,
         }
-        log.write_text(json.dumps(found), encoding="utf-8")
+        write_json(log, found)
         checkpoint.unlink(missing_ok=True)
         return found
 
@@ -280,8 +283,10 @@ class Lab:
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    """Write the weights of a module; an old file stays until the new one is whole."""
-    temporary = path.with_name(path.name + ".writing")
     state = {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(state, temporary)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

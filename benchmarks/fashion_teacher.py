@@ -4,7 +4,8 @@
 
 FASHION is what fashion_data.py writes. Training has two phases: `DROPPED_EPOCHS` on a random half of the patches of
 each image, which takes half the time, then `WHOLE_EPOCHS` on all of them. An interrupted run goes on where the last
-epoch ended. OUT_FOLDER holds the model in timm's format, and `training.json` what was done and the test accuracy.
+checkpoint was written. OUT_FOLDER holds the model in timm's format, and `training.json` the seed, what was done, the
+log of the training and the test accuracy.
 """
 
 import argparse
@@ -15,16 +16,22 @@ from typing import Any
 
 import timm
 import torch
+from accelerate.tracking import GeneralTracker
+from results_file import whole_file, write_json
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.layers import PatchDropout
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import nn
 
 from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.train.checkpoint import read_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
 from tosa_cli.train.loop import make_accelerator, train
+from tosa_cli.train.objectives import FinetuneObjective
 from tosa_cli.train.schedule import make_scheduler
 
 SHAPE: dict[str, Any] = {"img_size": 56, "patch_size": 4, "embed_dim": 64, "num_heads": 2, "num_classes": 10}
@@ -34,19 +41,8 @@ BATCH_SIZE = 128
 DROPPED_SHARE = 0.5
 DROPPED_EPOCHS, WHOLE_EPOCHS = 6, 1
 PEAK_LR, WHOLE_LR = 2e-3, 4e-4
-
-
-class Classify(nn.Module):
-    """A classifier and its loss."""
-
-    def __init__(self, model: nn.Module) -> None:  # noqa: D107
-        super().__init__()
-        self.model = model
-        self.loss = LabelSmoothingCrossEntropy(0.1)
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, C, height, width) with class indices (B,)."""
-        return self.loss(self.model(images), targets)
+LOG_EVERY = 100
+"""Optimizer steps between lines of the log."""
 
 
 def make_model(seed: int) -> Any:
@@ -70,9 +66,9 @@ def train_phase(model: Any, data_dir: str, config: TrainConfig, checkpoint: Path
         What was done, as plain JSON values.
     """
     if done.exists():
-        kept = torch.load(done, weights_only=True)
-        model.load_state_dict(kept["model"])
-        return kept["report"]
+        model.load_state_dict(load_file(done))
+        with safe_open(done, framework="pt") as kept:
+            return json.loads(kept.metadata()["report"])
     images = images_to_read(
         open_dataset(data_dir, split="train"),
         model,
@@ -82,23 +78,72 @@ def train_phase(model: Any, data_dir: str, config: TrainConfig, checkpoint: Path
         augment=AUGMENTATION,
         name=data_dir,
     )
+    resumed = checkpoint.exists()
+    seconds = read_checkpoint(checkpoint).seconds if resumed else 0.0
+    history = History(checkpoint.with_suffix(".log.json"), config.batch_size, resumed)
+    accelerator = make_accelerator(config)
+    accelerator.trackers = [history]
     optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
     started = time.perf_counter()
     found = train(
-        make_accelerator(config),
-        Classify(model).train(),
+        accelerator,
+        FinetuneObjective(model, LabelSmoothingCrossEntropy(0.1)).train(),
         images,
         optimizer,
         config,
         checkpoint=checkpoint,
-        resume=checkpoint.exists(),
+        resume=resumed,
         make_scheduler=make_scheduler(config),
         progress=Log(),
     )
-    report = {"updates": found.updates, "last_loss": found.last_loss, "seconds": time.perf_counter() - started}
-    torch.save({"model": model.state_dict(), "report": report}, done)
-    checkpoint.unlink(missing_ok=True)
+    seconds += time.perf_counter() - started
+    report = {"updates": found.updates, "last_loss": found.last_loss, "seconds": seconds, "log": history.rows}
+    state = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
+    with whole_file(done) as temporary:
+        # The report is in the same file: there is no state of one without the other.
+        save_file(state, temporary, metadata={"report": json.dumps(report)})
+    for path in (checkpoint, history.path):
+        path.unlink(missing_ok=True)
     return report
+
+
+class History(GeneralTracker):
+    """Keeps mean loss, learning rate and images a second of every `LOG_EVERY` steps, those before a resume too.
+
+    Args:
+        path: File that keeps them until the phase is finished.
+        batch_size: Images a step.
+        resumed: Go on with what is in the file.
+    """
+
+    name = "history"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path, batch_size: int, resumed: bool) -> None:  # noqa: D107
+        super().__init__()
+        self.path, self.batch_size = path, batch_size
+        self.rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if resumed and path.exists() else []
+        self._losses: list[float] = []
+        self._started = time.perf_counter()
+
+    @property
+    def tracker(self) -> list[dict[str, Any]]:
+        """What was kept so far."""
+        return self.rows
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Take in the loss and the learning rate of a step."""
+        assert step is not None
+        self._losses.append(values["loss"])
+        if step % LOG_EVERY:
+            return
+        now, count = time.perf_counter(), len(self._losses)
+        row = {"step": step, "loss": sum(self._losses) / count, "lr": values["lr"]}
+        row["images_per_second"] = count * self.batch_size / (now - self._started)
+        # A resumed run does the steps behind its checkpoint again.
+        self.rows = [*(kept for kept in self.rows if kept["step"] < step), row]
+        self._losses, self._started = [], now
+        write_json(self.path, self.rows)
 
 
 class Log:
@@ -138,13 +183,13 @@ def run(folder: Path, data_dir: str, work: Path, seed: int) -> None:
     for name, config in (("dropped", dropped), ("whole", whole)):
         share = DROPPED_SHARE if name == "dropped" else 0.0
         model.patch_drop = PatchDropout(share, num_prefix_tokens=1) if share else nn.Identity()
-        report = train_phase(model, data_dir, config, work / f"{name}.safetensors", work / f"{name}.pt")
+        report = train_phase(model, data_dir, config, work / f"{name}.safetensors", work / f"{name}.done.safetensors")
         phases.append({"phase": name, "patches_dropped": share, **config.recorded(), **report})
     accuracy = measure_accuracy({"teacher": model}, test_images(data_dir, model)).models["teacher"]
     save_for_hf(model.eval(), str(folder), safe_serialization=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    result = {"shape": SHAPE, "parameters": parameters, "top1": accuracy.top1, "top5": accuracy.top5, "phases": phases}
-    (folder / "training.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {"shape": SHAPE, "parameters": parameters, "seed": seed, "top1": accuracy.top1, "top5": accuracy.top5}
+    write_json(folder / "training.json", {**result, "phases": phases})
     print(f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} %")
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from results_lab import FIVE
+
 from tosa_cli.config import TosaConfig
 
-FIVE = (2, 4, 6, 8, 10)
-"""The paper's ToSA layers."""
 PAPER_RATE, LOW_RATE = 0.8, 0.4
 """The paper's keep rate, and the one whose arithmetic gives about the 25.8 % that its Table 1 reports."""
 PAPER_REDUCTION = 0.258

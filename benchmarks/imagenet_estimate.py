@@ -12,7 +12,6 @@ the tables into the page, between its two markers.
 import argparse
 import itertools
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -20,8 +19,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import run_gpu
 import timm
 import torch
+from render_imagenet import put_in, render
+from results_file import write_json
 from run_real import machine
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -40,40 +42,19 @@ from tosa_cli.train.objectives import DistillObjective, FinetuneObjective
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "imagenet_estimate.json"
 PAGE = HERE.parent / "docs" / "imagenet.md"
-BEGIN, END = "<!-- tables: imagenet_estimate.py -->", "<!-- end of tables -->"
 
 ARCHITECTURE = "deit_tiny_patch16_224"
-IMAGES = 1_281_167
 BATCH_SIZES = (4, 8)
 """What one image keeps is the difference of two batches: what does not grow with them is no image's."""
-PEAK_TFLOPS = 312
-"""NVIDIA A100, bf16 with dense matrices, as in its data sheet."""
-SHARES = (0.05, 0.1, 0.2)
-"""Shares of the peak that training reaches: assumed."""
 LOADED, ROUNDS = 256, 5
 JPEG_SIZE, JPEG_QUALITY = (500, 375), 98
 """At this quality a file is about as large as one of ImageNet, whose training images are 138 GB."""
 PARTS = ("steps", "loading")
-SETUPS = ((1, 8), (1, 32), (8, 64))
-"""GPUs and cores that load."""
-RUNS = (
-    ("paper: distill, 5 epochs", "selectors, paper", "distill", 5),
-    ("paper: finetune, 30 epochs", "paper, keep rate 0.8", "finetune", 30),
-    ("calibrated: finetune, 30 epochs", "calibrated-like", "finetune", 30),
-    ("the dense model so finetuned", "dense", "finetune", 30),
-)
-"""What, which figures of a step and of loading, and epochs."""
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "paper, keep rate 0.8": {"layers": (2, 4, 6, 8, 10), "query_rows": "all", "selector_kernel": 1},
-    "calibrated-like": {
-        "layers": tuple(range(2, 13)),
-        "keep_rate": 0.72,
-        "selector": "similarity",
-        "bypass": "nearest+affine",
-        "span": 2,
-    },
+    "paper, keep rate 0.8": run_gpu.VARIANTS["paper, 0.8"],
+    "calibrated-like": run_gpu.VARIANTS["calibrated-like"],
 }
 """The calibrated recipe chooses its layers on ImageNet; this is about what it chooses."""
 
@@ -86,17 +67,12 @@ def main() -> None:
     args = parser.parse_args()
     if not args.render:
         results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-        results["machine"] = machine()
         for part in args.only:
             results[part] = globals()[f"measure_{part}"]()
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            results.setdefault("machine", {})[part] = machine()
+            write_json(RESULTS, results)
     results = json.loads(RESULTS.read_text("utf-8"))
     PAGE.write_text(put_in(PAGE.read_text("utf-8"), render(results)), encoding="utf-8")
-
-
-def put_in(page: str, tables: str) -> str:
-    """The page with the tables between its markers."""
-    return re.sub(f"(?s){BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{tables}\n{END}", page)
 
 
 def measure_steps() -> dict[str, Any]:
@@ -105,8 +81,7 @@ def measure_steps() -> dict[str, Any]:
     for name, settings in VARIANTS.items():
         model = make_model(settings)
         loss = SoftTargetCrossEntropy()
-        objective = DenseObjective(model, loss) if settings is None else FinetuneObjective(model, loss)
-        found[name] = {**counts(model), **step(objective.train())}
+        found[name] = {**counts(model), **step(FinetuneObjective(model, loss).train())}
         print(name, found[name], flush=True)
     found["selectors, paper"] = step(DistillObjective(make_model(VARIANTS["paper, keep rate 0.8"])).train())
     return found
@@ -117,18 +92,6 @@ def make_model(settings: dict[str, Any] | None) -> Any:
     torch.manual_seed(0)
     dense = timm.create_model(ARCHITECTURE)
     return dense if settings is None else TosaViT(dense, TosaConfig(**settings))
-
-
-class DenseObjective(nn.Module):
-    """What `FinetuneObjective` is for a dense model."""
-
-    def __init__(self, model: nn.Module, loss: nn.Module) -> None:  # noqa: D107
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, C, height, width) with class shares (B, num_classes)."""
-        return self.loss(self.model(images), targets)
 
 
 def counts(model: Any) -> dict[str, Any]:
@@ -226,103 +189,6 @@ def write_jpegs(folder: Path, count: int) -> float:
         photo.crop((left, top, left + width, top + height)).resize(JPEG_SIZE).save(path, quality=JPEG_QUALITY)
         sizes.append(path.stat().st_size)
     return sum(sizes) / len(sizes) / 1e3
-
-
-def render(results: dict[str, Any]) -> str:
-    """The tables, from the figures."""
-    steps, loading = results["steps"], results["loading"]
-    host = results["machine"]
-    rows = []
-    for name, found in steps.items():
-        forward = f"{found['forward_gmacs']:.3f}" if "forward_gmacs" in found else ""
-        kept = [f"{found[key]:.1f}" for key in ("bf16_mb", "float32_mb")]
-        rows.append([name, forward, f"{found['step_gmacs']:.3f}", *kept, f"{256 * found['bf16_mb'] / 1e3:.1f}"])
-    parts = [
-        f"**Measured** ({host['cpu']}, torch {host['torch']}, timm {host['timm']}): one image of a training step of "
-        "DeiT-Tiny at 224, and what the forward pass keeps of it.",
-        _table(
-            [
-                "",
-                "GMACs forward",
-                "forward and backward",
-                "MB kept, bf16",
-                "MB kept, float32",
-                "GB of 256 images, bf16",
-            ],
-            rows,
-        ),
-        f"**Measured**: images a second that one worker on one core loads, {loading['size'][0]}x{loading['size'][1]} "
-        f"JPEGs of {loading['mean_kb']:.0f} kB on average; {loading['rounds']} turns of {loading['images']} "
-        f"images. An epoch is {IMAGES:,} images by that rate.",
-        _table(
-            ["", "images/s, median (least to most)", "an epoch, 8 cores", "an epoch, 64 cores"],
-            [
-                [
-                    name,
-                    f"{loading[key]:.0f} ({loading['spread'][key][0]:.0f} to {loading['spread'][key][1]:.0f})",
-                    *(_duration(IMAGES / loading[key] / cores) for cores in (8, 64)),
-                ]
-                for name, key in (
-                    ("finetuning's augmentation", "finetune"),
-                    ("distillation's", "distill"),
-                    ("evaluation's", "eval"),
-                )
-            ],
-        ),
-        f"**Estimated**: an epoch of finetuning on one A100 if nothing but the GPU took time. FLOPs of a step are "
-        f"twice its MACs, times {IMAGES:,} images, by {PEAK_TFLOPS} TFLOPS (its bf16 peak) times the share of it that "
-        "is reached, which is assumed.",
-        _table(
-            ["", "PFLOPs", *(f"at {share:.0%}" for share in SHARES)],
-            [
-                [
-                    name,
-                    f"{epoch_flops(found) / 1e15:.1f}",
-                    *(
-                        f"{_duration(epoch_flops(found) / PEAK_TFLOPS / 1e12 / share)}, "
-                        f"{PEAK_TFLOPS * 1e12 * share / epoch_flops(found) * IMAGES:,.0f} images/s"
-                        for share in SHARES
-                    ),
-                ]
-                for name, found in steps.items()
-            ],
-        ),
-    ]
-    parts += [
-        f"**Estimated**: whole runs of the recipes, each epoch as long as the slower of the two: loading at the "
-        f"measured rates, and A100s that reach {SHARES[-1]:.0%} to {SHARES[0]:.0%} of their peak. Validation and start "
-        "are not in it.",
-        _table(
-            ["", *(f"{gpus} GPU{'s' * (gpus > 1)}, {cores} cores" for gpus, cores in SETUPS)],
-            [
-                [name, *(whole_run(results, variant, rate, epochs, *setup) for setup in SETUPS)]
-                for name, variant, rate, epochs in RUNS
-            ],
-        ),
-    ]
-    return "\n\n".join(parts)
-
-
-def whole_run(results: dict[str, Any], variant: str, rate: str, epochs: int, gpus: int, cores: int) -> str:
-    """How long so many epochs take, as text: least and most."""
-    loading = IMAGES / results["loading"][rate] / cores
-    computing = [epoch_flops(results["steps"][variant]) / PEAK_TFLOPS / 1e12 / share / gpus for share in SHARES]
-    least, most = (_duration(epochs * max(loading, seconds)) for seconds in (computing[-1], computing[0]))
-    return least if least == most else f"{least} to {most}"
-
-
-def epoch_flops(found: dict[str, float]) -> float:
-    """FLOPs of an epoch."""
-    return 2e9 * found["step_gmacs"] * IMAGES
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 if __name__ == "__main__":

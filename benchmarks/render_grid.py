@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from results_file import table
+
 SELECTORS = ("similarity", "probe", "bypass-error", "attention", "previous", "random")
 BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
 
@@ -10,12 +12,6 @@ BYPASSES = ("identity", "linear", "nearest", "nearest+affine", "nearest+linear")
 def pair(row: dict[str, Any], suffix: str = "") -> str:
     """Cosine of patch tokens / class token."""
     return f"{row[f'patch{suffix}']:.4f} / {row[f'class{suffix}']:.4f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def grid_section(grid: dict[str, Any]) -> str:

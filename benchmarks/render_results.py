@@ -4,13 +4,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair, table
+from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair
+from results_file import table
 
 
 def render(results: dict[str, Any], folder: Path) -> None:
     """Write the page and the pictures."""
     sections = [
-        _head(results),
+        _head(results, folder),
         grid_section(results.get("grid", {})),
         draws_section(results.get("grid_draws", {})),
         _budget(results.get("budget", {})),
@@ -28,8 +29,11 @@ def render(results: dict[str, Any], folder: Path) -> None:
     _plot(results, folder / "results")
 
 
-def _head(results: dict[str, Any]) -> str:
+def _head(results: dict[str, Any], folder: Path) -> str:
     machine = results["machine"]
+    labelled = (
+        "The paper's experiment, with labels and finetuning, is in [FASHION.md](FASHION.md), on Fashion-MNIST.\n\n"
+    )
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
     return (
         "# Quality against MACs and time, without labels\n\n"
@@ -39,8 +43,8 @@ def _head(results: dict[str, Any]) -> str:
         "crops never come from the same photo. The 95 held-out crops come from eight photos only, two of which (grass, "
         "dunes) are all texture: no two patches are alike there, and they make the mean lower than the median.\n\n"
         "Quality is the cosine of the final tokens to the dense model's, patch tokens / class token. MACs are counted "
-        f"with selector, matching and bypass.\n\nThe paper's experiment, with labels and finetuning, is in "
-        f"[FASHION.md](FASHION.md), on Fashion-MNIST.\n\nMachine: {about}.\n\n"
+        f"with selector, matching and bypass.\n\n{labelled if (folder / 'FASHION.md').exists() else ''}"
+        f"Machine: {about}.\n\n"
         "![Error against MACs](results/error_against_macs.png)"
     )
 

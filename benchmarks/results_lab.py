@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from results_file import write_json
 from run_real import machine
 
 HERE = Path(__file__).parent
@@ -98,8 +99,7 @@ class Lab:
             return
         started = time.perf_counter()
         done[name] = {**run(), "seconds": time.perf_counter() - started}
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path, self.results)
         shown = {key: value for key, value in done[name].items() if not isinstance(value, (dict, list))}
         print(part, name, shown, flush=True)
 

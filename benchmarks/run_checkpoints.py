@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from results_file import table, write_json
+from results_lab import FIVE
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "checkpoints.json"
-LAYERS = (2, 4, 6, 8, 10)
 ATOL = 1e-3
 
 ARCHITECTURES = (
@@ -100,7 +102,7 @@ def main() -> None:
                 # A row that fails belongs into the page as well.
                 results[name] = {"error": str(error)}
             gc.collect()
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_json(RESULTS, results)
             print(name, results[name], flush=True)
     (HERE / "CHECKPOINTS.md").write_text(render(results), encoding="utf-8")
 
@@ -152,9 +154,9 @@ def measure(dense: Any) -> dict[str, Any]:
     from tosa_cli.model.tosa_vit import TosaViT
 
     reduction = {
-        str(rate): count_flops(dense, TosaConfig(layers=LAYERS, keep_rate=rate)).reduction for rate in (0.8, 0.5)
+        str(rate): count_flops(dense, TosaConfig(layers=FIVE, keep_rate=rate)).reduction for rate in (0.8, 0.5)
     }
-    model = TosaViT(dense, TosaConfig(layers=LAYERS)).eval()
+    model = TosaViT(dense, TosaConfig(layers=FIVE)).eval()
     row: dict[str, Any] = {
         "img_size": list(model.patch_embed.img_size),
         "params": sum(parameter.numel() for parameter in dense.parameters()),
@@ -203,10 +205,10 @@ def render(results: dict[str, Any]) -> str:
 
 def _table(first: list[str], rows: list[tuple[list[str], dict[str, Any]]]) -> str:
     head = [*first, "image", "parameters", "identity", "saves at 0.8", "at 0.5", "ONNX: same tokens", "difference"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines: list[list[str]] = []
     for names, row in rows:
         if "error" in row:
-            lines.append("| " + " | ".join([*names, row["error"], *[""] * (len(head) - len(names) - 1)]) + " |")
+            lines.append([*names, row["error"], *[""] * (len(head) - len(names) - 1)])
             continue
         onnx = row["onnx"]
         if "error" in onnx:
@@ -224,8 +226,8 @@ def _table(first: list[str], rows: list[tuple[list[str], dict[str, Any]]]) -> st
             f"{row['reduction']['0.8']:.1%}",
             f"{row['reduction']['0.5']:.1%}",
         ]
-        lines.append("| " + " | ".join([*names, *cells, *agreement]) + " |")
-    return "\n".join(lines)
+        lines.append([*names, *cells, *agreement])
+    return table(head, lines)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from render_grid import table
 from render_scenes import run as render_scenes
+from results_file import table, write_json
 from results_lab import HERE
 from run_real import machine
 
@@ -121,8 +121,7 @@ class DepthLab:
         if name in done:
             return
         done[name] = self.run(decoder, encoder, seed)
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
+        write_json(self.path, self.results)
         print(decoder, name, {key: done[name][key] for key in FIGURES}, flush=True)
 
     def run(self, decoder: str, encoder: str, seed: int) -> dict[str, Any]:

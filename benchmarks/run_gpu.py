@@ -4,15 +4,20 @@
     python benchmarks/run_gpu.py --render
 
 Each model at each image size is measured eager, compiled, and compiled with CUDA graphs. The script writes
-benchmarks/results/gpu.json after each row and goes on where it stopped; benchmarks/GPU.md is made from that file alone.
+benchmarks/results/gpu.json after each row and goes on where it stopped, with rows that did not fit as well;
+benchmarks/GPU.md is made from that file alone.
 """
 
 import argparse
 import copy
+import gc
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from results_file import table, write_json
+from results_lab import FIVE
 
 HERE = Path(__file__).parent
 MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "vit_base_patch16_224")
@@ -24,7 +29,6 @@ MODES = {
     "compiled": {"compiled": True},
     "CUDA graphs": {"compiled": True, "cuda_graphs": True},
 }
-FIVE = (2, 4, 6, 8, 10)
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper, 0.8": {"layers": FIVE, "keep_rate": 0.8, "query_rows": "all"},
     "paper, 0.4": {"layers": FIVE, "keep_rate": 0.4, "query_rows": "all"},
@@ -66,17 +70,30 @@ def main() -> None:
             for size in args.sizes:
                 for mode in args.modes:
                     name = f"{model} {size} {mode}"
-                    if name not in rows:
+                    if name not in rows or "error" in rows[name]:
                         batch = args.batch or BATCH_SIZES.get(size, 32)
                         rows[name] = measure(model, size, mode, batch, args.rounds, device)
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                        write_json(path, results)
                         print(name, rows[name].get("error", "done"), flush=True)
     (args.out / "GPU.md").write_text(render(results), encoding="utf-8")
 
 
 def measure(name: str, size: int, mode: str, batch: int, rounds: int, device: Any) -> dict[str, Any]:
     """Time a dense model and what it converts to, in turns; or say that it does not fit."""
+    import torch
+
+    try:
+        return _measured(name, size, mode, batch, rounds, device)
+    except torch.OutOfMemoryError:
+        return {"error": f"{batch} images do not fit"}
+    finally:
+        # The next row starts with all of the memory, whether this one ended well or not.
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _measured(name: str, size: int, mode: str, batch: int, rounds: int, device: Any) -> dict[str, Any]:
     import dataclasses
 
     import timm
@@ -93,13 +110,17 @@ def measure(name: str, size: int, mode: str, batch: int, rounds: int, device: An
     for label, settings in VARIANTS.items():
         models[label] = TosaViT(copy.deepcopy(dense), TosaConfig(**settings))
     reductions = {label: count_flops(model).reduction for label, model in models.items() if label != "dense"}
-    try:
-        models = {label: model.to(device, torch.bfloat16) for label, model in models.items()}
-        images = torch.randn(batch, 3, size, size, device=device, dtype=torch.bfloat16)
-        report = time_in_turns(models, images, rounds=rounds, **MODES[mode])  # type: ignore[arg-type]
-    except torch.OutOfMemoryError:
-        return {"error": f"{batch} images do not fit"}
-    return {"reductions": reductions, **dataclasses.asdict(report)}
+    models = {label: model.to(device, torch.bfloat16).eval() for label, model in models.items()}
+    images = torch.randn(batch, 3, size, size, device=device, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for model in models.values():
+            model(images)  # the libraries take their working memory, which is no model's
+    report = dataclasses.asdict(time_in_turns(models, images, rounds=rounds, **MODES[mode]))  # type: ignore[arg-type]
+    if mode != "eager":
+        # It is measured before models are compiled, so it would be that of the mode eager.
+        for timing in report["timings"].values():
+            timing["peak_memory_mb"] = None
+    return {"reductions": reductions, **report}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -110,16 +131,14 @@ def render(results: dict[str, Any]) -> str:
         "dense model on fused attention, median (least to most) of the ratios turn by turn, and ideal is what the MACs "
         "alone would give. `paper` has layers 2,4,6,8,10 at a keep rate and reads all query rows unless it says 16; "
         "`calibrated-like` has layers 2 to 12, similarity, nearest+affine, keep rate 0.72 and span 2. `CUDA graphs` is "
-        "torch.compile's mode `reduce-overhead`.",
+        "torch.compile's mode `reduce-overhead`. Peak memory is what an eager forward pass takes beyond weights and "
+        "input.",
     ]
     for device, rows in results.items():
-        lines = [
-            "| model, pixels, mode | batch | variant | images/s | speed | ideal | peak MiB |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        lines = []
         for name, row in rows.items():
             if "error" in row:
-                lines.append(f"| {name} | | {row['error']} | | | | |")
+                lines.append([name, "", row["error"], *[""] * 4])
                 continue
             conditions = row["conditions"]
             for label, timing in row["timings"].items():
@@ -128,10 +147,12 @@ def render(results: dict[str, Any]) -> str:
                 ideal = "" if label == "dense" else f"{1 / (1 - row['reductions'][label]):.2f}x"
                 rate = conditions["batch_size"] / timing["median_s"]
                 cells = [name, str(conditions["batch_size"]), label, f"{rate:,.0f}", speed, ideal]
-                lines.append("| " + " | ".join([*cells, f"{timing['peak_memory_mb']:.0f}"]) + " |")
+                memory = timing["peak_memory_mb"]
+                lines.append([*cells, "" if memory is None else f"{memory:.0f}"])
         found = next((row["conditions"] for row in rows.values() if "conditions" in row), None)
         told = f"{found['dtype']}, torch {found['torch']}, {found['rounds']} turns each.\n\n" if found else ""
-        parts.append(f"## {device}\n\n{told}" + "\n".join(lines))
+        head = ["model, pixels, mode", "batch", "variant", "images/s", "speed", "ideal", "peak MiB"]
+        parts.append(f"## {device}\n\n{told}" + table(head, lines))
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from results_file import write_json
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "real.json"
 PAGE = HERE / "REAL.md"
@@ -32,8 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.render:
         results = run(args.work, args.sizes)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(RESULTS, results)
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from render_grid import table
+from results_file import table
 from results_lab import ELEVEN, FIVE, HERE, Lab, describe, distilled, fetch
 
 RESULTS = HERE / "results" / "saliency.json"

@@ -4,11 +4,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imagenet_estimate
 import pytest
 import run_gpu
 import torch
+from render_imagenet import put_in, render
+
+from tosa_cli.measure import speed
+
+TINY = "deit_tiny_patch16_224"
+ONCE = speed.Speedup(1.0, 1.0, 1.0)
 
 
 def launch(*words: str) -> subprocess.CompletedProcess[str]:
@@ -46,5 +53,37 @@ def test_on_the_cpu_every_variant_is_timed_and_a_second_run_measures_nothing(
 def test_the_page_on_imagenet_has_the_committed_figures() -> None:
     figures = json.loads(imagenet_estimate.RESULTS.read_text(encoding="utf-8"))
     page = imagenet_estimate.PAGE.read_text(encoding="utf-8")
-    assert imagenet_estimate.put_in(page, imagenet_estimate.render(figures)) == page
-    assert imagenet_estimate.render(figures) in page
+    assert put_in(page, render(figures)) == page
+    assert render(figures) in page
+
+
+def test_memory_is_told_of_the_eager_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(models: dict[str, Any], images: torch.Tensor, **_: Any) -> speed.TurnsReport:
+        timings = {name: speed.Timing(1.0, 1.0, 1.0, 12.0) for name in models}
+        return speed.TurnsReport(speed._conditions(images, False, 1), timings, dict.fromkeys(models, ONCE))
+
+    monkeypatch.setattr(speed, "time_in_turns", timed)
+    rows = {mode: run_gpu.measure(TINY, 32, mode, 1, 1, torch.device("cpu")) for mode in run_gpu.MODES}
+    told = {mode: {timing["peak_memory_mb"] for timing in row["timings"].values()} for mode, row in rows.items()}
+    assert told == {"eager": {12.0}, "compiled": {None}, "CUDA graphs": {None}}
+    page = run_gpu.render({"GPU": rows})
+    assert "eager | 1 | dense | 1 | 1.00x (1.00 to 1.00) |  | 12 |" in page
+    assert "compiled | 1 | dense | 1 | 1.00x (1.00 to 1.00) |  |  |" in page
+
+
+def test_what_did_not_fit_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    options = ["--models", TINY, "--sizes", "32", "--modes", "eager", "--batch", "2", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["run_gpu.py", "--device", "cpu", *options, "--out", str(tmp_path)])
+    path = tmp_path / "results" / "gpu.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(speed, "time_in_turns", too_large)
+        run_gpu.main()
+    (rows,) = json.loads(path.read_text()).values()
+    assert rows == {f"{TINY} 32 eager": {"error": "2 images do not fit"}}
+    assert f"| {TINY} 32 eager |  | 2 images do not fit |  |  |  |  |" in (tmp_path / "GPU.md").read_text()
+    run_gpu.main()
+    (rows,) = json.loads(path.read_text()).values()
+    assert "error" not in rows[f"{TINY} 32 eager"]

@@ -1,22 +1,28 @@
 """The Fashion-MNIST experiment in little: models that train, a run that goes on, and the page."""
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fashion_teacher
 import numpy as np
 import pytest
 import render_fashion
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from fashion_data import CLASSES
-from fashion_figures import PLOT
+from fashion_figures import PLOT, TEACHER_PLOT, cost
 from fashion_lab import Lab
-from fashion_teacher import make_model
+from fashion_teacher import make_model, train_phase
 from fashion_variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
 from PIL import Image
 from run_fashion import run_part
 from timm.models import save_for_hf
+
+from tosa_cli.train.config import TrainConfig
 
 TINY = Settings(
     seeds=(0,),
@@ -60,8 +66,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = random.integers(0, 256, (28, 28), dtype=np.uint8)
                 Image.fromarray(pixels).save(target / f"{index}.png")
     save_for_hf(make_model(0).eval(), str(folder / "teacher"), safe_serialization=True)
-    phase = {"phase": "whole", "epochs": 1, "patches_dropped": 0.0, "lr": 1e-3, "updates": 1, "last_loss": 2.3}
-    report = {"parameters": 1, "top1": 10.0, "top5": 50.0, "phases": [{**phase, "seconds": 60.0}]}
+    phase = {"phase": "whole", "epochs": 1, "patches_dropped": 0.0, "lr": 1e-3, "updates": 200, "last_loss": 2.3}
+    log = [{"step": step, "loss": 2.3, "lr": 1e-3, "images_per_second": 100.0} for step in (100, 200)]
+    phase |= {"seconds": 60.0, "log": log}
+    report = {"parameters": 1, "seed": 7, "top1": 10.0, "top5": 50.0, "phases": [phase]}
     (folder / "teacher" / "training.json").write_text(json.dumps(report))
     return folder
 
@@ -81,7 +89,7 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
     assert [layer["layer"] for layer in results["selectors"][f"{TOSA}, seed 0"]["after"]] == [2, 4, 6, 8, 10]
     assert set(results["speed"]["float32"]["models"]) == {"timm", "dense", TOSA}
     assert (path.parent / results["pictures"][TOSA]["file"]).stat().st_size > 1000
-    assert not list((work / "runs").glob("*.checkpoint"))
+    assert not list((work / "runs").glob("*/*.checkpoint"))
 
     written = path.read_text()
     again = Lab(work, path, TINY)
@@ -92,14 +100,15 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
     render_fashion.render(results, tmp_path)
     page = (tmp_path / "FASHION.md").read_text()
     assert f"| {TOSA} ({100 * tosa['reduction']:.1f} %) | dense (0.0 %) | {tosa['top1'] - dense['top1']:+.2f} |" in page
-    assert (tmp_path / "results" / PLOT).stat().st_size > 1000
+    assert "seed 7, test accuracy top-1 10.00 %" in page and "whole from step 100 on" in page
+    for plot in (PLOT, TEACHER_PLOT):
+        assert f"(results/{plot})" in page and (tmp_path / "results" / plot).stat().st_size > 1000
 
 
 def test_an_interrupted_finetuning_ends_in_the_same_weights(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fashion_lab
-    import torch
 
     settings = Settings(**{**vars(TINY), "checkpoint_every": 1})
 
@@ -127,7 +136,7 @@ def test_an_interrupted_finetuning_ends_in_the_same_weights(
         patched.setattr(fashion_lab, "Log", Interrupted)
         run("stopped")
     folder = tmp_path / "stopped"
-    assert len(list((folder / "runs").glob("*.checkpoint"))) == 1
+    assert len(list((folder / "runs").glob("*/*.checkpoint"))) == 1
     lab = Lab(folder, folder / "results.json", settings)
     run_part(lab, "runs", (0,), [variant("dense")])
     assert lab.results["runs"]["dense, seed 0"]["resumed"]
@@ -140,6 +149,31 @@ def test_other_settings_are_refused(work: Path, tmp_path: Path) -> None:
     run_part(Lab(work, path, TINY), "teacher", (0,), [])
     with pytest.raises(SystemExit, match="other settings"):
         Lab(work, path, Settings())
+
+
+def test_only_what_the_same_settings_and_teacher_made_is_taken_up(work: Path, tmp_path: Path) -> None:
+    for shared in ("fashion", "teacher"):
+        shutil.copytree(work / shared, tmp_path / shared)
+    first, again = (Lab(tmp_path, tmp_path / f"{name}.json", TINY).runs for name in ("a", "b"))
+    assert first == again
+    few = dataclasses.replace(TINY, finetune_images=64)
+    folders = {first, Lab(tmp_path, tmp_path / "c.json", few).runs}
+    save_for_hf(make_model(1).eval(), str(tmp_path / "teacher"), safe_serialization=True)
+    folders.add(Lab(tmp_path, tmp_path / "d.json", TINY).runs)
+    assert len(folders) == 3
+    run_part(Lab(tmp_path, tmp_path / "d.json", TINY), "teacher", (0,), [])
+    shutil.copytree(work / "teacher", tmp_path / "teacher", dirs_exist_ok=True)
+    with pytest.raises(SystemExit, match="another teacher"):
+        Lab(tmp_path, tmp_path / "d.json", TINY)
+
+
+@pytest.mark.parametrize("name", [TOSA, f"ToSA {LOW_RATE}, shared, 16 rows"])
+def test_a_seed_draws_the_selectors(work: Path, tmp_path: Path, name: str) -> None:
+    lab = Lab(work, tmp_path / "fashion.json", TINY)
+    torch.manual_seed(0)
+    one, same, other = (lab.build(variant(name), seed)[0].selectors.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(value, same[key]) for key, value in one.items())
+    assert any(not torch.equal(value, other[key]) for key, value in one.items())
 
 
 def test_models_at_the_same_macs_are_so(work: Path, tmp_path: Path) -> None:
@@ -176,7 +210,56 @@ def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     page = (tmp_path / "FASHION.md").read_text()
     assert "| dense, finetuned | 0.1764 | 0.0 % | 91.00 ± 1.00 |" in page
     assert f"| {TOSA} (0.0 %) | dense (0.0 %) | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
-    assert "Parts that are missing: selectors, speed, pictures." in page
+    assert "Parts that are missing: selectors, speed, pictures, the answer in words." in page
+
+
+def test_what_is_chosen_anew_for_each_seed_has_its_mean_cost(tmp_path: Path) -> None:
+    own = {seed: {"gmacs": gmacs, "reduction": 1 - gmacs / 2} for seed, gmacs in enumerate((1.0, 1.1, 1.2))}
+    assert cost(own) == ("1.1000 ± 0.1000", "45.0 ± 5.0 %")
+    assert cost({key: {"gmacs": 1.0, "reduction": 0.5} for key in range(3)}) == ("1.0000", "50.0 %")
+    assert cost({0: {"gmacs": 1.0, "reduction": 0.5}}) == ("1.0000", "50.0 %")
+
+
+def test_the_page_says_what_pruning_keeps(work: Path, tmp_path: Path) -> None:
+    _, about = Lab(work, tmp_path / "fashion.json", TINY).build(variant(f"pruning, MACs of {LOW_RATE}"), 0)
+    assert render_fashion._kept(about) == f"layers 4,7,10 at {about['keep_rate']:g} of the patches"
+
+
+def test_an_interrupted_teacher_ends_in_the_same_weights_and_keeps_its_log(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_teacher, "LOG_EVERY", 2)
+    config = TrainConfig(
+        data_dir=str(work / "fashion"), epochs=1, batch_size=16, workers=0, device="cpu", checkpoint_every=3, lr=1e-3
+    )
+
+    def run(folder: Path) -> tuple[Any, dict[str, Any]]:
+        folder.mkdir(exist_ok=True)
+        model = make_model(0)
+        report = train_phase(model, config.data_dir, config, folder / "a.safetensors", folder / "a.done.safetensors")
+        return model.state_dict(), report
+
+    class Stop(Exception):
+        pass
+
+    class Interrupted(fashion_teacher.Log):
+        def advance(self, num_images: int, text: str) -> None:
+            super().advance(num_images, text)
+            if self.done == 5:
+                raise Stop
+
+    whole, told = run(tmp_path / "whole")
+    assert [row["step"] for row in told["log"]] == [2, 4, 6, 8] and told["updates"] == 8
+    with monkeypatch.context() as patched, pytest.raises(Stop):
+        patched.setattr(fashion_teacher, "Log", Interrupted)
+        run(tmp_path / "stopped")
+    weights, resumed = run(tmp_path / "stopped")
+    assert all(torch.equal(value, whole[name]) for name, value in weights.items())
+    assert [row["step"] for row in resumed["log"]] == [2, 4, 6, 8]
+    assert resumed["log"][0]["loss"] == told["log"][0]["loss"] and resumed["log"][3]["loss"] == told["log"][3]["loss"]
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["a.done.safetensors"]
+    kept = run(tmp_path / "stopped")
+    assert kept[1] == resumed and all(torch.equal(value, whole[name]) for name, value in kept[0].items())
 
 
 def _tuned() -> dict[str, Any]:

@@ -45,6 +45,9 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
         ("--layers auto --data-dir nowhere --target-reduction 0.2", "There is no folder nowhere"),
         ("--layers auto --selector bypass-error --data-dir photos --target-reduction 0.2", "before it is trained"),
         ("--layers 2,4 --selector similarity --selection per-head", "one score a token"),
+        ("--layers 2,4 --dataset wds/photos --split train", "or leave out --dataset and --split."),
+        ("--preset calibrated --layers 2,4 --data-dir photos", "or leave out --data-dir."),
+        ("--layers 2,4 --max-samples 3", "No images are read without --layers auto: pass that with --target-reduction"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(work: Path, tosa: Tosa, options: str, sentence: str) -> None:

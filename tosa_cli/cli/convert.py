@@ -102,11 +102,21 @@ def convert(
         typer.Option(help="Images to measure on, for --layers auto; no labels are read.", show_default=False),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="timm's name of the type of that data: hfds/... or wds/...", show_default=False)
+        str | None,
+        typer.Option(
+            help="timm's name of the type of that data, for --layers auto: hfds/... or wds/...", show_default=False
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Its split. [default: train]", show_default=False)] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Its split, for --layers auto. [default: train]", show_default=False)
+    ] = None,
     max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Measure on so many of them. [default: 32]", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measure on so many of them, for --layers auto: evenly spread, of wds/... the first. [default: 32]",
+            show_default=False,
+        ),
     ] = None,
     img_size: ImgSizeOption = None,
     num_classes: Annotated[
@@ -167,6 +177,8 @@ def convert(
         raise ConfigError("Both --keep-rate and --target-reduction were given: pass one of them.")
     if keep_rate is not None or (layers not in (None, AUTO) and target_reduction is None):
         settings.pop("target_reduction", None)
+    if settings.get("layers") != AUTO:
+        _check_no_images({"--data-dir": data_dir, "--dataset": dataset, "--split": split, "--max-samples": max_samples})
     _convert(settings, output, overwrite, dry_run, json)
 
 
@@ -250,6 +262,20 @@ def _check_auto(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
             "--keep-rate."
+        )
+
+
+def _check_no_images(given: Mapping[str, object]) -> None:
+    """Check that nothing is said of images where none are read.
+
+    Raises:
+        ConfigError: If an option about images was given.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ConfigError(
+            f"No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "
+            f"{' and '.join(names)}."
         )
 
 

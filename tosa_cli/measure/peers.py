@@ -95,10 +95,37 @@ def build_peers(dense: Backbone, target_reduction: float) -> tuple[dict[str, Pee
     missing: dict[str, str] = {}
     for name in PEERS:
         try:
-            peers[name] = _make_peer(dense, name, target_reduction)
+            peers[name] = make_peer(dense, name, target_reduction)
         except (ConfigError, UnsupportedModelError) as error:
             missing[name] = str(error)
     return peers, missing
+
+
+def make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
+    """Make one peer that reaches a reduction of MACs.
+
+    Args:
+        dense: The dense timm ViT, whose weights it shares; it is not changed.
+        name: Which peer.
+        target_reduction: Share of the dense MACs to save, between 0 and 1.
+
+    Raises:
+        ConfigError: If the reduction is out of its reach.
+        UnsupportedModelError: If it cannot be made of this model.
+    """
+    if name == "merge" or name == "merge-unmerge":
+        num_merged = solve_num_merged(dense, name, target_reduction)
+        macs = count_merged_macs(dense, name, num_merged)
+        return _shrunk_peer(dense, MergedViT(dense, name, num_merged), macs, {"num_merged": list(num_merged)})
+    if name == "prune":
+        layers = paper_layers(len(dense.blocks))
+        keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)
+        pruned = PrunedViT(dense, keep_rate, layers)
+        return _shrunk_peer(dense, pruned, count_pruned_macs(dense, keep_rate, layers), pruned.settings)
+    every_other = tuple(range(2, len(dense.blocks) + 1, 2))
+    config = solve_keep_rate(dense, TosaConfig(layers=every_other, selector=name), target_reduction)
+    flops = count_flops(dense, config)
+    return Peer(TosaViT(dense, config), flops.gmacs, flops.reduction, config.to_dict())
 
 
 @torch.inference_mode()
@@ -220,22 +247,6 @@ def compare_peers(
         for name, peer in models.items()
     }
     return PeersReport(timed.conditions, rows, dict(missing))
-
-
-def _make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
-    if name == "merge" or name == "merge-unmerge":
-        num_merged = solve_num_merged(dense, name, target_reduction)
-        macs = count_merged_macs(dense, name, num_merged)
-        return _shrunk_peer(dense, MergedViT(dense, name, num_merged), macs, {"num_merged": list(num_merged)})
-    if name == "prune":
-        layers = paper_layers(len(dense.blocks))
-        keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)
-        pruned = PrunedViT(dense, keep_rate, layers)
-        return _shrunk_peer(dense, pruned, count_pruned_macs(dense, keep_rate, layers), pruned.settings)
-    every_other = tuple(range(2, len(dense.blocks) + 1, 2))
-    config = solve_keep_rate(dense, TosaConfig(layers=every_other, selector=name), target_reduction)
-    flops = count_flops(dense, config)
-    return Peer(TosaViT(dense, config), flops.gmacs, flops.reduction, config.to_dict())
 
 
 def _shrunk_peer(dense: Backbone, model: nn.Module, macs: int, settings: dict[str, Any]) -> Peer:

@@ -63,7 +63,8 @@ class TrainConfig:
         data_dir: Folder of images, or root of a Hugging Face or WebDataset source.
         dataset: timm's name of the data set type: empty for a folder, `hfds/...` or `wds/...`.
         split: Split of the data set to train on.
-        max_samples: Use so many images of it, evenly spread; None uses all.
+        max_samples: Use so many images of it, evenly spread; None uses all. Of `wds/...`, which is read in order, the
+            first ones, and only where nothing is trained step by step.
         val_dir: Held-out images; empty holds out a share of the training images.
         val_split: Split that holds the held-out images; empty holds out a share of the training images.
         epochs: Passes over the data.

@@ -93,16 +93,17 @@ class FinetuneObjective(nn.Module):
     """Finetuning on the original task with frozen selectors (paper 2.3).
 
     Args:
-        model: The ToSA model, or a peer of it.
+        model: The ToSA model, or a peer of it; or a dense model, all of which is trained.
         loss: Loss from class logits (B, num_classes) and targets.
     """
 
-    def __init__(self, model: FinetunableViT, loss: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
-        model.requires_grad_(False)
-        finetuned_parts(model).requires_grad_(True)
+        if isinstance(model, FinetunableViT):
+            model.requires_grad_(False)
+            finetuned_parts(model).requires_grad_(True)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width) with class indices (B,) or class shares (B, num_classes)."""
