@@ -89,6 +89,9 @@ def run_grid_speed(lab: Lab) -> None:
     lab.measure("grid_speed", "0.8", one)
 
 
+PROFILED = (("ViT-S/14, batch 8", "vit_small_patch14_dinov2", 8), ("DeiT-Tiny, batch 16", "deit_tiny_patch16_224", 16))
+"""Models whose operations are timed: what to call them, name and batch size."""
+
 GROUPS = {
     "matrix products of the layers": ("aten::addmm", "aten::mm"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
@@ -106,11 +109,11 @@ def run_profile(lab: Lab) -> None:
 
     from tosa_cli.model.tosa_vit import TosaViT
 
-    def one(converted: bool) -> dict[str, Any]:
-        model = timm.create_model("vit_small_patch14_dinov2", img_size=224).eval()
+    def one(name: str, batch: int, converted: bool) -> dict[str, Any]:
+        model = timm.create_model(name, img_size=224).eval()
         if converted:
             model = TosaViT(model, chosen(lab, 0.25)).eval()
-        images = torch.randn(8, 3, 224, 224)
+        images = torch.randn(batch, 3, 224, 224)
         with torch.inference_mode():
             for _ in range(3):
                 model(images)
@@ -122,5 +125,6 @@ def run_profile(lab: Lab) -> None:
         groups = {group: sum(times.get(name, 0.0) for name in names) for group, names in GROUPS.items()}
         return {"total_ms": total, "groups_ms": {**groups, "all else": total - sum(groups.values())}}
 
-    for name, converted in (("dense", False), ("calibrated -25%", True)):
-        lab.measure("profile", name, partial(one, converted))
+    for what, name, batch in PROFILED:
+        for setting, converted in (("dense", False), ("calibrated -25%", True)):
+            lab.measure("profile", f"{what}: {setting}", partial(one, name, batch, converted))
