@@ -206,7 +206,8 @@ def render(results: dict[str, Any]) -> str:
         "## What was not run\n\nNYU Depth v2 and KITTI, on which the paper measures (recipes `nyu_newcrfs` and "
         "`kitti_newcrfs`), cannot be had without a download from their own sites. The rooms are simpler than photos, "
         "and one short pass over them is no full training: the figures compare encoders with each other, not with "
-        "those of other work. The decoders are narrower than their papers' "
+        "those of other work. The paper finetunes its classifier on ImageNet before, which was left out for all "
+        "encoders. The decoders are narrower than their papers' "
         f"(`--decoder-dim` {settings['decoder_dim']['dpt']} for dpt, {settings['decoder_dim']['newcrfs']} for newcrfs)."
     )
     missing = [
