@@ -63,8 +63,26 @@ def draws_section(draws: dict[str, Any]) -> str:
             "Keep rate 0.8 once more, with three draws of 64 calibration crops: mean and standard deviation, the "
             "latter in units of the last digit.",
             table(["selector", *BYPASSES], rows),
+            _dominated(draws),
         ]
     )
+
+
+def _dominated(draws: dict[str, Any]) -> str:
+    """Which selectors another one beats with every bypass in every draw, by the cosine of patch tokens."""
+    found = []
+    for selector in SELECTORS:
+        mine = {key.removeprefix(selector): row for key, row in draws.items() if key.startswith(f"{selector} ")}
+        better = [
+            other
+            for other in SELECTORS
+            if mine and all(draws.get(other + key, {"patch": 0.0})["patch"] > row["patch"] for key, row in mine.items())
+        ]
+        if better:
+            found.append(f"`{selector}` by {' and '.join(f'`{other}`' for other in better)}")
+    if not found:
+        return "No selector is beaten by another with every bypass in every draw (patch tokens)."
+    return f"Beaten with every bypass in every draw (patch tokens): {'; '.join(found)}."
 
 
 def _spread(values: list[float]) -> str:
