@@ -8,7 +8,7 @@ from typing import Any
 from render_grid import BYPASSES, SELECTORS
 from results_lab import ELEVEN, FIVE, Lab, chosen
 
-ROUNDS = 21
+ROUNDS = 15
 """Turns of each model: the machine is noisy."""
 
 
