@@ -145,3 +145,13 @@ def combinations() -> Iterator[tuple[tuple[int, int], int, float]]:
 def test_a_keep_rate_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
         with_keep_rate(tiny_tosa(), 1.5)
+
+
+@pytest.mark.parametrize("layers", [(2, 4), (2, 3, 4)], ids=str)
+def test_a_converted_model_needs_no_more_memory_than_the_dense_one(layers: tuple[int, ...]) -> None:
+    dense: Any = timm.create_model("vit_tiny_patch16_224", img_size=128, embed_dim=96, num_heads=3, depth=6).eval()
+    config = TosaConfig(layers=layers, selector="similarity", bypass="nearest+affine")
+    memory = time_in_turns(
+        {"dense": dense, "tosa": TosaViT(dense, config).eval()}, torch.randn(8, 3, 128, 128), rounds=1, seconds=0.0
+    ).timings
+    assert memory["tosa"].peak_memory_mb <= 1.03 * memory["dense"].peak_memory_mb

@@ -237,8 +237,10 @@ class TosaViT(FinetunableViT):
                     # All tokens are put together again where they are needed; these would only stay in memory.
                     tokens = parts.selected
                 parts = self.run_parts(layer, parts, choice, places)
-                joined = layer in take or layer == last or self.ends_span(layer)
-                tokens = join_parts(parts, choice) if joined else parts.selected
+                ends = layer == last or self.ends_span(layer)
+                tokens = join_parts(parts, choice) if ends or layer in take else parts.selected
+                if ends:
+                    del parts  # the layers behind the span need the memory
                 outputs.choices[layer] = choice
             if layer in take:
                 outputs.intermediates.append(tokens)
