@@ -16,6 +16,7 @@ import torch
 from fashion_models import build_model
 from fashion_teacher import Log, make_model
 from fashion_variants import CALIBRATED, DISTILL, FINETUNE, Settings, Variant
+from filelock import FileLock, Timeout
 from results_file import whole_file, write_json
 from run_real import machine
 from safetensors.torch import load_file, save_file
@@ -36,7 +37,7 @@ TEST_BATCH = 100
 
 
 class Lab:
-    """Data, teacher, and the results so far.
+    """Data, teacher, and the results so far. Several processes may share a work folder and share the work.
 
     Args:
         work: Folder with `fashion` and `teacher`; weights and checkpoints go to `runs` in it, into a folder of their
@@ -50,7 +51,8 @@ class Lab:
 
     def __init__(self, work: Path, path: Path, settings: Settings | None = None) -> None:  # noqa: D107
         self.work, self.path, self.settings = work, path, settings or Settings()
-        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self.results: dict[str, Any] = {}
+        self._read()
         weights = work / "teacher" / "model.safetensors"
         used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "distill": DISTILL}
         used = json.loads(json.dumps({**used, "teacher": _digest(weights.read_bytes())}))
@@ -58,11 +60,11 @@ class Lab:
             raise SystemExit(
                 f"error: {path} was measured with other settings or another teacher. Move it away to start anew."
             )
-        self.results["settings"] = used
         # What is finished is read from here: only what the same settings and the same teacher made.
         self.runs = work / "runs" / _digest(json.dumps(used, sort_keys=True).encode())
         self.runs.mkdir(parents=True, exist_ok=True)
-        self.results["machine"] = {**machine(), "threads": torch.get_num_threads()}
+        self._about = {"settings": used, "machine": {**machine(), "threads": torch.get_num_threads()}}
+        self.results |= self._about
         self._teacher = make_model(0).eval()
         self._teacher.load_state_dict(load_file(weights))
         self._open = cache(lambda split: open_dataset(str(work / "fashion"), split=split))
@@ -70,21 +72,45 @@ class Lab:
 
     # ------------------------------------------------------------------ results
 
-    def measure(self, part: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
-        """Measure something unless it is in the results, and write them."""
-        if name in self.results.get(part, {}):
+    def measure(
+        self, part: str, name: str, run: Callable[[], dict[str, Any]], made: Path | None = None, wait: bool = True
+    ) -> None:
+        """Measure something unless it is in the results, and write them.
+
+        Args:
+            part: Section of the results.
+            name: Name in that section.
+            run: Measures it.
+            made: A file that `run` writes; without it the results do not count.
+            wait: Wait while another process measures the same; otherwise leave it to that one.
+        """
+        try:
+            held = FileLock(self.runs / f"{self.slug(f'{part} {name}')}.lock").acquire(blocking=wait)
+        except Timeout:
             return
-        print(f"{part}: {name}", flush=True)
-        started = time.perf_counter()
-        found = run()
-        self.record(part, name, {**found, "total_seconds": time.perf_counter() - started})
+        with held:
+            self._read()
+            if name in self.results.get(part, {}) and (made is None or made.exists()):
+                return
+            print(f"{part}: {name}", flush=True)
+            started = time.perf_counter()
+            found = run()
+            self.record(part, name, {**found, "total_seconds": time.perf_counter() - started})
         shown = {key: value for key, value in found.items() if not isinstance(value, (dict, list))}
         print(part, name, shown, flush=True)
 
     def record(self, part: str, name: str, found: dict[str, Any]) -> None:
         """Write one more result; the file before stays until the new one is whole."""
-        self.results.setdefault(part, {})[name] = found
-        write_json(self.path, self.results)
+        with FileLock(self.runs / "results.lock"):
+            self._read()
+            self.results |= self._about
+            self.results.setdefault(part, {})[name] = found
+            write_json(self.path, self.results)
+
+    def _read(self) -> None:
+        """Take in what other processes wrote."""
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text("utf-8"))
 
     def teacher_report(self) -> dict[str, Any]:
         """How the teacher was trained."""
@@ -160,9 +186,7 @@ class Lab:
         name = f"{variant.selector_key if variant.is_distilled else variant.name}, seed {seed}"
         added = nn.ModuleDict({"selectors": model.selectors, "bypasses": model.bypasses})
         path = self.runs / f"{self.slug(name)}.added.safetensors"
-        if not (path.exists() and name in self.results.get("distill", {})):
-            self.results.setdefault("distill", {}).pop(name, None)
-            self.measure("distill", name, lambda: self._distill(model, added, seed, path))
+        self.measure("distill", name, lambda: self._distill(model, added, seed, path), made=path)
         added.load_state_dict(load_file(path))
         return model.requires_grad_(True).eval(), about
 

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from render_grid import BYPASSES, SELECTORS, draws_section, grid_section, large_grid_section, pair
+from render_grid import BYPASSES, SHOWN, draws_section, grid_section, large_grid_section, pair
 from results_file import table
 
 
@@ -173,8 +173,9 @@ def _grid_speed(grid: dict[str, Any]) -> str:
     speedups, ideal = grid["0.8"]["speedups"], grid["0.8"]["ideal"]
     rows = [
         [selector, *(f"{speedups[key]['speedup']:.2f}x ({ideal[key]:.2f})" for key in keys)]
-        for selector in SELECTORS
+        for selector in SHOWN
         for keys in [[f"{selector} {bypass} 0.8" for bypass in BYPASSES]]
+        if all(key in speedups for key in keys)
     ]
     return "\n\n".join(
         [
@@ -276,9 +277,9 @@ def _plot(results: dict[str, Any], folder: Path) -> None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for i, bypass in enumerate(BYPASSES):
-        for selector, marker in zip(SELECTORS, "osD^vx", strict=True):
+        for selector, marker in zip(SHOWN, "osD^vx", strict=True):
             key = f"{selector} {bypass} 0.8"
-            if key in grid:
+            if key in grid and key in speeds:
                 label = f"{selector}, {bypass}"
                 axes.semilogy(
                     speeds[key]["speedup"], 1 - grid[key]["patch"], marker, color=f"C{i}", linestyle="", label=label

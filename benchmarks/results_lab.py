@@ -116,14 +116,14 @@ def distilled(
     from tosa_cli.train.calibrate import calibrate
     from tosa_cli.train.config import DistillConfig
     from tosa_cli.train.data import Augmentation, images_to_read
-    from tosa_cli.train.distill import TRAINED_SELECTORS, distill
+    from tosa_cli.train.distill import distill
 
     model = insert_selectors(copy.deepcopy(source), config)
-    if config.selector not in TRAINED_SELECTORS and not config.is_fitted:
+    if config.selector != "attention" and not config.is_fitted:
         return model, 0.0
     settings = DistillConfig(device="cpu", workers=0, seed=seed or 0)
     fitting = lab.photos("calibration", source, calibration, seed)
-    if config.selector in TRAINED_SELECTORS and source.patch_embed.img_size[0] > SMALL:
+    if config.selector == "attention" and source.patch_embed.img_size[0] > SMALL:
         trained, seconds = distilled(lab, lab.source(SMALL), config, at_small, seed)
         model.selectors.load_state_dict(trained.selectors.state_dict())
         fit = partial(calibrate, lab.accelerator, model, fitting) if config.is_fitted else None

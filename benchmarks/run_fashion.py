@@ -4,8 +4,9 @@
     python benchmarks/run_fashion.py --render
 
 Data and teacher are fetched and trained if they are not under `--work`. It writes benchmarks/results/fashion.json after
-each run; an interrupted one goes on where it stopped, in the middle of a finetuning too. From that file alone it makes
-benchmarks/FASHION.md and its plot.
+each run; an interrupted one goes on where it stopped, in the middle of a finetuning too. Several processes, each with
+OMP_NUM_THREADS=1, share the work if they are started at once. From that file alone it makes benchmarks/FASHION.md and
+its plots.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 from fashion_lab import Lab
 from fashion_variants import Settings, Variant, variants
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion.json"
@@ -37,7 +39,9 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if not args.render:
-        fetch(args.work)
+        args.work.mkdir(parents=True, exist_ok=True)
+        with FileLock(args.work / "fetch.lock"):
+            fetch(args.work)
         lab = Lab(args.work, RESULTS)
         for part in args.only:
             run_part(lab, part, args.seeds)
@@ -48,7 +52,6 @@ def main() -> None:
 
 def fetch(work: Path) -> None:
     """Fetch the data and train the teacher, if they are not there."""
-    work.mkdir(parents=True, exist_ok=True)
     data, teacher = work / "fashion", work / "teacher"
     if not data.exists():
         subprocess.run([sys.executable, HERE / "fashion_data.py", data], check=True)
@@ -75,13 +78,15 @@ def run_part(lab: Lab, part: str, seeds: Any, chosen: list[Variant] | None = Non
         for variant in chosen:
             if variant.name in PICTURES:
                 lab.measure("pictures", variant.name, partial(draw, lab, variant, seeds[0]))
-    for seed in seeds:
+    # First what no other process is at, then what the others have not finished yet.
+    for wait in (False, True):
         for variant in chosen:
-            name = f"{variant.name}, seed {seed}"
-            if part == "runs":
-                lab.measure("runs", name, partial(lab.run, variant, seed))
-            elif part == "selectors" and variant.is_distilled and variant.config.selection == "shared":
-                lab.measure("selectors", name, partial(lab.selectors, variant, seed))
+            for seed in seeds:
+                name = f"{variant.name}, seed {seed}"
+                if part == "runs":
+                    lab.measure("runs", name, partial(lab.run, variant, seed), wait=wait)
+                elif part == "selectors" and variant.is_distilled and variant.config.selection == "shared":
+                    lab.measure("selectors", name, partial(lab.selectors, variant, seed), wait=wait)
 
 
 def draw(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:

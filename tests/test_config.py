@@ -65,7 +65,7 @@ from tosa_cli.errors import ConfigError, InputError
         ({"selector_kernel": 3.0}, "selector_kernel must be odd and positive (1, 3, 5, ...), not 3.0."),
         (
             {"selector": "atention"},
-            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'atention'.",
+            "selector must be one of: attention, similarity, probe, previous, random; not 'atention'.",
         ),
         ({"selection": "per_head"}, "selection must be one of: shared, per-head; not 'per_head'."),
         (
@@ -74,7 +74,7 @@ from tosa_cli.errors import ConfigError, InputError
         ),
         (
             {"selector": None},
-            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not None.",
+            "selector must be one of: attention, similarity, probe, previous, random; not None.",
         ),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_setting_of_the_wrong_kind_is_refused_with_a_sentence_too(settings: di
         ({"layers": [2], "query_rows": "16"}, "query_rows must be 'all' or a number from 1 up, not '16'."),
         (
             {"layers": [2], "selector": ["random"]},
-            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not ['random'].",
+            "selector must be one of: attention, similarity, probe, previous, random; not ['random'].",
         ),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused() -> None:
     config.check_depth(13)
 
 
-@pytest.mark.parametrize("selector", ["attention", "previous", "bypass-error"])
+@pytest.mark.parametrize("selector", ["attention", "previous"])
 def test_a_selector_that_reads_maps_needs_a_standard_layer_before_each_tosa_layer(selector: Any) -> None:
     assert TosaConfig(layers=(2, 4, 7), selector=selector).feeding_layers == {1, 3, 6}
     for layers in [(1, 3), (2, 3)]:
@@ -154,7 +154,7 @@ def test_selection_by_head_has_no_bypass_but_the_papers(selector: Any) -> None:
             TosaConfig(layers=(2,), selector=selector, selection="per-head", bypass=bypass)
 
 
-@pytest.mark.parametrize("selector", ["similarity", "bypass-error", "probe"])
+@pytest.mark.parametrize("selector", ["similarity", "probe"])
 def test_a_selector_with_one_score_a_token_cannot_select_by_head(selector: Any) -> None:
     with pytest.raises(ConfigError) as failure:
         TosaConfig(layers=(2,), selector=selector, selection="per-head")
@@ -173,7 +173,7 @@ def test_a_selector_with_one_score_a_token_cannot_select_by_head(selector: Any) 
         ("linear", "previous", False, False, True),
         ("nearest", "random", True, True, False),
         ("nearest", "probe", True, True, True),
-        ("nearest+affine", "bypass-error", True, True, True),
+        ("nearest+affine", "attention", True, True, True),
         ("nearest+linear", "similarity", True, True, True),
     ],
 )

@@ -12,7 +12,7 @@ FORMAT_VERSION = 1
 ARCHITECTURE = "tosa_vit"
 """Name of converted models in timm's registry."""
 
-Selector = Literal["attention", "similarity", "bypass-error", "probe", "previous", "random"]
+Selector = Literal["attention", "similarity", "probe", "previous", "random"]
 Selection = Literal["shared", "per-head"]
 Bypass = Literal["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
 Stage = Literal["converted", "distilled", "finetuned"]
@@ -20,7 +20,7 @@ Stage = Literal["converted", "distilled", "finetuned"]
 COMMANDS: dict[str, str] = {"converted": "convert", "distilled": "distill", "finetuned": "finetune"}
 
 # Selectors that read the attention logits of the layer before, and so need a standard layer there.
-MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "bypass-error", "previous"})
+MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "previous"})
 PER_HEAD_SELECTORS: frozenset[str] = frozenset({"attention", "previous", "random"})
 
 
@@ -32,9 +32,9 @@ class TosaConfig:
         layers: ToSA layers, numbered from 1 as in the paper.
         keep_rate: Share of tokens that attend (the paper's attention ratio r): one number, or one a ToSA layer.
         selector: What ranks the tokens. `attention` is the trained selector of paper 2.2. `similarity` skips the
-            tokens that have the nearest partner among the others, and needs no training. `bypass-error` is trained on
-            the attention logits of the layer before, and `probe` is a linear map of the incoming tokens; both predict
-            how wrong the bypass is about a token. `previous` (the feeding layer's own map) and `random` are baselines.
+            tokens that have the nearest partner among the others, and needs no training. `probe` is a linear map of the
+            incoming tokens that predicts how wrong the bypass is about a token. `previous` (the feeding layer's own
+            map) and `random` are baselines.
         query_rows: How many evenly spread query rows the selector reads; `"all"` is the paper.
         selection: `shared` selects one set of tokens a layer, and a skipped token bypasses the whole layer;
             `per-head` selects a set for each head and skips attention alone (paper Eq. 4 read literally).

@@ -18,6 +18,7 @@ from fashion_figures import PLOT, TEACHER_PLOT, cost
 from fashion_lab import Lab
 from fashion_teacher import make_model, train_phase
 from fashion_variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
+from filelock import FileLock
 from PIL import Image
 from run_fashion import run_part
 from timm.models import save_for_hf
@@ -142,6 +143,19 @@ def test_an_interrupted_finetuning_ends_in_the_same_weights(
     assert lab.results["runs"]["dense, seed 0"]["resumed"]
     for name, value in lab.finetuned(variant("dense"), 0).state_dict().items():
         assert torch.equal(value, whole[name]), name
+
+
+def test_processes_share_the_work(work: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fashion.json"
+    one, other = Lab(work, path, TINY), Lab(work, path, TINY)
+    with FileLock(one.runs / "runs_a.lock"):
+        other.measure("runs", "a", lambda: pytest.fail("another process is at it"), wait=False)
+        other.measure("runs", "b", lambda: {"top1": 2.0}, wait=False)
+        one.record("runs", "a", {"top1": 1.0})
+    other.measure("runs", "a", lambda: pytest.fail("it was measured"))
+    assert {name: run["top1"] for name, run in json.loads(path.read_text())["runs"].items()} == {"a": 1.0, "b": 2.0}
+    other.measure("runs", "a", lambda: {"top1": 3.0}, made=tmp_path / "lost.safetensors")
+    assert other.results["runs"]["a"]["top1"] == 3.0
 
 
 def test_other_settings_are_refused(work: Path, tmp_path: Path) -> None:

@@ -43,7 +43,6 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
         ("--preset mine", "--preset must be paper or calibrated, not 'mine'."),
         ("--preset paper --recipe deit_tiny_imagenet_paper", "Both --preset and --recipe"),
         ("--layers auto --data-dir nowhere --target-reduction 0.2", "There is no folder nowhere"),
-        ("--layers auto --selector bypass-error --data-dir photos --target-reduction 0.2", "before it is trained"),
         ("--layers 2,4 --selector similarity --selection per-head", "one score a token"),
         ("--layers 2,4 --dataset wds/photos --split train", "or leave out --dataset and --split."),
         ("--preset calibrated --layers 2,4 --data-dir photos", "or leave out --data-dir."),

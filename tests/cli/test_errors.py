@@ -61,7 +61,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         ("dense --layers 2 --query-rows some", "--query-rows should be a number or 'all', not 'some'."),
         (
             "dense --layers 2 --selector best",
-            "selector must be one of: attention, similarity, bypass-error, probe, previous, random; not 'best'.",
+            "selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
         ),
         ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
         ("resnet18 --layers 2 --no-pretrained", "resnet18"),

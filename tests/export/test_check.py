@@ -59,7 +59,7 @@ def test_photos_are_many_seeded_and_normalised() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"selection": "per-head"}, MATCHING, {"selector": "bypass-error", "bypass": "nearest"}, {"selector": "probe"}],
+    [{}, {"selection": "per-head"}, MATCHING, {"bypass": "nearest"}, {"selector": "probe"}],
     ids=str,
 )
 def test_the_original_agrees_with_its_own_choices(settings: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tosa_cli.measure.selection_maps import SCORE_MEANINGS, compare_tokens, read
 
 SETTINGS: list[dict[str, Any]] = [
     {"selector": "attention"},
-    {"selector": "bypass-error", "bypass": "linear"},
+    {"selector": "attention", "bypass": "linear"},
     {"selector": "previous"},
     {"selector": "probe", "bypass": "linear"},
     {"selector": "similarity", "bypass": "nearest"},

@@ -23,7 +23,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from .test_backbone import SHRUNK
 from .tiny_models import make_images, make_tosa, make_vit, randomize_
 
-SELECTORS = ["attention", "similarity", "bypass-error", "probe", "previous", "random"]
+SELECTORS = ["attention", "similarity", "probe", "previous", "random"]
 BYPASSES = ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
 NEAREST = BYPASSES[2:]
 BLOCKS = ["vit_small_patch16_224", "vit_base_patch16_rpn_224", "vit_base_patch16_xp_224"]
@@ -274,7 +274,7 @@ def test_gradients_of_a_span_are_those_of_its_layers_one_by_one(selector: str, b
 
 
 @pytest.mark.parametrize("bypass", BYPASSES)
-@pytest.mark.parametrize("selector", ["similarity", "probe", "bypass-error"])
+@pytest.mark.parametrize("selector", ["similarity", "probe", "attention"])
 def test_half_precision_stays_close(selector: str, bypass: str) -> None:
     model, images = make_fitted(selector=selector, bypass=bypass, keep_rate=0.9), make_images()
     with torch.no_grad():

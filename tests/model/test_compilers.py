@@ -30,7 +30,7 @@ def forget_compiled_graphs() -> None:
         ("test_vit4", {"selection": "per-head", "query_rows": "all"}),
         *(("test_vit", settings) for settings in BYPASSES),
         *(("test_vit2", settings) for settings in BYPASSES),
-        ("test_vit", {"selector": "bypass-error", "bypass": "nearest+affine"}),
+        ("test_vit", {"selector": "attention", "bypass": "nearest+affine"}),
         ("test_vit4", {"selector": "similarity", "bypass": "nearest", "layers": (1, 2, 3)}),
         ("test_vit4", {"selector": "similarity", "bypass": "nearest+affine", "layers": (1, 2, 3), "span": 2}),
     ],

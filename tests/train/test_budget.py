@@ -122,9 +122,3 @@ def test_layers_that_share_a_choice_share_a_curve_and_a_keep_rate(photos: Images
     chosen = allocate(model, config, [found[1]], 0.1)
     assert chosen.layers == (5, 6) and len(set(chosen.keep_rates.values())) == 1
     assert 0.1 <= count_flops(model, chosen).reduction < 0.12
-
-
-def test_a_selector_that_needs_training_first_is_refused(photos: Images) -> None:
-    config = replace(SIMILARITY, selector="bypass-error")
-    with pytest.raises(ConfigError, match="before it is trained"):
-        measure_curves(make_accelerator(TrainConfig(device="cpu")), backbone(), config, photos)

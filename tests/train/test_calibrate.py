@@ -15,7 +15,6 @@ from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_
 from tosa_cli.errors import ConfigError, DataError, TrainingError
 from tosa_cli.model.backbone import attention_input, embed, embed_with_places
 from tosa_cli.model.candidates import bypass_errors, candidate_features, candidate_partners
-from tosa_cli.model.selectors import ErrorSelector
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train import calibrate as calibration
 from tosa_cli.train.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
@@ -23,13 +22,13 @@ from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.data import Images
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation
 from tosa_cli.train.loop import make_accelerator
-from tosa_cli.train.objectives import DistillObjective, ErrorObjective
+from tosa_cli.train.objectives import DistillObjective
 from tosa_cli.train.regression import Sums
 from tosa_cli.train.weights import HeldOut, Watch
 
 BYPASSES = ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
 FITTED = ["linear", "nearest+affine", "nearest+linear"]
-SELECTORS = ["similarity", "probe", "attention", "bypass-error", "previous", "random"]
+SELECTORS = ["similarity", "probe", "attention", "previous", "random"]
 
 
 @pytest.fixture
@@ -374,55 +373,11 @@ def test_images_none_of_which_can_be_read_are_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- within distill
 
 
-@pytest.mark.parametrize("bypass", BYPASSES)
-def test_training_to_predict_the_bypass_error_lowers_the_loss_and_nothing_else(
-    photos: Path, tmp_path: Path, bypass: str
-) -> None:
-    model = tiny_tosa(selector="bypass-error", bypass=bypass)
-    backbone = weights(model, "backbone")
-    report = train_and_fit(model, photos, tmp_path / "run", epochs=20)
-    assert report.training.last_loss < 0.5 * report.training.first_loss and report.updates == 60
-    assert (report.calibration is not None) == (bypass in FITTED)
-    assert same(backbone, weights(model, "backbone"))
-
-
-@pytest.mark.parametrize("bypass", ["linear", "nearest+affine"])
-def test_a_selector_learns_soon_which_patches_of_an_image_the_bypass_is_most_wrong_about(
-    photos: Path, tmp_path: Path, bypass: str
-) -> None:
-    model = tiny_tosa(selector="bypass-error", bypass=bypass)
-    for layer in model.selectors:
-        model.selectors[layer] = ErrorSelector(num_heads=2)
-    train_and_fit(model, photos, tmp_path / "run", epochs=40, lr=1e-2, crop_scale=1.0)
-    fit_to_all_patches(model, photos)
-    images = pixels(model, photos)
-    logits = model.dense_logits(images, {1, 3, 5})
-    with torch.no_grad():
-        for layer, true in errors_by_layer(model, images).items():
-            told = model.read_scores(layer, logits[layer - 1])[:, 1:]
-            pairs = [values.view(24, 16) - values.view(24, 16).mean(1, keepdim=True) for values in (true, told)]
-            assert torch.corrcoef(torch.stack([pair.flatten() for pair in pairs]))[0, 1] > 0.1
-
-
-def test_what_all_patches_of_an_image_share_does_not_count() -> None:
-    model, images = tiny_tosa(selector="bypass-error", bypass="nearest"), torch.randn(3, 3, 32, 32)
-    objective = ErrorObjective(model)
-    before = objective(images, torch.zeros(3))
-    with torch.no_grad():
-        for selector in model.selectors.values():
-            selector.conv2.bias += 5
-    torch.testing.assert_close(objective(images, torch.zeros(3)), before)
-
-
-@pytest.mark.parametrize("settings", [{"selector": "bypass-error", "bypass": "nearest+affine"}, {"bypass": "linear"}])
-def test_a_run_that_is_interrupted_in_training_resumes_exactly(
-    photos: Path, tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    whole, resumed = tiny_tosa(**settings), tiny_tosa(**settings)
+def test_a_run_that_is_interrupted_in_training_resumes_exactly(photos: Path, tmp_path: Path) -> None:
+    whole, resumed = (tiny_tosa(bypass="linear") for _ in range(2))
     train_and_fit(whole, photos, tmp_path / "whole")
-    first = 3 * (whole.config.selector == "bypass-error")  # batches of the first fit, which tells what to predict
     with pytest.raises(TrainingError, match=r"run the same command with --resume"):
-        train_and_fit(tiny_tosa(**settings), photos, tmp_path / "part", progress=StopAt(first + 4), checkpoint_every=1)
+        train_and_fit(tiny_tosa(bypass="linear"), photos, tmp_path / "part", progress=StopAt(4), checkpoint_every=1)
     report = train_and_fit(resumed, photos, tmp_path / "part", resume=True, checkpoint_every=1)
     assert report.training.updates == 6 and report.training.images < 48
     for part in ("selectors", "bypasses", "backbone"):
@@ -440,16 +395,15 @@ def test_a_run_that_is_interrupted_in_the_fit_resumes_exactly(photos: Path, tmp_
         assert same(weights(whole, part), weights(resumed, part))
 
 
-@pytest.mark.parametrize(("kind", "selector"), [(DistillObjective, "attention"), (ErrorObjective, "bypass-error")])
-def test_only_what_gets_gradients_asks_for_them(kind: Any, selector: str) -> None:
+def test_only_what_gets_gradients_asks_for_them() -> None:
     # Several processes wait for the gradient of every weight that asks for one.
-    model = tiny_tosa(selector=selector, bypass="nearest+linear")
-    kind(model)(torch.randn(2, 3, 32, 32), torch.zeros(2)).backward()
+    model = tiny_tosa(bypass="nearest+linear")
+    DistillObjective(model)(torch.randn(2, 3, 32, 32), torch.zeros(2)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (parameter.grad is not None) == name.startswith("selectors."), name
 
 
-@pytest.mark.parametrize("selector", ["similarity", "probe", "bypass-error"])
+@pytest.mark.parametrize("selector", ["similarity", "probe"])
 @pytest.mark.parametrize("better", [True, False])
 def test_a_fit_is_kept_only_if_the_held_out_images_say_so(
     photos: Path, tmp_path: Path, selector: str, better: bool
@@ -480,5 +434,5 @@ def test_a_model_with_nothing_to_do_is_refused_with_a_sentence(
 def test_a_model_with_anything_to_do_is_not(bypass: str) -> None:
     for selector in SELECTORS:
         check_trainable(tiny_tosa(selector=selector, bypass=bypass))
-    for selector in ("attention", "bypass-error", "probe"):
+    for selector in ("attention", "probe"):
         check_trainable(tiny_tosa(selector=selector))

@@ -16,7 +16,6 @@ from tosa_cli.measure.oracle import with_oracle
 from tosa_cli.train.budget import measure_curves
 from tosa_cli.train.config import DistillConfig, TrainConfig
 from tosa_cli.train.loop import make_accelerator
-from tosa_cli.train.objectives import ErrorObjective
 
 TOLD = ("EVA-02", "mixed rotation", "DINOv3", "BEiT, both biases", "shared relative positions, norm after")
 """Families whose blocks are told where tokens stand, in each of the ways there are."""
@@ -80,11 +79,8 @@ def test_selectors_learn(family: str, photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", TOLD)
-def test_errors_to_learn_from_are_finite_and_the_oracle_reads_them(family: str) -> None:
-    model = make_tosa(make_family(family), layers=(2, 4), selector="bypass-error", bypass="nearest+affine")
+def test_the_oracle_reads_the_errors_of_the_bypass(family: str) -> None:
+    model = make_tosa(make_family(family), layers=(2, 4), selector="similarity", bypass="nearest+affine")
     images = images_of(model)
-    loss = ErrorObjective(model)(images, torch.zeros(2))
-    loss.backward()
-    assert loss.isfinite() and all(p.grad is not None for p in model.selector_parameters())
     with torch.no_grad():
         assert with_oracle(model)(images).isfinite().all()

@@ -63,8 +63,7 @@ def convert(
     selector: Annotated[
         str | None,
         typer.Option(
-            help="What ranks the tokens: attention, similarity, bypass-error, probe, previous or random. [default: "
-            "attention]",
+            help="What ranks the tokens: attention, similarity, probe, previous or random. [default: attention]",
             show_default=False,
         ),
     ] = None,
@@ -243,7 +242,7 @@ def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry
         console.say("Dry run: nothing was written.")
     else:
         console.say(f"Wrote {folder}.")
-        needs_training = config.is_fitted or config.selector in ("attention", "bypass-error")
+        needs_training = config.is_fitted or config.selector == "attention"
         console.next_command("tosa distill --data-dir PHOTOS" if needs_training else "tosa eval --data-dir IMAGES")
 
 

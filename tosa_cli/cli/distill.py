@@ -39,8 +39,8 @@ def distill(
     """Train the selectors and fit the bypass on any folder of images: no labels are read, the backbone is not touched.
 
     The selector `attention` learns to predict the attention maps of its layer from the logits of the layer before
-    (paper 2.2), `bypass-error` what the bypass gets wrong. Bypass and probe are fitted in closed form, layer by layer.
-    Without -o the model folder is brought to its next stage, the old weights in place until the new ones are whole.
+    (paper 2.2). Bypass and probe are fitted in closed form, layer by layer. Without -o the model folder is brought to
+    its next stage, the old weights in place until the new ones are whole.
     """
     config = DistillConfig.from_dict(settings_from("distill", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
@@ -55,7 +55,7 @@ def distill(
     )
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
-    from tosa_cli.train.distill import TRAINED_SELECTORS, check_trainable, distill_augmentation
+    from tosa_cli.train.distill import check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
     from tosa_cli.train.loop import make_accelerator
     from tosa_cli.train.weights import HeldOut, Watch
@@ -63,13 +63,12 @@ def distill(
     job = load_for_training(name, output, overwrite, resume, "distill")
     check_trainable(job.model)
     accelerator = make_accelerator(config, job.tracker_folder)
-    is_trained = job.model.config.selector in TRAINED_SELECTORS
+    predicts_maps = job.model.config.selector == "attention"
     train_images, held_out = training_images(
-        job.model, config, distill_augmentation(config), first_of_stream=not is_trained
+        job.model, config, distill_augmentation(config), first_of_stream=not predicts_maps
     )
     calibration = calibration_images(job.model, config, train_images)
     job.start_trackers(accelerator, config)
-    predicts_maps = job.model.config.selector == "attention"
     console.say(
         f"Distilling on {train_images.num_images} images of {train_images.name}; {held_out.num_images} images are "
         f"held out."

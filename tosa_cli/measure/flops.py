@@ -265,9 +265,7 @@ def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int
     logits = 0 if rows == tokens else rows * tokens * _attention_dim(feeder)
     if config.selector == "previous":
         return logits
-    heads = num_heads(feeder)
-    outputs = heads if config.selector == "attention" else 1
-    return logits + EXPANSION * heads * (heads + outputs) * config.selector_kernel * rows * tokens
+    return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
 
 
 def _bypass_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int, matches: bool) -> int:
@@ -287,12 +285,11 @@ def _added_params(backbone: Backbone, config: TosaConfig, layer: int, chooses: b
     count = added.get(config.bypass, 0)
     if config.selector == "probe":
         return count + (dim + 1) * chooses
-    if config.selector not in ("attention", "bypass-error"):
+    if config.selector != "attention":
         return count
     heads = num_heads(backbone.blocks[layer - 2])
-    outputs = heads if config.selector == "attention" else 1
-    weights = EXPANSION * heads * (heads + outputs) * config.selector_kernel
-    return count + weights + EXPANSION * heads + outputs
+    weights = 2 * EXPANSION * heads**2 * config.selector_kernel
+    return count + weights + EXPANSION * heads + heads
 
 
 def _embed_macs(backbone: Backbone) -> int:

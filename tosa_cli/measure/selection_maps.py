@@ -16,7 +16,6 @@ from tosa_cli.model.tosa_vit import TosaViT
 SCORE_MEANINGS = {
     "attention": "attention that a patch is predicted to receive (log)",
     "previous": "attention that a patch received in the layer before (log)",
-    "bypass-error": "how wrong the bypass is predicted to be about a patch (log)",
     "probe": "how wrong the bypass is predicted to be about a patch (log)",
     "similarity": "distance to the nearest possible partner; those are always computed and left white here",
 }

@@ -1,4 +1,4 @@
-"""What ranks the tokens: the trained selector of the paper (section 2.2), and those that predict a bypass's error."""
+"""What ranks the tokens: the trained selector of the paper (section 2.2), and a probe for a bypass's error."""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ class AttentionSelector(nn.Module):
 
     def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
         super().__init__()
-        self.conv1, self.conv2 = _convolutions(num_heads, num_heads, kernel_size)
+        hidden, padding = EXPANSION * num_heads, kernel_size // 2
+        self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=padding)
+        self.conv2 = nn.Conv1d(hidden, num_heads, kernel_size, padding=padding)
         self._init_as_identity(num_heads, kernel_size // 2)
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -51,40 +53,6 @@ class AttentionSelector(nn.Module):
         self.conv2.weight[:, num_heads : 2 * num_heads, center] = -identity
         nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-
-class ErrorSelector(nn.Module):
-    """Predicts how wrong the bypass of a ToSA layer is about each token, from the feeding layer's attention logits.
-
-    Two 1-D convolutions with a ReLU between, as in the paper's selector, but from the heads to one number; its mean
-    over the query rows is the score. A new one says the same of every token.
-
-    Args:
-        num_heads: Number of attention heads H.
-        kernel_size: Kernel size along the keys; 1 works at every resolution.
-    """
-
-    def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = _convolutions(num_heads, 1, kernel_size)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-    def forward(self, logits: Tensor) -> Tensor:
-        """Predict errors.
-
-        Args:
-            logits: Scaled attention logits QK^T of the feeding layer, (B, H, M, N).
-
-        Returns:
-            Logarithm of the norm of the bypass's error, (B, N), in float32, but for a number that all tokens of an
-            image share.
-        """
-        # Logits less their logarithmic sum over the keys: what the softmax makes of them does not change by this,
-        # and one query row becomes comparable with the next.
-        logits = F.log_softmax(logits.float(), dim=-1).to(self.conv1.weight.dtype)
-        hidden = _convolve_along_keys(self.conv1, logits).relu()
-        return _convolve_along_keys(self.conv2, hidden).float().mean(dim=(1, 2))
 
 
 class Probe(nn.Module):
@@ -144,15 +112,6 @@ def attention_kl(log_predicted: Tensor, logits: Tensor) -> Tensor:
     target = F.log_softmax(logits.float(), dim=-1)
     divergence = target.exp() * (target - log_predicted)
     return divergence.sum(dim=(1, 3)).mean()
-
-
-def _convolutions(num_heads: int, outputs: int, kernel_size: int) -> tuple[nn.Conv1d, nn.Conv1d]:
-    """The two convolutions along the keys of a selector: from H heads over 4H hidden channels to the outputs."""
-    hidden, padding = EXPANSION * num_heads, kernel_size // 2
-    return (
-        nn.Conv1d(num_heads, hidden, kernel_size, padding=padding),
-        nn.Conv1d(hidden, outputs, kernel_size, padding=padding),
-    )
 
 
 def _convolve_along_keys(conv: nn.Conv1d, maps: Tensor) -> Tensor:

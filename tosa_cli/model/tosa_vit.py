@@ -25,7 +25,7 @@ from tosa_cli.model.matching import Choice, choose_by_similarity, match_with_kep
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
-from tosa_cli.model.selectors import AttentionSelector, ErrorSelector, MatchingKeys, Probe
+from tosa_cli.model.selectors import AttentionSelector, MatchingKeys, Probe
 from tosa_cli.model.timm_interface import FinetunableViT, name_weights_as
 from tosa_cli.model.tosa_layer import Parts, bypass_reads, join_parts, run_parts, run_tosa_layer, split_tokens
 
@@ -98,9 +98,8 @@ class TosaViT(FinetunableViT):
             self.bypasses[name] = bypass
         if self.choosing_layers[layer] != layer:
             return
-        if config.selector in ("attention", "bypass-error"):
-            kind = AttentionSelector if config.selector == "attention" else ErrorSelector
-            self.selectors[name] = kind(num_heads(self.blocks[layer - 2]), config.selector_kernel)
+        if config.selector == "attention":
+            self.selectors[name] = AttentionSelector(num_heads(self.blocks[layer - 2]), config.selector_kernel)
         elif config.selector == "probe":
             self.selectors[name] = Probe(self.embed_dim)
         if config.needs_keys:
@@ -375,11 +374,9 @@ class TosaViT(FinetunableViT):
             logits: Scaled attention logits (B, H, M, N) of its feeding layer.
 
         Returns:
-            Scores in float32: (B, N), or (B, H, N) for per-head selection. Of the selectors `attention` and `previous`
-            it is the column sum of the predicted maps (paper 2.1), of `bypass-error` the predicted error.
+            Scores in float32: (B, N), or (B, H, N) for per-head selection; the column sum of the predicted maps
+            (paper 2.1).
         """
-        if self.config.selector == "bypass-error":
-            return self.selectors[str(layer)](logits)
         if self.config.selector == "attention":
             importance = column_sum(self.selectors[str(layer)](logits).exp())
         else:

@@ -88,14 +88,8 @@ def measure_curves(
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the selector has to be trained before it says anything.
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
-    if config.selector == "bypass-error":
-        raise ConfigError(
-            "The selector 'bypass-error' says nothing before it is trained, so its layers cannot be chosen by "
-            "measurement: use --selector similarity or probe, or name the layers."
-        )
     depth = len(backbone.blocks)
     # A selector that reads maps needs a standard layer before its own: every other layer at a time.
     starts = ((2, 2), (3, 2)) if config.reads_maps else ((1, 1),)

@@ -8,18 +8,15 @@ from torch import nn
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates, has_parameters
+from tosa_cli.train.calibrate import CalibrationReport, calibrate
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.data import Augmentation, Images
 from tosa_cli.train.loop import Progress, TrainReport, train
-from tosa_cli.train.objectives import DistillObjective, ErrorObjective
+from tosa_cli.train.objectives import DistillObjective
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
 from tosa_cli.train.weights import Watch
-
-TRAINED_SELECTORS = ("attention", "bypass-error")
-"""Selectors that are trained step by step."""
 
 
 @dataclass
@@ -63,7 +60,7 @@ def check_trainable(model: TosaViT) -> None:
         ConfigError: If it has nothing.
     """
     config = model.config
-    if config.selector not in TRAINED_SELECTORS and not config.is_fitted:
+    if config.selector != "attention" and not config.is_fitted:
         raise ConfigError(
             f"The selector {config.selector!r} has nothing to train, and the bypass {config.bypass!r} nothing to fit: "
             f"the model is ready to use. Convert with --selector attention or --bypass nearest+linear to distill."
@@ -108,11 +105,10 @@ def distill(
     """
     check_trainable(model)
     report = DistillReport()
-
-    def train_selectors(objective: nn.Module) -> TrainReport:
-        return train(
+    if model.config.selector == "attention":
+        report.training = train(
             accelerator,
-            objective,
+            DistillObjective(model),
             images,
             make_optimizer(model.selector_parameters(), config),
             config,
@@ -122,19 +118,10 @@ def distill(
             make_scheduler=make_scheduler(config),
             progress=progress,
         )
-
-    if model.config.selector == "attention":
-        report.training = train_selectors(DistillObjective(model))
     # The rest is there to bring the final tokens nearer to the dense model's.
     if watch is not None:
         watch.attach(accelerator, fitted_parts(model), None, config.seed)
         watch.look(0)
-    if model.config.selector == "bypass-error":
-        # What the selector learns to predict is what the bypass gets wrong, so there has to be one first.
-        with Calibration(accelerator, model, calibration, config.strict, progress) as run:
-            run.progress.start(run.num_batches * has_parameters(model), 0)
-            fit_candidates(run)
-        report.training = train_selectors(ErrorObjective(model))
     if model.config.is_fitted:
         report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
     if watch is not None:

@@ -6,9 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.backbone import embed_with_places
-from tosa_cli.model.candidates import bypass_errors, candidate_partners
 from tosa_cli.model.selectors import attention_kl
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
@@ -43,49 +40,6 @@ class DistillObjective(nn.Module):
 
     def train(self, mode: bool = True) -> "DistillObjective":
         """Dropout and the like stay off: the maps are those of the pretrained model."""
-        return super().train(False)
-
-
-class ErrorObjective(nn.Module):
-    """Selector training: predict, from the logits of the feeding layer, how wrong the bypass is about each patch.
-
-    The loss is the mean squared difference of the logarithms of the errors, on the pretrained model's tokens, less what
-    all patches of an image share: that ranks none of them, and would take most of the training to learn. The backbone
-    runs dense and without gradients; the selectors alone are trained.
-
-    Args:
-        model: The ToSA model, its bypasses fitted to all patches.
-    """
-
-    def __init__(self, model: TosaViT) -> None:
-        super().__init__()
-        self.model = model
-        model.requires_grad_(False)
-        model.selectors.requires_grad_(True)
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, C, height, width), summed over the ToSA layers; `targets` are not read."""
-        model = self.model
-        losses = []
-        logits = None
-        with torch.no_grad():
-            tokens, places = embed_with_places(model.backbone, images)
-        for layer, block in enumerate(model.blocks[: max(model.keep_rates)], start=1):
-            with torch.no_grad():
-                if layer + 1 in model.keep_rates:
-                    after, logits = run_and_tap(block, tokens, model.config.query_rows, extras=places.of(layer))
-                else:
-                    after = model.run_block(layer, tokens, places)
-            if layer in model.keep_rates:
-                partners = candidate_partners(model, layer, tokens, places.grid)
-                errors = bypass_errors(model, layer, tokens, after - tokens, partners)
-                predicted = model.selectors[str(layer)](logits)[:, model.num_prefix_tokens :]
-                losses.append((predicted - errors.float().log()).var(dim=1, correction=0).mean())
-            tokens = after
-        return sum(losses)  # type: ignore[return-value]
-
-    def train(self, mode: bool = True) -> "ErrorObjective":
-        """Dropout and the like stay off: the errors are those of the pretrained model."""
         return super().train(False)
 
 
