@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from fashion_models import build_model
 from fashion_teacher import Log, make_model
-from fashion_variants import CALIBRATED, DISTILL, FINETUNE, Settings, Variant
+from fashion_variants import CALIBRATED, DISTILL, FINETUNE, RATES, Settings, Variant, tried
 from filelock import FileLock, Timeout
 from results_file import whole_file, write_json
 from run_real import machine
@@ -54,7 +54,7 @@ class Lab:
         self.results: dict[str, Any] = {}
         self._read()
         weights = work / "teacher" / "model.safetensors"
-        used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "distill": DISTILL}
+        used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "rates": RATES, "distill": DISTILL}
         used = json.loads(json.dumps({**used, "teacher": _digest(weights.read_bytes())}))
         if self.results.get("settings", used) != used:
             raise SystemExit(
@@ -127,18 +127,29 @@ class Lab:
         self, count: int, seed: int, batch_size: int, augment: Augmentation | None, workers: int = 0
     ) -> Images:
         """Training images drawn with a seed: the same for every model."""
-        opened = self._open("train")
-        indices = sorted(random.Random(seed).sample(range(len(opened)), min(count, len(opened))))
         return images_to_read(
-            opened,
+            self._open("train"),
             self._teacher,
-            indices=indices,
+            indices=self._drawn(count, seed),
             batch_size=batch_size,
             workers=workers,
             seed=seed,
             augment=augment,
             name="train",
         )
+
+    def rate_images(self) -> Images:
+        """Training images that finetuning with the first seed does not read, evenly spread over the classes."""
+        opened, settings = self._open("train"), self.settings
+        read = set(self._drawn(settings.finetune_images, settings.seeds[0]))
+        others = [index for index in range(len(opened)) if index not in read]
+        kept, _ = split_indices(len(others), settings.rate_images, hold_out=False)
+        indices = [others[index] for index in kept]
+        return images_to_read(opened, self._teacher, indices=indices, batch_size=TEST_BATCH, name="train")
+
+    def _drawn(self, count: int, seed: int) -> list[int]:
+        available = len(self._open("train"))
+        return sorted(random.Random(seed).sample(range(available), min(count, available)))
 
     def test_images(self, count: int) -> Images:
         """Test images evenly spread over the classes; they are read once and stay in memory."""
@@ -217,27 +228,47 @@ class Lab:
             SystemExit: If it was not finetuned yet.
         """
         model, _ = self.prepared(variant, seed)
-        path = self._weights(variant, seed)
+        path = self._weights(variant, seed, self.rate())
         if not path.exists():
             raise SystemExit(f"error: {variant.name} with seed {seed} is not finetuned yet: run the part runs first.")
         model.load_state_dict(load_file(path))
         return model.eval()
 
-    def _weights(self, variant: Variant, seed: int) -> Path:
-        return self.runs / f"{self.slug(f'{variant.name}, seed {seed}')}.safetensors"
+    def _weights(self, variant: Variant, seed: int, lr: float) -> Path:
+        return self.runs / f"{self.slug(f'{variant.name}, seed {seed}, {lr:g}')}.safetensors"
 
     # ------------------------------------------------------------------ parts
+
+    def rate(self) -> float:
+        """The learning rate of all models: the best of `RATES` by mean accuracy of two of them."""
+        self.try_rates()
+        found = {lr: [self.results["rates"][_rate_name(variant, lr)]["top1"] for variant in tried()] for lr in RATES}
+        return max(RATES, key=lambda lr: sum(found[lr]))
+
+    def try_rates(self, wait: bool = True) -> None:
+        """Finetune with each learning rate, and measure on training images that were not read."""
+        for variant in tried():
+            for lr in RATES:
+                self.measure("rates", _rate_name(variant, lr), partial(self._try_rate, variant, lr), wait=wait)
+
+    def _try_rate(self, variant: Variant, lr: float) -> dict[str, Any]:
+        seed = self.settings.seeds[0]
+        model, _ = self.prepared(variant, seed)
+        training = self._finetune(model, self._weights(variant, seed, lr), seed, lr)
+        found = measure_accuracy({"model": model}, self.rate_images())
+        return {"variant": variant.name, "lr": lr, "top1": found.models["model"].top1, **training}
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Measure a model, finetune it and measure it again."""
         model, about = self.prepared(variant, seed)
         whole = variant.kind == "calibrated"
         start = self.accuracy(model, self.settings.test_images if whole else self.settings.start_images, seed)
-        training = self._finetune(model, self._weights(variant, seed), seed)
+        lr = self.rate()
+        training = self._finetune(model, self._weights(variant, seed, lr), seed, lr)
         found = self.accuracy(model, self.settings.test_images, seed)
         return {"variant": variant.name, "seed": seed, **found, "start": start, **about, **training}
 
-    def _finetune(self, model: Any, path: Path, seed: int) -> dict[str, Any]:
+    def _finetune(self, model: Any, path: Path, seed: int, lr: float) -> dict[str, Any]:
         """Finetune a model to its end, from where it stopped if it did; what is finished is read from `path`."""
         log = path.with_suffix(".json")
         if log.exists():
@@ -245,7 +276,7 @@ class Lab:
             return json.loads(log.read_text("utf-8"))
         settings = self.settings
         config = FinetuneConfig(
-            **FINETUNE, workers=settings.workers, seed=seed, checkpoint_every=settings.checkpoint_every
+            **FINETUNE, lr=lr, workers=settings.workers, seed=seed, checkpoint_every=settings.checkpoint_every
         )
         images = self.training_images(
             settings.finetune_images, seed, config.batch_size, finetune_augmentation(config), settings.workers
@@ -304,6 +335,10 @@ class Lab:
             for name, timing in report.timings.items()
         }
         return {"conditions": vars(report.conditions), "models": rows}
+
+
+def _rate_name(variant: Variant, lr: float) -> str:
+    return f"{variant.name}, {lr:g}"
 
 
 def _save(module: nn.Module, path: Path) -> None:

@@ -21,6 +21,7 @@ class Settings:
     Attributes:
         seeds: Each draws the images of calibration, distillation and finetuning, and their order.
         finetune_images: Training images of finetuning, read once.
+        rate_images: Other training images, by which the learning rate is chosen.
         distill_images: Training images of selector training, read once and without their labels.
         curve_images: Training images of the error curves.
         calibration_images: Training images of the fit of a bypass.
@@ -35,7 +36,8 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    finetune_images: int = 20_000
+    finetune_images: int = 12_800
+    rate_images: int = 2_000
     distill_images: int = 4_000
     curve_images: int = 128
     calibration_images: int = 2_000
@@ -53,7 +55,6 @@ FINETUNE: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 64,
     "opt": "adamw",
-    "lr": 1e-4,
     "min_lr": 1e-6,
     "warmup_epochs": 0.0,
     "weight_decay": 0.05,
@@ -65,7 +66,8 @@ FINETUNE: dict[str, Any] = {
     "amp": "bf16",
     "device": "cpu",
 }
-"""Finetuning, the same for every model."""
+"""Finetuning, the same for every model but for the learning rate, which is chosen of `RATES`."""
+RATES = (1e-4, 3e-4, 1e-3)
 
 DISTILL: dict[str, Any] = {
     "epochs": 1,
@@ -133,6 +135,11 @@ def variants() -> list[Variant]:
     found += [_tosa(rate, selection="per-head") for rate in rates]
     found += [_tosa(rate, selection="per-head", query_rows=16) for rate in rates]
     return found
+
+
+def tried() -> list[Variant]:
+    """The models that the learning rate is chosen by: it is the same for all."""
+    return [variant for variant in variants() if variant in (Variant("dense", "dense"), _tosa(LOW_RATE))]
 
 
 def _tosa(rate: float, **settings: Any) -> Variant:

@@ -31,6 +31,7 @@ def render(results: dict[str, Any], folder: Path) -> None:
         _selectors(results.get("selectors", {})),
         _pictures(results.get("pictures", {})),
         _training(results),
+        _rates(results),
         _speed(results.get("speed", {})),
         _teacher(results.get("teacher", {}), folder / "results"),
         _limits(results),
@@ -51,7 +52,7 @@ def _head(results: dict[str, Any]) -> str:
         "backbone frozen, and backbone and bypasses are finetuned with the selectors frozen.\n\n"
         f"Every model, the dense one too, is finetuned alike: one pass over {settings['finetune_images']:,} training "
         f"images, which with their order are the same for all models of a seed; batch size {tuned['batch_size']}, "
-        f"{tuned['opt']}, learning rate {tuned['lr']:g} falling by a cosine to {tuned['min_lr']:g}, weight decay "
+        f"{tuned['opt']}, {_rate(results.get('rates', {}))}falling by a cosine to {tuned['min_lr']:g}, weight decay "
         f"{tuned['weight_decay']:g}, label smoothing {tuned['smoothing']:g}, crops from {tuned['crop_scale']:g} of the "
         f"image, flips; {tuned['amp']}. Selectors are trained on {settings['distill_images']:,} training images "
         f"without labels. Accuracy is measured in float32 on {settings['test_images']:,} test images. The calibrated "
@@ -59,6 +60,32 @@ def _head(results: dict[str, Any]) -> str:
         f"{settings['calibration_images']:,} training images, without labels.\n\n"
         f"A seed draws all these images and their order, and the weights of untrained selectors. The teacher is one "
         f"and the same. ± is the standard deviation over the seeds.\n\nMachine: {machine}."
+    )
+
+
+def _rate(rates: dict[str, Row]) -> str:
+    """The learning rate that was chosen: the best by mean accuracy of the models that it was tried with."""
+    tried = sorted({row["lr"] for row in rates.values()})
+    if not tried:
+        return "the learning rate "
+    best = max(tried, key=lambda lr: sum(row["top1"] for row in rates.values() if row["lr"] == lr))
+    return f"the learning rate {best:g} "
+
+
+def _rates(results: dict[str, Any]) -> str:
+    rates = results.get("rates", {})
+    if not rates:
+        return ""
+    names, tried = (sorted({row[key] for row in rates.values()}) for key in ("variant", "lr"))
+    accuracy = {(row["variant"], row["lr"]): f"{row['top1']:.2f}" for row in rates.values()}
+    rows = [[name, *(accuracy.get((name, lr), "") for lr in tried)] for name in names]
+    return "\n\n".join(
+        [
+            f"The learning rate is the best of these for both models together, by top-1 on "
+            f"{results['settings']['rate_images']:,} training images that their finetuning did not read (the teacher "
+            "did):",
+            table(["model", *(f"{lr:g}" for lr in tried)], rows),
+        ]
     )
 
 

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion.json"
-PARTS = ("teacher", "runs", "selectors", "speed", "pictures")
+PARTS = ("teacher", "rates", "runs", "selectors", "speed", "pictures")
 PICTURES = ("ToSA 0.4, shared, all rows", "previous 0.4", "calibrated, -25.8%")
 """Models whose computed patches are drawn."""
 SHOWN = 5
@@ -80,6 +80,8 @@ def run_part(lab: Lab, part: str, seeds: Any, chosen: list[Variant] | None = Non
                 lab.measure("pictures", variant.name, partial(draw, lab, variant, seeds[0]))
     # First what no other process is at, then what the others have not finished yet.
     for wait in (False, True):
+        if part == "rates":
+            lab.try_rates(wait)
         for variant in chosen:
             for seed in seeds:
                 name = f"{variant.name}, seed {seed}"

@@ -62,11 +62,15 @@ def run_grid_draws(lab: Lab) -> None:
 
 
 def run_grid_large(lab: Lab) -> None:
-    """The grid at 518 and 0.8."""
+    """The grid at 518 and 0.8, with evenly spread calibration photos and with those of two draws."""
     source = lab.source(518)
-    for bypass, selector in itertools.product(BYPASSES, SELECTORS):
-        one = partial(grid_cell, lab, source, selector, bypass, 0.8, calibration=24, held_out=16)
-        lab.measure("grid_large", f"{selector} {bypass} 0.8", one)
+    for seed in (None, *DRAWS[:2]):
+        for bypass, selector in itertools.product(BYPASSES, SELECTORS):
+            reads_photos = bypass not in ("identity", "nearest") or selector in ("attention", "probe")
+            if seed is None or reads_photos or selector == "random":
+                one = partial(grid_cell, lab, source, selector, bypass, 0.8, calibration=24, held_out=16, seed=seed)
+                name = f"{selector} {bypass} 0.8" + (f", seed {seed}" if seed else "")
+                lab.measure("grid_large", name, one)
 
 
 def grid_cell(

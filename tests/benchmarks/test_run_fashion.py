@@ -39,6 +39,7 @@ TINY = Settings(
     speed_seconds=0.0,
     workers=0,
 )
+choose_rate = Lab.rate
 TOSA = f"ToSA {LOW_RATE}, shared, all rows"
 
 
@@ -52,6 +53,12 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying learning rates takes time."""
+    monkeypatch.setattr(Lab, "rate", lambda self: 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +152,21 @@ def test_an_interrupted_finetuning_ends_in_the_same_weights(
         assert torch.equal(value, whole[name]), name
 
 
+def test_the_learning_rate_is_the_best_of_two_models_on_images_that_they_did_not_read(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "fashion.json"
+    lab = Lab(work, path, dataclasses.replace(TINY, finetune_images=120, rate_images=4))
+    read = {*lab.training_images(120, 0, 8, None).samples.indices}
+    kept = {*lab.rate_images().samples.indices}
+    assert len(read) == 120 and len(kept) == 4 and not read & kept
+    found = {("dense", 1e-4): 90.0, ("dense", 3e-4): 92.0, (TOSA, 1e-4): 85.0, (TOSA, 3e-4): 84.0}
+    run_part(lab, "rates", (0,), [])
+    assert {(row["variant"], row["lr"]) for row in lab.results["rates"].values()} > set(found)
+    monkeypatch.setattr(Lab, "_try_rate", lambda lab, variant, lr: {"top1": found.get((variant.name, lr), 0.0)})
+    assert choose_rate(Lab(work, tmp_path / "other.json", TINY)) == 3e-4
+
+
 def test_processes_share_the_work(work: Path, tmp_path: Path) -> None:
     path = tmp_path / "fashion.json"
     one, other = Lab(work, path, TINY), Lab(work, path, TINY)
@@ -219,11 +241,13 @@ def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     for seed, (dense, tosa) in enumerate([(90.0, 90.5), (91.0, 91.6), (92.0, 92.1)]):
         runs[f"dense, seed {seed}"] = run("dense", seed, dense)
         runs[f"{TOSA}, seed {seed}"] = run(TOSA, seed, tosa)
+    rates = {f"{name}, {lr}": {"variant": name, "lr": lr, "top1": lr} for name in ("dense", TOSA) for lr in (0.1, 0.2)}
     used = {**vars(TINY), "finetune": {**_tuned()}}
-    render_fashion.render({"settings": used, "machine": {"cpu": "x"}, "runs": runs}, tmp_path)
+    render_fashion.render({"settings": used, "machine": {"cpu": "x"}, "runs": runs, "rates": rates}, tmp_path)
     page = (tmp_path / "FASHION.md").read_text()
     assert "| dense, finetuned | 0.1764 | 0.0 % | 91.00 ± 1.00 |" in page
     assert f"| {TOSA} (0.0 %) | dense (0.0 %) | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
+    assert "| dense | 0.10 | 0.20 |" in page and "the learning rate 0.2 falling" in page
     assert "Parts that are missing: selectors, speed, pictures, the answer in words." in page
 
 
