@@ -36,7 +36,7 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    finetune_images: int = 12_800
+    finetune_images: int = 10_240
     rate_images: int = 2_000
     distill_images: int = 4_000
     curve_images: int = 128
