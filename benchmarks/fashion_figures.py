@@ -131,7 +131,7 @@ def plotted_log(phases: Sequence[Row], folder: Path) -> str:
     done = 0
     for index, phase in enumerate(phases):
         steps = [done + row["step"] for row in phase["log"]]
-        label = f"loss, {phase['patches_dropped']:.0%} of the patches dropped"
+        label = f"loss, {phase['img_size']} x {phase['img_size']} pixels"
         axes.plot(steps, [row["loss"] for row in phase["log"]], ".-", color=f"C{index}", label=label)
         rates.plot(steps, [row["lr"] for row in phase["log"]], "--", color="grey")
         done += phase["updates"]

@@ -15,7 +15,8 @@ PUBLISHED = (
     "1708.07747) lists test accuracies of neural networks from 87.6 % (two convolutions with pooling) to 96.7 % (a "
     "wide ResNet of 8.9 million parameters), sent in and not verified there: convolutional networks nearly all, a few "
     "recurrent, fully connected and capsule ones, and no transformer; those of two or three convolutions have 87.6 to "
-    "93.9 %."
+    "93.9 %. A ViT of about 400,000 parameters (six layers, patches of 4 x 4 of the 28 x 28 pixels) is [told to reach]"
+    "(https://github.com/s-chh/PyTorch-Scratch-Vision-Transformer-ViT) 93.0 %, by default after 200 epochs."
 )
 
 
@@ -249,7 +250,7 @@ def _teacher(teacher: dict[str, Row], folder: Path) -> str:
         [
             phase["phase"],
             str(phase["epochs"]),
-            f"{phase['patches_dropped']:.0%}",
+            str(phase["img_size"]),
             f"{phase['lr']:g}",
             str(phase["updates"]),
             f"{phase['last_loss']:.3f}",
@@ -262,7 +263,7 @@ def _teacher(teacher: dict[str, Row], folder: Path) -> str:
             "## The teacher",
             f"`python benchmarks/fashion_teacher.py`: {report['parameters']:,} parameters, seed {report['seed']}, test "
             f"accuracy top-1 {report['top1']:.2f} %, top-5 {report['top5']:.2f} %. {PUBLISHED}",
-            table(["phase", "epochs", "patches dropped", "learning rate", "steps", "last loss", "time"], rows),
+            table(["phase", "epochs", "image size", "learning rate", "steps", "last loss", "time"], rows),
             _log(report["phases"], folder),
         ]
     ).rstrip()

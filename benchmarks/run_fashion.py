@@ -3,14 +3,16 @@
     python benchmarks/run_fashion.py [--work FOLDER] [--only PART ...] [--seeds SEED ...]
     python benchmarks/run_fashion.py --render
 
-Data and teacher are fetched and trained if they are not under `--work`. It writes benchmarks/results/fashion.json after
-each run; an interrupted one goes on where it stopped, in the middle of a finetuning too. Several processes, each with
-OMP_NUM_THREADS=1, share the work if they are started at once. From that file alone it makes benchmarks/FASHION.md and
-its plots.
+Data are fetched if they are not under `--work`. The teacher is benchmarks/results/fashion_teacher; to start with
+another one, train it into WORK/teacher by fashion_teacher.py and move the results away. They are written to
+benchmarks/results/fashion.json after each run; an interrupted one goes on where it stopped, in the middle of a
+finetuning too. Several processes, each with OMP_NUM_THREADS=1, share the work if they are started at once. From that
+file alone the script makes benchmarks/FASHION.md and its plots.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -23,6 +25,8 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "fashion.json"
+TEACHER = HERE / "results" / "fashion_teacher"
+"""The teacher that the results were made with: with another one they could not go on."""
 PARTS = ("teacher", "rates", "runs", "selectors", "speed", "pictures")
 PICTURES = ("ToSA 0.4, shared, all rows", "previous 0.4", "calibrated, -25.8%")
 """Models whose computed patches are drawn."""
@@ -51,11 +55,15 @@ def main() -> None:
 
 
 def fetch(work: Path) -> None:
-    """Fetch the data and train the teacher, if they are not there."""
+    """Fetch data and teacher, if they are not there; train a teacher if there is none at all."""
     data, teacher = work / "fashion", work / "teacher"
     if not data.exists():
         subprocess.run([sys.executable, HERE / "fashion_data.py", data], check=True)
-    if not (teacher / "training.json").exists():
+    if (teacher / "training.json").exists():
+        return
+    if TEACHER.exists():
+        shutil.copytree(TEACHER, teacher, dirs_exist_ok=True)
+    else:
         command = [HERE / "fashion_teacher.py", teacher, "--data-dir", data, "--work", work / "state"]
         subprocess.run([sys.executable, *command], check=True)
 

@@ -74,7 +74,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = random.integers(0, 256, (28, 28), dtype=np.uint8)
                 Image.fromarray(pixels).save(target / f"{index}.png")
     save_for_hf(make_model(0).eval(), str(folder / "teacher"), safe_serialization=True)
-    phase = {"phase": "whole", "epochs": 1, "patches_dropped": 0.0, "lr": 1e-3, "updates": 200, "last_loss": 2.3}
+    phase = {"phase": "full", "epochs": 1, "img_size": 56, "lr": 1e-3, "updates": 200, "last_loss": 2.3}
     log = [{"step": step, "loss": 2.3, "lr": 1e-3, "images_per_second": 100.0} for step in (100, 200)]
     phase |= {"seconds": 60.0, "log": log}
     report = {"parameters": 1, "seed": 7, "top1": 10.0, "top5": 50.0, "phases": [phase]}
@@ -108,7 +108,7 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
     render_fashion.render(results, tmp_path)
     page = (tmp_path / "FASHION.md").read_text()
     assert f"| {TOSA} ({100 * tosa['reduction']:.1f} %) | dense (0.0 %) | {tosa['top1'] - dense['top1']:+.2f} |" in page
-    assert "seed 7, test accuracy top-1 10.00 %" in page and "whole from step 100 on" in page
+    assert "seed 7, test accuracy top-1 10.00 %" in page and "full from step 100 on" in page
     for plot in (PLOT, TEACHER_PLOT):
         assert f"(results/{plot})" in page and (tmp_path / "results" / plot).stat().st_size > 1000
 
