@@ -115,6 +115,18 @@ class TosaConfig:
         return self.bypass not in ("identity", "nearest") or self.selector == "probe"
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Settings that selector and bypass do not read, and why."""
+        found = {}
+        if not self.matches_tokens:
+            found["neighbors"] = f"the bypass {self.bypass!r} takes nothing from other tokens"
+        if not self.reads_maps:
+            found["query_rows"] = f"the selector {self.selector!r} reads no attention logits"
+        if self.selector != "attention":
+            found["selector_kernel"] = f"the selector {self.selector!r} has no convolutions"
+        return found
+
+    @property
     def feeding_layers(self) -> frozenset[int]:
         """Standard layers whose attention logits feed a selector."""
         return frozenset(layer - 1 for layer in self.layers) if self.reads_maps else frozenset()

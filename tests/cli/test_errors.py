@@ -64,6 +64,12 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
             "selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
         ),
         ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
+        ("dense --layers 2 --img-size 65", "is no whole number of patches of 8x8: use 64x64 or 72x72."),
+        ("deit_tiny --layers 2 --img-size 200,224 --no-pretrained", "of 16x16: use 192x224 or 208x224."),
+        ("dense --layers 2 --architecture vit_tiny_patch16_224", "is no weights file, so its architecture is known"),
+        ("dense --layers 2 --neighbors 9", "--neighbors changes nothing, as the bypass 'identity' takes nothing from"),
+        ("dense --layers 2 --selector similarity --query-rows 4", "--query-rows changes nothing, as the selector"),
+        ("dense --layers 2 --selector previous --selector-kernel 3", "has no convolutions: leave it out."),
         ("resnet18 --layers 2 --no-pretrained", "resnet18"),
         ("swin_tiny_patch4_window7_224 --layers 2 --no-pretrained", "swin"),
         ("test_resnet --layers 2 --no-pretrained", "ResNet"),
@@ -99,6 +105,13 @@ def test_a_last_model_that_is_gone_is_named(converted: Path, tosa: Tosa, command
     check_refused(tosa(command), "No model was named, and dense-tosa, the last one converted here, is gone.")
     (Path(".tosa.json")).write_text("{broken")
     check_refused(tosa(command), "none was converted in this directory")
+
+
+@pytest.mark.parametrize("command", ["eval --data-dir digits", "bench", "flops", "viz photos/000.jpg", "export"])
+def test_an_image_size_that_is_no_whole_number_of_patches_is_refused(converted: Path, tosa: Tosa, command: str) -> None:
+    name, _, rest = command.partition(" ")
+    model = f"dense-tosa {rest}"
+    check_refused(tosa(f"{name} {model} --img-size 31"), "An image of 31x31 pixels is no whole number of patches of")
 
 
 @pytest.mark.parametrize("command", ["distill", "finetune", "eval"])

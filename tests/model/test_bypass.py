@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -354,3 +355,11 @@ def test_layers_that_are_pruned_take_their_parts_with_them() -> None:
     model = make_fitted(selector="similarity", bypass="nearest+linear", layers=(1, 2, 5))
     model.prune_intermediate_layers([2])
     assert list(model.keys) == list(model.bypasses) == ["1", "2"] and model(make_images()).isfinite().all()
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_patches_that_training_drops_are_no_trouble(name: str, selector: str) -> None:
+    source = timm.create_model(name, img_size=112, depth=4, patch_drop_rate=0.5)
+    model = make_tosa(source, selector=selector, bypass="nearest", layers=(2, 4)).train()
+    assert model(torch.randn(2, 3, 112, 112)).isfinite().all()

@@ -1,10 +1,13 @@
 """Which images are trained on, and which are held out."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tosa_cli.train.data import split_indices
+from tosa_cli.measure.photos import find_photos
+from tosa_cli.train.data import open_dataset, split_indices
 
 
 @pytest.mark.parametrize("num_images", [2, 3, 9, 10, 11, 100, 1001, 20_000])
@@ -33,3 +36,11 @@ def test_nothing_is_held_out_unasked() -> None:
     assert split_indices(5, None, hold_out=False) == ([0, 1, 2, 3, 4], [])
     assert split_indices(5, 9, hold_out=False) == ([0, 1, 2, 3, 4], [])
     assert split_indices(1, None, hold_out=True) == ([0], [])
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".tiff", ".bmp", ".png"])
+def test_every_usual_format_is_read(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / f"red{suffix}")
+    opened = open_dataset(str(tmp_path))
+    assert len(opened) == 1 and opened[0][0].convert("RGB").getpixel((4, 4))[0] > 200
+    assert [path.suffix for path in find_photos([tmp_path])] == [suffix]

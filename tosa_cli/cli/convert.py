@@ -26,6 +26,7 @@ from tosa_cli.cli.options import (
     remember_model,
     settings_from,
 )
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -178,15 +179,24 @@ def convert(
         settings.pop("target_reduction", None)
     if settings.get("layers") != AUTO:
         _check_no_images({"--data-dir": data_dir, "--dataset": dataset, "--split": split, "--max-samples": max_samples})
-    _convert(settings, output, overwrite, dry_run, json)
+    given = {"neighbors": neighbors, "query_rows": query_rows, "selector_kernel": selector_kernel}
+    _convert(settings, given, output, overwrite, dry_run, json)
 
 
-def _convert(settings: dict[str, Any], output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
+def _convert(
+    settings: dict[str, Any],
+    given: Mapping[str, object],
+    output: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    json: bool,
+) -> None:
     by_measurement = settings.get("layers") == AUTO
     if by_measurement:
         _check_auto(settings)
         settings = {**settings, "layers": [2]}  # until they are chosen
     config = config_from(settings)
+    _check_read(config, given)
     folder = output or default_output(settings["source"])
 
     from tosa_cli.api import convert_source
@@ -276,6 +286,17 @@ def _check_no_images(given: Mapping[str, object]) -> None:
             f"No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "
             f"{' and '.join(names)}."
         )
+
+
+def _check_read(config: TosaConfig, given: Mapping[str, object]) -> None:
+    """Check that selector and bypass read what was given on the command line; a recipe may say more.
+
+    Raises:
+        ConfigError: If one of the values given would change nothing.
+    """
+    for name, reason in config.unread.items():
+        if given.get(name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} changes nothing, as {reason}: leave it out.")
 
 
 def record_source(model: "TosaViT", settings: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
 from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
+from tosa_cli.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from tosa_cli.measure.picture import Picture
 
 PAGE = "index.html"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)

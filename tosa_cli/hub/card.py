@@ -89,7 +89,8 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
 
 
 def _settings_table(model: TosaViT) -> str:
-    rows = [f"| {key} | {_show(value)} |" for key, value in model.config.to_dict().items()]
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in model.config.unread}
+    rows = [f"| {key} | {_show(value)} |" for key, value in settings.items()]
     return "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(rows)
 
 

@@ -20,6 +20,7 @@ from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
 from tosa_cli.hub.source import weights_error
+from tosa_cli.model.backbone import check_img_size
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import dump_recipe
 from tosa_cli.task import DENSE_ARCHITECTURE
@@ -125,10 +126,12 @@ def load(
     Raises:
         SourceError: If there is no such folder, repository or revision.
         CheckpointError: If the folder is broken, foreign, or of a newer format.
+        ConfigError: If the image size is no whole number of patches.
         HubError: If the Hub refuses or cannot be reached.
     """
     model = load_checked(folder_or_repo, check_config, revision=revision, cache_dir=cache_dir, token=token)
     if img_size is not None:
+        check_img_size(model.backbone, img_size)
         model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
     return model
 

@@ -13,7 +13,7 @@ from timm.models._hub import load_state_dict_from_path
 from torch import Tensor
 
 from tosa_cli.config import ARCHITECTURE
-from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
+from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
 from tosa_cli.hub.download import check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
@@ -21,7 +21,7 @@ from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
-from tosa_cli.model.backbone import Backbone, check_supported, fit_checkpoint
+from tosa_cli.model.backbone import Backbone, check_img_size, check_supported, fit_checkpoint
 from tosa_cli.model.registry import set_norm_eps_
 from tosa_cli.task import DENSE_ARCHITECTURE
 
@@ -78,12 +78,17 @@ def load_source(
         SourceError: If the source cannot be found.
         CheckpointError: If it is broken or foreign.
         UnsupportedModelError: If it is of a kind that cannot be converted.
+        ConfigError: If the image size is no whole number of patches, or an architecture is named of what has its own.
         HubError: If the Hub refuses or cannot be reached.
     """
     if not source.partition(":")[2 if source.startswith(("hf-hub:", "local-dir:")) else 0].partition("@")[0]:
         raise SourceError("The name of the model is empty: name a timm model such as deit_tiny, a folder or a Hub id.")
     args = {"img_size": img_size, "num_classes": num_classes}
     path = Path(source.removeprefix("local-dir:"))
+    if architecture and not path.is_file():
+        raise ConfigError(
+            f"{source} is no weights file, so its architecture is known: leave out --architecture {architecture}."
+        )
     if path.is_file():
         return _from_file(path, architecture, pretrained, args)
     if path.is_dir():
@@ -148,12 +153,20 @@ def weights_error(error: Exception, what: str) -> TosaError:
 
 def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
     # Refuse what cannot be converted before its weights are downloaded.
-    planned = _build(name, source, False, {}, device="meta")
-    check_supported(planned)
+    planned = _planned(name, source, args)
     cfg = planned.pretrained_cfg
     if pretrained and cfg.get("hf_hub_id"):
         check_available(cfg["hf_hub_id"], (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin"), source)
     return _build(name, source, pretrained, args).eval()
+
+
+def _planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] | None = None) -> Backbone:
+    """The source as it would be built, without its weights: checked for what can be converted, and at what size."""
+    planned = _build(name, source, False, own or {}, device="meta")
+    check_supported(planned)
+    if args["img_size"] is not None:
+        check_img_size(planned, args["img_size"])
+    return planned
 
 
 def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> Backbone:
@@ -221,8 +234,7 @@ def _from_transformers(
             f"{shown} cannot be converted with its head: {plan.refused}. Pass --num-classes 0 to convert it without, "
             f"or the number of classes of a new one."
         )
-    own: Backbone = _build(plan.architecture, shown, False, plan.args, device="meta")
-    check_supported(own)
+    own = _planned(plan.architecture, shown, args, plan.args)
     cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
     asked = {name: value for name, value in args.items() if value is not None}
     model: Backbone = _build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
@@ -271,7 +283,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")
     name = resolve_name(architecture) if architecture else _name_from_file(path)
-    check_supported(_build(name, str(path), False, {}, device="meta"))
+    _planned(name, str(path), args)
     state = _read_state(path)
     if is_named_by_transformers(state):
         raise CheckpointError(

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform, resolve_data_config, resolve_input_data_config
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 from torchvision.transforms import v2
 
 from tosa_cli.errors import DataError
+from tosa_cli.images import IMAGE_SUFFIXES
 from tosa_cli.model.dense import DensePredictor, whole_patches
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -22,11 +22,10 @@ def find_photos(paths: Iterable[Path]) -> list[Path]:
     Raises:
         DataError: If a path does not exist, or a folder holds no images.
     """
-    suffixes = get_img_extensions(as_set=True)
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
                 raise DataError(f"{path} holds no images (.jpg, .png, ...). Name another folder, or an image.")
             found += inside

@@ -28,7 +28,7 @@ from timm.models.vision_transformer_relpos import (
 )
 from torch import Tensor, nn
 
-from tosa_cli.errors import UnsupportedModelError
+from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.places import ROPE, Places
 from tosa_cli.model.refusals import DIFFERENTIAL, NOT_FUSED, reason_against
 
@@ -120,6 +120,29 @@ def why_unsupported(model: Backbone, selection: str = "shared") -> str | None:
 # ---------------------------------------------------------------------- what surrounds the blocks
 
 
+def check_img_size(model: Backbone, img_size: int | tuple[int, int]) -> None:
+    """Check that an image size makes whole patches, where the model does not pad.
+
+    Args:
+        model: A supported model.
+        img_size: Image size in pixels, one number or (height, width).
+
+    Raises:
+        ConfigError: If it does not; it names the nearest sizes that do.
+    """
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    patch = model.patch_embed.feat_ratio(as_scalar=False)
+    if model.patch_embed.dynamic_img_pad or not any(side % part for side, part in zip(size, patch, strict=True)):
+        return
+    sides = list(zip(size, patch, strict=True))
+    below = "x".join(str(max(1, side // part) * part) for side, part in sides)
+    above = "x".join(str(-(-side // part) * part) for side, part in sides)
+    raise ConfigError(
+        f"An image of {size[0]}x{size[1]} pixels is no whole number of patches of {patch[0]}x{patch[1]}: use {below} "
+        f"or {above}."
+    )
+
+
 def embed(model: Backbone, images: Tensor) -> Tensor:
     """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1."""
     return embed_with_places(model, images)[0]
@@ -127,9 +150,12 @@ def embed(model: Backbone, images: Tensor) -> Tensor:
 
 def embed_with_places(model: Backbone, images: Tensor) -> tuple[Tensor, Places]:
     """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1, and say where they stand."""
-    grid = tuple(model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+    rows, columns = model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
     tokens, extras = _EMBED[type(model)](model, model.patch_embed(images))
-    return tokens, Places(grid, extras)  # type: ignore[arg-type]
+    num_patches = tokens.shape[1] - model.num_prefix_tokens
+    # Where training drops patches (timm's patch_drop_rate), those that are left are no grid any more.
+    grid = (rows, columns) if num_patches == rows * columns else (1, num_patches)
+    return tokens, Places(grid, extras)
 
 
 Extras = tuple[dict[str, Tensor], ...]

@@ -11,10 +11,12 @@ from typing import Any
 
 from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.data.dataset_factory import _search_split
+from timm.data.readers.img_extensions import add_img_extensions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from tosa_cli.errors import DataError
+from tosa_cli.images import IMAGE_SUFFIXES
 from tosa_cli.model.timm_interface import class_names
 from tosa_cli.train.samples import Batch, ImageSamples, StreamedSamples, collate
 
@@ -132,6 +134,7 @@ def open_dataset(
     """
     if not dataset:
         _check_folder(data_dir, split)
+    add_img_extensions(IMAGE_SUFFIXES)
     try:
         # timm prints which package is missing.
         with contextlib.redirect_stdout(sys.stderr):
