@@ -48,7 +48,7 @@ def make_model(seed: int) -> Any:
     """The teacher, untrained."""
     torch.manual_seed(seed)
     model: Any = timm.create_model("deit_tiny_patch16_224", pretrained=False, **SHAPE)
-    model.pretrained_cfg.update(mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, license="apache-2.0")
+    model.pretrained_cfg.update(tag="", mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, license="apache-2.0")
     return model
 
 
@@ -181,7 +181,7 @@ def run(folder: Path, data_dir: str, work: Path, seed: int) -> None:
     for name, size, config in (("small", SMALL_SIZE, small), ("full", FULL_SIZE, full)):
         model.set_input_size(img_size=size)
         report = train_phase(model, data_dir, config, work / f"{name}.safetensors", work / f"{name}.done.safetensors")
-        phases.append({"phase": name, "img_size": size, **config.recorded(), **report})
+        phases.append({"phase": name, "img_size": size, **config.recorded(), **report, "data_dir": "Fashion-MNIST"})
     accuracy = measure_accuracy({"teacher": model}, test_images(data_dir, model)).models["teacher"]
     save_for_hf(model.eval(), str(folder), safe_serialization=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -115,6 +115,7 @@ def large_grid_section(grid: dict[str, Any]) -> str:
     """The grid at 518 and 0.8."""
     if not grid:
         return ""
+    sets = len({key.partition(", ")[2] for key in grid})
     rows = []
     for selector in SHOWN:
         cells = [_draws_cell(grid, f"{selector} {bypass} 0.8") for bypass in BYPASSES]
@@ -122,10 +123,10 @@ def large_grid_section(grid: dict[str, Any]) -> str:
             rows.append([selector, *cells])
     return "\n\n".join(
         [
-            "Every selector with every bypass at 518, layers 2,4,6,8,10 at 0.8: 24 calibration crops, evenly spread "
-            "and in two draws, 16 held-out crops; mean and standard deviation over the three, one figure where nothing "
-            "is trained, fitted or drawn, or where it was run once. Selectors that are trained step by step were "
-            "trained at 224, on 64 crops.",
+            f"Every selector with every bypass at 518, layers 2,4,6,8,10 at 0.8: 16 held-out crops, and {sets} sets "
+            "of 24 calibration crops, the first evenly spread, the others drawn; mean and standard deviation over "
+            "them, one figure where nothing is trained, fitted or drawn, or where it was run once. Selectors that are "
+            "trained step by step were trained at 224, on 64 crops.",
             table(["selector", *BYPASSES], rows),
         ]
     )
