@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tosa_cli.config import FORMAT_VERSION, Provenance, TosaConfig, check_keys
+from tosa_cli.config import FORMAT_VERSION, Provenance, TosaConfig, check_keys, command_of
 from tosa_cli.errors import ConfigError, InputError
 
 
@@ -266,6 +266,32 @@ def test_a_further_step_is_added_and_figures_measured_before_it_are_dropped() ->
     assert distilled.stage == "distilled"
     assert distilled.steps == {"convert": {"layers": [2]}, "distill": {"lr": 0.01}}
     assert converted.results == {} and distilled.results == {"distill": {"samples": 8}}
+
+
+def test_a_command_that_is_run_again_is_a_step_of_its_own_in_its_place() -> None:
+    provenance = Provenance().after("converted", {"layers": [2]})
+    for seed, stage in enumerate(("distilled", "finetuned", "distilled", "distilled")):
+        provenance = provenance.after(stage, {"seed": seed})  # type: ignore[arg-type]
+    assert list(provenance.steps) == ["convert", "distill", "finetune", "distill-2", "distill-3"]
+    assert [command_of(step) for step in provenance.steps][2:] == ["finetune", "distill", "distill"]
+    assert provenance.steps["distill"] == {"seed": 0} and provenance.steps["distill-3"] == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("stages", "distilled", "finetuned"),
+    [
+        ((), False, False),
+        (("distilled",), True, False),
+        (("finetuned",), False, True),
+        (("finetuned", "distilled"), True, True),
+    ],
+    ids=str,
+)
+def test_what_was_done_is_known_whatever_came_after(stages: tuple[Any, ...], distilled: bool, finetuned: bool) -> None:
+    provenance = Provenance().after("converted", {"layers": [2]})
+    for stage in stages:
+        provenance = provenance.after(stage, {})
+    assert (provenance.is_distilled, provenance.is_finetuned) == (distilled, finetuned)
 
 
 def test_settings_and_recipes_are_read_without_torch() -> None:

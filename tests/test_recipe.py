@@ -80,6 +80,31 @@ def test_what_is_dumped_loads_again_and_names_the_versions(tmp_path: Path) -> No
     assert yaml.safe_load(text)["versions"] == {"tosa-cli": "0.1.0"}
 
 
+def test_a_command_that_was_run_again_has_a_section_of_its_own(tmp_path: Path) -> None:
+    steps = {"convert": {"layers": [2]}, "finetune": {"lr": 0.1}, "distill": {"lr": 0.2}, "finetune-2": {"lr": 0.3}}
+    sections = load_recipe(write(tmp_path, dump_recipe(steps, {}))).sections
+    assert list(sections) == list(steps) and sections == steps
+    assert [line.split()[1:] for line in command_lines(steps)][1:] == [
+        ["finetune", "--lr", "0.1"],
+        ["distill", "--lr", "0.2"],
+        ["finetune", "--lr", "0.3"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("distil-2: {}", "Unknown recipe section 'distil-2'"),
+        ("distill-two: {}", "Unknown recipe section 'distill-two'"),
+        ("distill-2: {smoothing: 0.1}", "Unknown setting in the section distill-2 of mine.yaml: 'smoothing'"),
+    ],
+)
+def test_a_section_of_a_command_that_was_run_again_is_checked_too(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_recipe(write(tmp_path, text))
+    assert sentence in str(failure.value)
+
+
 def test_every_setting_of_a_conversion_can_stand_in_a_recipe() -> None:
     assert {"source", "layers", "keep_rate", "selector", "query_rows", "target_reduction"} <= set(SECTIONS["convert"])
 

@@ -8,7 +8,7 @@ from torch import nn
 from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.dense import check_dense_config, save_dense
-from tosa_cli.hub.source import Source, load_source
+from tosa_cli.hub.source import Source, from_anywhere, load_source
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
@@ -98,7 +98,7 @@ def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
     Args:
         source: The dense model and where it comes from.
         config: Where and how tokens are selected.
-        named: The source as the user named it.
+        named: The source as the user named it; empty if it has no name.
 
     Raises:
         UnsupportedModelError: If the model is of a type that cannot be converted.
@@ -107,12 +107,13 @@ def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
     """
     model = insert_selectors(source.model, config)
     license_name = (getattr(source.model, "pretrained_cfg", None) or {}).get("license")
+    kept = from_anywhere(named)
     provenance = Provenance(
-        source=named,
+        source=kept,
         base_model=source.name,
         base_hub_id=source.hub_id,
         base_revision=source.revision,
         license=license_name,
     )
-    model.provenance = provenance.after("converted", {"source": named, **config.to_dict()})
+    model.provenance = provenance.after("converted", {"source": kept, **config.to_dict()})
     return model

@@ -238,12 +238,13 @@ class Provenance:
     Attributes:
         format_version: Version of the folder's format.
         stage: The last thing done to the model.
-        source: The source as the user named it.
+        source: The source as the user named it, a local one by its whole path.
         base_model: Its name: the timm name or the Hub id.
         base_hub_id: Its id on the Hugging Face Hub, if it comes from there.
         base_revision: Its revision there, if one was named.
         license: Its license.
-        steps: Settings of each command that made the model.
+        steps: Settings of each command that made the model, in the order of the commands. One that was run again is
+            numbered: `distill`, `finetune`, `distill-2`.
         results: What was measured on it, with conditions.
     """
 
@@ -256,6 +257,16 @@ class Provenance:
     license: str | None = None
     steps: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether what selects and bypasses was trained or fitted, whatever came after."""
+        return self._was_run("distill")
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether the backbone was finetuned, whatever came after: its weights are not the source's any more."""
+        return self._was_run("finetune")
 
     def to_dict(self) -> dict[str, Any]:
         """The values as plain JSON."""
@@ -288,9 +299,20 @@ class Provenance:
         self, stage: Stage, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None
     ) -> "Provenance":
         """The provenance after one more step; figures measured before it no longer hold and are dropped."""
+        command = COMMANDS[stage]
+        times = 1 + sum(command_of(step) == command for step in self.steps)
+        step = command if times == 1 else f"{command}-{times}"
         return dataclasses.replace(
-            self, stage=stage, steps={**self.steps, COMMANDS[stage]: dict(settings)}, results=dict(results or {})
+            self, stage=stage, steps={**self.steps, step: dict(settings)}, results=dict(results or {})
         )
+
+    def _was_run(self, command: str) -> bool:
+        return any(command_of(step) == command for step in self.steps)
+
+
+def command_of(step: str) -> str:
+    """The command of a step: that of `distill-2` is `distill`."""
+    return step.partition("-")[0]
 
 
 def check_keys(values: Mapping[str, Any], valid: Iterable[str], what: str) -> None:

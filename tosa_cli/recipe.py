@@ -1,10 +1,12 @@
 """Recipes: settings as data, one section a command. Imports no torch.
 
 A recipe has a header (`name`, `description`, `expected`, `command`) and the sections `convert`, `distill`, `finetune`,
-whose keys are the names of the command-line options. The same shape is saved in every model folder as what made it.
+whose keys are the names of the command-line options. The same shape is saved in every model folder as what made it,
+in the order of the commands; there a command that was run again has a section of its own, as `distill-2`.
 """
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tosa_cli.config import TosaConfig, check_keys
+from tosa_cli.config import TosaConfig, check_keys, command_of
 from tosa_cli.errors import ConfigError
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.dense_config import DenseConfig
@@ -48,7 +50,7 @@ class Recipe:
         description: What it is for.
         expected: What came out when it was run, with conditions; or that it was not run.
         command: The commands that run it.
-        sections: Settings of each command.
+        sections: Settings of each command, in their order; those that the recipe does not have are empty and last.
     """
 
     name: str
@@ -89,13 +91,14 @@ def load_recipe(name: str) -> Recipe:
         raise ConfigError(f"The recipe {path} cannot be read ({reason}).") from error
     if not isinstance(values, dict):
         raise ConfigError(f"The recipe {path} should hold sections such as convert: and distill:.")
-    check_keys(values, (*HEADER, *SECTIONS, "versions"), "recipe section")
+    steps = [key for key in values if _is_step(key)]
+    check_keys(values, (*HEADER, *SECTIONS, *steps, "versions"), "recipe section")
     sections = {}
-    for section, valid in SECTIONS.items():
+    for section in dict.fromkeys((*steps, *SECTIONS)):
         content = values.get(section) or {}
         if not isinstance(content, dict):
             raise ConfigError(f"The section {section} of the recipe {path} should hold settings, one a line.")
-        check_keys(content, valid, f"setting in the section {section} of {path.name}:")
+        check_keys(content, SECTIONS[command_of(section)], f"setting in the section {section} of {path.name}:")
         sections[section] = content
     header = {key: str(values.get(key, "")).strip() for key in HEADER}
     return Recipe(**{**header, "name": header["name"] or path.stem}, sections=sections)
@@ -109,7 +112,11 @@ def dump_recipe(sections: Mapping[str, Mapping[str, Any]], versions: Mapping[str
 
 def command_lines(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The commands that have these settings, in their order; settings at their default are left out."""
-    return [_command_line(command, settings) for command, settings in sections.items()]
+    return [_command_line(command_of(step), settings) for step, settings in sections.items()]
+
+
+def _is_step(key: Any) -> bool:
+    return command_of(str(key)) in SECTIONS and re.fullmatch(r"[a-z]+(-[1-9]\d*)?", str(key)) is not None
 
 
 def _command_line(command: str, settings: Mapping[str, Any]) -> str:

@@ -83,6 +83,9 @@ def test_eval_compares_with_every_token_averages_with_the_mirror_and_updates_the
     assert set(FIGURES) <= set(report["dense"]) and report["dense"]["abs_rel"] != report["abs_rel"]
     card = Path("depth/README.md").read_text()
     assert "pipeline_tag: depth-estimation" in card and f"| `tosa eval` | abs_rel | {report['abs_rel']:.4f} |" in card
+    height, width = report["img_size"]
+    assert f"{report['samples']} images of {report['dataset']} at {height}x{width} pixels, " in card
+    assert "Each map is averaged with that of the mirrored image." in card
     assert str(Path.cwd()) not in card
     done = tosa(f"{command} --compare")
     out = done.out

@@ -64,7 +64,8 @@ def test_a_model_that_was_finetuned_learns_from_its_source(mild: Path, tosa: Tos
     assert again["patch_cosine_before"] == pytest.approx(first["patch_cosine_after"], abs=1e-5)
     shutil.rmtree("dense")
     done = tosa(f"{FEATURES} mild --data-dir photos --epochs 1")
-    assert done.code == 2 and "learns from the dense source dense, which cannot be loaded: bring it back" in done.err
+    source = Path("dense").absolute()
+    assert done.code == 2 and f"learns from the dense source {source}, which cannot be loaded: bring it" in done.err
     assert "--compare" not in done.err
 
 

@@ -1,6 +1,5 @@
 """`tosa viz` on a tiny model and real images."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def test_broken_images_are_left_out_and_named(converted: Path, tosa: Tosa) -> No
 
 def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(converted: Path, tosa: Tosa) -> None:
     model = load(converted)
-    model.provenance = dataclasses.replace(model.provenance, stage="finetuned")
+    model.provenance = model.provenance.after("finetuned", {})
     save(model, converted, overwrite=True)
     assert tosa("viz photos/000.jpg --json").json["images"][0]["patch_cosine"] > 0
     Path("dense").rename("elsewhere")

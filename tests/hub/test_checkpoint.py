@@ -629,6 +629,26 @@ def test_the_card_says_what_was_done(folder: Path, model: TosaViT, stage: Any, s
     assert ("The backbone was not finetuned" in body) == (stage != "finetuned")
 
 
+@pytest.mark.parametrize(
+    ("stages", "whose"),
+    [
+        (("distilled",), "the source model's"),
+        (("distilled", "finetuned"), "the source model's"),
+        (("finetuned", "distilled"), "those of the same weights with every token computed"),
+    ],
+    ids=str,
+)
+def test_the_card_says_whose_final_tokens_were_compared(
+    folder: Path, model: TosaViT, stages: tuple[Any, ...], whose: str
+) -> None:
+    results = {"samples": 3, "patch_cosine_before": 0.5, "patch_cosine_after": 0.75}
+    for stage in stages:
+        model.provenance = model.provenance.after(stage, {}, {COMMANDS[stage]: results})
+    save(model, folder, overwrite=True)
+    _, body = read_card(folder)
+    assert f"Cosine of the final tokens to {whose} on 3 held-out images" in body
+
+
 def test_the_card_gives_the_macs_of_the_model_and_how_to_load_it(folder: Path, model: TosaViT) -> None:
     _, body = read_card(folder)
     report = count_flops(model)

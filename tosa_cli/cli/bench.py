@@ -41,12 +41,14 @@ class Setup:
 
     def load(self, img_size: ImgSize) -> "tuple[nn.Module, TosaViT]":
         """The dense and the converted model, as they are measured."""
-        from tosa_cli.cli.evaluate import dense_model
+        from tosa_cli.cli.evaluate import tell_compared
         from tosa_cli.hub.checkpoint import load
+        from tosa_cli.hub.original import dense_model
 
         converted = load(self.name, img_size=img_size)
-        dense = dense_model(converted, img_size).to(self.device, self.dtype)
-        return dense.eval(), converted.to(self.device, self.dtype).eval()
+        dense = dense_model(converted, img_size)
+        tell_compared(dense)
+        return dense.model.to(self.device, self.dtype).eval(), converted.to(self.device, self.dtype).eval()
 
 
 def bench(

@@ -106,6 +106,7 @@ def evaluate_dense(asked: DenseEvaluation) -> None:
         "decoder": config.decoder,
         "model": asked.model,
         "dataset": images.name,
+        "dataset_samples": len(pairs),
         "samples": found.samples,
         "skipped": found.skipped,
         **figures["tosa"],

@@ -37,8 +37,8 @@ def finetune_dense(
     accelerator = make_accelerator(config, job.tracker_folder)
     images, held_out = _training_pairs(model, config)
     job.start_trackers(accelerator, config)
-    encoder, stage = model.encoder, model.provenance.stage
-    if isinstance(encoder, TosaViT) and len(encoder.selectors) and stage == "converted":
+    encoder = model.encoder
+    if isinstance(encoder, TosaViT) and len(encoder.selectors) and not model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
     console.say(
         f"Finetuning for {config.task} with the decoder {model.config.decoder} on {images.num_images} images of "

@@ -12,6 +12,7 @@ from tosa_cli.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from tosa_cli.hub.original import DenseModel
     from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -56,7 +57,7 @@ def evaluate(
             "wrong, a bound for every selector."
         ),
     ] = "own",
-    compare: Annotated[bool, typer.Option("--compare", help="Set the dense source model beside it.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Set the dense model beside it.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the result into the model's folder.")
@@ -66,8 +67,10 @@ def evaluate(
     """Measure a model: top-1 and top-5 accuracy, GMACs and images a second.
 
     A model without a head is measured by the cosine of its final tokens to the dense model's, which needs no labels.
-    One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union; --compare
-    then sets the same weights with every token computed beside it.
+    One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union.
+
+    --compare sets the dense source beside the model. Where the source is none, as for a decoder or, once it is
+    finetuned, for a new head or weights that started at random, it is the same weights with every token computed.
     """
     name = resolve_model(model)
     size = parse_img_size(img_size)
@@ -113,10 +116,12 @@ def evaluate(
         raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {task}`.")
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
+    from tosa_cli.hub.card import why_unpublished
     from tosa_cli.hub.checkpoint import load, save, with_results
+    from tosa_cli.hub.original import dense_model
     from tosa_cli.measure.flops import count_flops
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import check_labels, images_to_read, open_dataset
+    from tosa_cli.train.data import check_labels, images_to_read, is_streamed, open_dataset
     from tosa_cli.train.loop import make_accelerator
 
     converted = load(name, img_size=size)
@@ -138,13 +143,16 @@ def evaluate(
             console.say("Labels were matched with the model's classes by name.")
     place = make_accelerator(TrainConfig(device=device)).device
     flops = count_flops(converted, name=name)
-    needs_dense = compare or task == "features"
-    dense = dense_model(converted, size) if needs_dense else None
+    dense = None
+    if compare or task == "features":
+        dense = dense_model(converted, size, head=task == "classification")
+        tell_compared(dense)
     report: dict[str, Any] = {
         "task": task,
         "selector": converted.config.selector if selector == "own" else selector,
         "model": name,
         "dataset": Path(dataset or data_dir).name,
+        "dataset_samples": None if is_streamed(opened) else len(opened),
         "gmacs": flops.gmacs,
         "dense_gmacs": flops.dense_gmacs,
         "reduction": flops.reduction,
@@ -171,46 +179,26 @@ def evaluate(
         )
         save(original, folder, overwrite=True)
         console.say(f"Wrote the result into {folder / 'README.md'}.")
+        reason = why_unpublished(original, original.provenance.results["eval"])
+        if reason and task == "classification":
+            console.say(f"It stands in its text and not in the card's metadata, which the Hub shows: {reason}.")
 
 
-def dense_model(converted: "TosaViT", img_size: int | tuple[int, int] | None) -> "nn.Module":
-    """The dense model that a converted one came from.
-
-    Until it is finetuned the backbone has the source's weights, and is the source.
-
-    Raises:
-        TosaError: If the source of a finetuned model cannot be loaded any more.
-    """
-    from tosa_cli.hub.source import load_source
-
-    provenance = converted.provenance
-    if provenance.stage != "finetuned":
-        return converted.backbone
-    settings = provenance.steps.get("convert", {})
-    size = img_size or tuple(converted.patch_embed.img_size)  # type: ignore[arg-type]
-    try:
-        return load_source(
-            provenance.source,
-            img_size=size,
-            num_classes=converted.num_classes,
-            architecture=settings.get("architecture"),
-            pretrained=settings.get("pretrained", True),
-        ).model
-    except InputError as error:
-        raise InputError(
-            f"The dense source {provenance.source} cannot be loaded, so leave out --compare. {error}"
-        ) from error
+def tell_compared(dense: "DenseModel") -> None:
+    """Say so where a model is not compared with its source."""
+    if dense.lost:
+        console.say(f"{dense.lost} So the model is compared with its own weights and every token computed.")
 
 
 def _classify(
-    converted: "TosaViT", dense: "nn.Module | None", images: Any, device: Any, amp: str, strict: bool, bar: Any
+    converted: "TosaViT", dense: "DenseModel | None", images: Any, device: Any, amp: str, strict: bool, bar: Any
 ) -> dict[str, Any]:
     from tosa_cli.measure.accuracy import measure_accuracy
     from tosa_cli.measure.speed import device_name
 
     models: dict[str, nn.Module] = {"tosa": converted}
     if dense is not None:
-        models["dense"] = dense
+        models["dense"] = dense.model
     measured = measure_accuracy(models, images, device=device, amp=amp, strict=strict, advance=bar.advance)
     tosa = measured.models["tosa"]
     report = {
@@ -227,6 +215,7 @@ def _classify(
     if dense is not None:
         other = measured.models["dense"]
         report["dense"] = {
+            "weights": dense.weights,
             "top1": other.top1,
             "top5": other.top5,
             "images_per_second": other.images_per_second,
@@ -236,15 +225,15 @@ def _classify(
 
 
 def _compare_features(
-    converted: "TosaViT", dense: "nn.Module", images: Any, device: Any, amp: str, strict: bool, bar: Any
+    converted: "TosaViT", dense: "DenseModel", images: Any, device: Any, amp: str, strict: bool, bar: Any
 ) -> dict[str, Any]:
     from tosa_cli.measure.features import measure_features
     from tosa_cli.measure.speed import device_name
 
     report = measure_features(
-        converted, dense, images, device=device, amp=amp, strict=strict, advance=bar.advance
+        converted, dense.model, images, device=device, amp=amp, strict=strict, advance=bar.advance
     ).to_dict()
-    report["dense"] = {"images_per_second": report.pop("dense_images_per_second")}
+    report["dense"] = {"weights": dense.weights, "images_per_second": report.pop("dense_images_per_second")}
     report["device"] = device_name(device)
     return report
 
@@ -256,7 +245,7 @@ def _show(report: dict[str, Any]) -> None:
         dense = report["dense"]
         rows.append(
             [
-                "dense",
+                "dense" if dense["weights"] == "source" else "every token",
                 *(_number(dense.get(key, 1.0)) for key in quality),
                 f"{report['dense_gmacs']:.3f}",
                 f"{dense['images_per_second']:.1f}",

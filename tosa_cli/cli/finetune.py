@@ -93,7 +93,7 @@ def finetune(
     if not features:
         _check_classes(train_images, held_out, job.model.num_classes)
     job.start_trackers(accelerator, config)
-    if len(job.model.selectors) and job.model.provenance.stage == "converted":
+    if len(job.model.selectors) and not job.model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
     console.say(
         f"Finetuning on {train_images.num_images} images of {train_images.name}; {held_out.num_images} images "
@@ -157,15 +157,21 @@ def _teacher(model: "TosaViT") -> "nn.Module":
     """
     import copy
 
-    from tosa_cli.cli.evaluate import dense_model
+    from tosa_cli.hub.original import dense_model
 
     try:
-        return copy.deepcopy(dense_model(model, None)).eval()
+        dense = dense_model(model)
     except InputError as error:
         raise InputError(
             f"The objective features learns from the dense source {model.provenance.source or 'model'}, which cannot "
             f"be loaded: bring it back, or finetune a model that was not finetuned before. {error.__cause__ or error}"
         ) from error
+    if dense.lost:
+        raise InputError(
+            f"The objective features learns from the dense source, whose weights are lost. {dense.lost} Finetune with "
+            f"labels, or take a model that was not finetuned before."
+        )
+    return copy.deepcopy(dense.model).eval()
 
 
 def _check_classes(train_images: "Images", held_out: "Images", num_classes: int) -> None:

@@ -144,18 +144,21 @@ def _converted(
 
 
 def _dense(converted: "TosaViT", size: ImgSize, compare: bool | None) -> "nn.Module | None":
-    from tosa_cli.cli.evaluate import dense_model
+    from tosa_cli.cli.evaluate import tell_compared
     from tosa_cli.errors import TosaError
+    from tosa_cli.hub.original import dense_model
 
     if compare is False:
         return None
     try:
-        return dense_model(converted, size)
+        dense = dense_model(converted, size)
     except TosaError as error:
         if compare:
             raise
         console.warn(f"The dense model is left out. {error}")
         return None
+    tell_compared(dense)
+    return dense.model
 
 
 def _with_decoder(

@@ -1,9 +1,11 @@
 """The model card: how the model was made, how to load it, and measured numbers only."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from tosa_cli.config import Provenance
 from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.measure.flops import FlopsReport, count_flops
 from tosa_cli.model.timm_interface import class_names
@@ -12,6 +14,9 @@ from tosa_cli.recipe import command_lines
 
 MAX_CLASSES = 20
 """So many class names are shown."""
+
+SOURCE, OWN_WEIGHTS = "the source model's", "those of the same weights with every token computed"
+"""Whose final tokens a model's are compared with."""
 
 
 def render_card(model: TosaViT, name: str) -> str:
@@ -32,13 +37,40 @@ def render_card(model: TosaViT, name: str) -> str:
         _settings_table(model),
         _cost_table(flops),
         _classes(model),
-        _quality(provenance.results),
+        _quality(provenance),
         _how_made(model),
         how_to_load(name),
         _limits(model),
     ]
     body = "\n\n".join(section for section in sections if section)
     return f"---\n{_metadata(model, name).to_yaml()}\n---\n\n{body}\n"
+
+
+def why_unpublished(model: TosaViT, measured: Mapping[str, Any]) -> str | None:
+    """Why an accuracy is not told to the Hub, whose tables show no conditions; None if it is.
+
+    Args:
+        model: The model.
+        measured: What `tosa eval` reported of it.
+    """
+    total, left_out = measured.get("dataset_samples"), measured.get("skipped") or 0
+    if total is not None and measured["samples"] + left_out < total:
+        return "it was measured on part of the data"
+    own = list(model.patch_embed.img_size)  # type: ignore[arg-type]
+    if list(measured.get("img_size") or own) != own:
+        return f"it was measured at another image size than the model's {own[0]}x{own[1]}"
+    return None
+
+
+def describe_conditions(measured: Mapping[str, Any]) -> str:
+    """On what and how `tosa eval` measured, as a sentence."""
+    total = measured.get("dataset_samples")
+    part = f" of {total}" if total is not None and measured["samples"] != total else ""
+    size = " at {}x{} pixels".format(*measured["img_size"]) if measured.get("img_size") else ""
+    return (
+        f"{measured['samples']}{part} images of {measured['dataset']}{size}, {measured['device']}, "
+        f"batch size {measured['batch_size']}, {measured['dtype']}."
+    )
 
 
 def _metadata(model: TosaViT, name: str) -> ModelCardData:
@@ -54,7 +86,7 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
             metric_value=results[f"top{k}"],
         )
         for k in (1, 5)
-        if results.get(f"top{k}") is not None
+        if results.get(f"top{k}") is not None and not why_unpublished(model, results)
     ]
     return ModelCardData(
         license=provenance.license,
@@ -71,11 +103,6 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
 
 def _summary(model: TosaViT, flops: FlopsReport) -> str:
     provenance = model.provenance
-    done = {
-        "converted": "Nothing of it is trained or fitted yet.",
-        "distilled": "What selects and bypasses is trained or fitted; the backbone's weights are the source's.",
-        "finetuned": "What selects was frozen, and the backbone was finetuned.",
-    }[provenance.stage]
     base = f"`{provenance.base_model}`"
     if provenance.base_hub_id:
         base = f"[{base}](https://huggingface.co/{provenance.base_hub_id})"
@@ -84,8 +111,18 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
         f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
         f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
-        f"({flops.reduction:.1%} less). {done}"
+        f"({flops.reduction:.1%} less). {_done(provenance)}"
     )
+
+
+def _done(provenance: Provenance) -> str:
+    if provenance.is_finetuned and provenance.stage == "distilled":
+        return "The backbone was finetuned, and what selects and bypasses was trained or fitted after it."
+    if provenance.is_finetuned:
+        return "What selects was frozen, and the backbone was finetuned."
+    if provenance.is_distilled:
+        return "What selects and bypasses is trained or fitted; the backbone's weights are the source's."
+    return "Nothing of it is trained or fitted yet."
 
 
 def _settings_table(model: TosaViT) -> str:
@@ -115,14 +152,18 @@ def _classes(model: TosaViT) -> str:
     return f"## Classes\n\n{shown}{more} `label_names` in `config.json`."
 
 
-def _quality(results: Any) -> str:
+def _quality(provenance: Provenance) -> str:
+    results: Any = provenance.results
     parts = []
     distilled = results.get("distill") or {}
     if "layers" in distilled:
         parts.append(_selector_table(distilled))
-    for command, done in (("distill", distilled), ("finetune", results.get("finetune") or {})):
+    # Finetuning learns from the source; what selects and bypasses learns from the backbone as it is by then.
+    of_distill = OWN_WEIGHTS if provenance.is_finetuned else SOURCE
+    for command, whose in (("distill", of_distill), ("finetune", SOURCE)):
+        done = results.get(command) or {}
         if done.get("patch_cosine_after") is not None:
-            parts.append(_cosine_table(command, done))
+            parts.append(_cosine_table(command, done, whose))
     measured = results.get("eval")
     if measured:
         parts.append(_eval_table(measured))
@@ -143,30 +184,28 @@ def _selector_table(distilled: dict[str, Any]) -> str:
     )
 
 
-def _cosine_table(command: str, done: dict[str, Any]) -> str:
+def _cosine_table(command: str, done: dict[str, Any], whose: str) -> str:
     kinds = [kind for kind in ("patch", "class") if done.get(f"{kind}_cosine_after") is not None]
     rows = [
         f"| {when} | " + " | ".join(f"{done[f'{kind}_cosine_{when}']:.4f}" for kind in kinds) + " |"
         for when in ("before", "after")
     ]
     return (
-        f"Cosine of the final tokens to the source model's on {done['samples']} held-out images, before and after "
+        f"Cosine of the final tokens to {whose} on {done['samples']} held-out images, before and after "
         f"`tosa {command}`.\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
     )
 
 
 def _eval_table(measured: dict[str, Any]) -> str:
     dense = measured.get("dense")
-    conditions = (
-        f"{measured['samples']} images of {measured['dataset']}, {measured['device']}, "
-        f"batch size {measured['batch_size']}, {measured['dtype']}."
-    )
+    conditions = describe_conditions(measured)
     if measured.get("task") == "features":
-        return f"{conditions} Mean cosine of the final tokens to the source model's.\n\n{_feature_rows(measured)}"
+        whose = SOURCE if _dense_row(measured) == "source" else OWN_WEIGHTS
+        return f"{conditions} Mean cosine of the final tokens to {whose}.\n\n{_feature_rows(measured)}"
     lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
     if dense:
         lines.append(
-            f"| source | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
+            f"| {_dense_row(measured)} | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
             f"{dense['images_per_second']:.1f} |"
         )
     lines.append(
@@ -176,13 +215,19 @@ def _eval_table(measured: dict[str, Any]) -> str:
     return conditions + "\n\n" + "\n".join(lines)
 
 
+def _dense_row(measured: dict[str, Any]) -> str:
+    """What the dense model beside this one is called."""
+    return "every token computed" if (measured.get("dense") or {}).get("weights") == "own" else "source"
+
+
 def _feature_rows(measured: dict[str, Any]) -> str:
     class_cosine = measured.get("class_cosine")
     lines = ["| model | patch tokens | class token | GMACs | images/s |", "|---|---|---|---|---|"]
     if measured.get("dense"):
         speed = measured["dense"]["images_per_second"]
         lines.append(
-            f"| source | 1 | {'-' if class_cosine is None else 1} | {measured['dense_gmacs']:.3f} | {speed:.1f} |"
+            f"| {_dense_row(measured)} | 1 | {'-' if class_cosine is None else 1} | {measured['dense_gmacs']:.3f} | "
+            f"{speed:.1f} |"
         )
     lines.append(
         f"| this model | {measured['patch_cosine']:.4f} | {'-' if class_cosine is None else f'{class_cosine:.4f}'} | "
@@ -207,7 +252,7 @@ def _limits(model: TosaViT) -> str:
         "The source's limits hold here too. Which tokens are computed depends on the image; how many does not. "
         "Figures hold for the data and the machine they were measured on. "
     )
-    if model.provenance.stage != "finetuned":
+    if not model.provenance.is_finetuned:
         warning += "The backbone was not finetuned: expect a loss of accuracy, and measure it on your task."
     return "## Limits\n\n" + warning
 

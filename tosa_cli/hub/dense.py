@@ -7,12 +7,13 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from tosa_cli.config import ARCHITECTURE, Provenance
+from tosa_cli.config import ARCHITECTURE, Provenance, command_of
 from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
+from tosa_cli.hub.card import describe_conditions
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CONFIG, read_json
-from tosa_cli.hub.source import load_source
+from tosa_cli.hub.source import from_anywhere, load_source
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.registry import build_dense
 from tosa_cli.model.tosa_vit import TosaViT
@@ -127,7 +128,7 @@ def _load_encoder(name: str) -> tuple[Any, Provenance]:
     source = load_source(name)
     license_name = (source.model.pretrained_cfg or {}).get("license")
     return source.model, Provenance(
-        source=name,
+        source=from_anywhere(name),
         base_model=source.name,
         base_hub_id=source.hub_id,
         base_revision=source.revision,
@@ -190,7 +191,7 @@ def _render_card(model: DensePredictor, name: str) -> str:
         f"`{config.decoder}`, trained on images of {height}x{width} pixels.",
         _measured(provenance.results),
         "## How it was made\n\n`recipe.yaml` has every step with its settings: "
-        + ", ".join(f"`tosa {command}`" for command in provenance.steps)
+        + ", ".join(f"`tosa {command_of(step)}`" for step in provenance.steps)
         + ".",
         f'## How to load it\n\n```python\nimport tosa_cli\n\nmodel = tosa_cli.load("{name}")\n'
         "maps = model(images)  # normalised by model.pretrained_cfg; any size\n```\n\n`pip install tosa-cli` first.",
@@ -206,4 +207,16 @@ def _measured(results: Any) -> str:
         for key, value in figures.items()
         if isinstance(value, float)
     ]
-    return "## Measured\n\n| by | figure | value |\n|---|---|---|\n" + "\n".join(rows) if rows else ""
+    if not rows:
+        return ""
+    conditions = f"`tosa eval`: {_conditions(results['eval'])}\n\n" if results.get("eval") else ""
+    return f"## Measured\n\n{conditions}| by | figure | value |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def _conditions(measured: Any) -> str:
+    said = [describe_conditions(measured)]
+    if "max_depth" in measured:
+        said.append(f"Depths from {measured['min_depth']:g} to {measured['max_depth']:g} m, crop {measured['crop']}.")
+    if measured.get("flip"):
+        said.append("Each map is averaged with that of the mirrored image.")
+    return " ".join(said)

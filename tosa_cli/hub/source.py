@@ -46,6 +46,7 @@ class Source:
         hub_id: Its id on the Hugging Face Hub, if it comes from there.
         revision: The revision that was asked for, if any.
         notes: What the user should know about how it was read, each a sentence.
+        has_new_head: Whether its head is a new one, with random weights, as its own is of another number of classes.
     """
 
     model: Backbone
@@ -53,6 +54,7 @@ class Source:
     hub_id: str | None = None
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    has_new_head: bool = False
 
 
 def load_source(
@@ -101,7 +103,19 @@ def load_source(
     model = _create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
-    return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
+    return Source(
+        model, tagged, cfg.get("hf_hub_id") if pretrained else None, has_new_head=_has_new_head(model, num_classes)
+    )
+
+
+def from_anywhere(source: str) -> str:
+    """A source by a name that holds in every directory: a local one by its whole path, any other as it is."""
+    prefix = "local-dir:" if source.startswith("local-dir:") else ""
+    path = Path(source.removeprefix(prefix))
+    if not source or not path.exists():
+        return source
+    # A file keeps its name, which tells its format and architecture, even where it is a link as in the Hub's cache.
+    return prefix + str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def resolve_name(name: str) -> str:
@@ -207,21 +221,24 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     if is_transformers(values):
         files = hub_files(hub_id, revision or None, name)
         model, _, notes = _from_transformers(values, files, pretrained, args)
-        return Source(model, hub_id, hub_id, revision or None, notes)
+        new_head = _has_new_head(model, args["num_classes"])
+        return Source(model, hub_id, hub_id, revision or None, notes, new_head)
     _check_config(values, name)
-    return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
+    model = _create(f"hf-hub:{name}", source, pretrained, args)
+    new_head = _has_new_head(model, args["num_classes"])
+    return Source(model, hub_id, hub_id, revision or None, has_new_head=new_head)
 
 
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     config = read_json(path / CONFIG)
     if is_transformers(config):
         model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
-        return Source(model, name, notes=notes)
+        return Source(model, name, notes=notes, has_new_head=_has_new_head(model, args["num_classes"]))
     _check_config(config, str(path))
     model = _create(f"local-dir:{path}", str(path), False, args)
     if pretrained:
         _load_weights(model, _read_state(path), str(path), args["num_classes"])
-    return Source(model, config["architecture"])
+    return Source(model, config["architecture"], has_new_head=_has_new_head(model, args["num_classes"]))
 
 
 def _from_transformers(
@@ -290,14 +307,18 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
             f"{path} is in transformers' naming: name the folder that holds it with its config.json instead."
         )
     head = state.get("head.weight")
-    num_classes = args["num_classes"]
-    if num_classes is None:
-        num_classes = 0 if head is None else len(head)
+    own_classes, asked = 0 if head is None else len(head), args["num_classes"]
+    num_classes = own_classes if asked is None else asked
     pool = {"global_pool": "avg"} if "fc_norm.weight" in state and "norm.weight" not in state else {}  # MAE finetuned
     model = _build(name, str(path), False, {**args, **pool, "num_classes": num_classes}).eval()
     if pretrained:
         _load_weights(model, state, str(path), args["num_classes"])
-    return Source(model, name)
+    return Source(model, name, has_new_head=num_classes not in (0, own_classes))
+
+
+def _has_new_head(model: Backbone, num_classes: int | None) -> bool:
+    """Whether a model built with the head that was asked for has another one than its source."""
+    return bool(num_classes) and num_classes != model.pretrained_cfg.get("num_classes")
 
 
 def _load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_classes: int | None) -> None:

@@ -1,0 +1,67 @@
+"""The dense model that a converted one is set beside: its source, as long as something has its weights."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from tosa_cli.errors import InputError, SourceError
+from tosa_cli.hub.source import load_source
+from tosa_cli.model.tosa_vit import TosaViT
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A dense model to set a converted one beside.
+
+    Attributes:
+        model: The dense model. It may be the converted one's own backbone.
+        lost: Why its weights are not the source's but the converted model's own, with every token computed: a sentence
+            about the source. Empty if they are the source's.
+    """
+
+    model: nn.Module
+    lost: str = ""
+
+    @property
+    def weights(self) -> str:
+        """Whose weights it has: those of the `source`, or the converted model's `own`."""
+        return "own" if self.lost else "source"
+
+
+def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = None, *, head: bool = False) -> DenseModel:
+    """The dense model that a converted one came from.
+
+    Until it is finetuned the backbone has the source's weights, and is the source. After that the source is loaded
+    again; where nothing has its weights any more, the converted model's own take their place.
+
+    Args:
+        converted: The converted model.
+        img_size: Image size in pixels, one number or (height, width); None takes the converted model's.
+        head: Whether its guesses are needed, so that a source without such a head will not do.
+
+    Raises:
+        InputError: If the source of a finetuned model cannot be loaded.
+    """
+    provenance = converted.provenance
+    if not provenance.is_finetuned:
+        return DenseModel(converted.backbone)
+    if not provenance.source:
+        return DenseModel(converted.backbone, "The model was converted in Python from a model that no name was given.")
+    settings = provenance.steps.get("convert", {})
+    if not settings.get("pretrained", True):
+        return DenseModel(converted.backbone, "The model was finetuned from a source whose weights were random.")
+    try:
+        source = load_source(
+            provenance.source,
+            img_size=img_size or tuple(converted.patch_embed.img_size),  # type: ignore[arg-type]
+            num_classes=converted.num_classes,
+            architecture=settings.get("architecture"),
+        )
+    except InputError as error:
+        raise SourceError(
+            f"The dense source {provenance.source} cannot be loaded: bring it back, or leave the comparison out. "
+            f"{error}"
+        ) from error
+    if head and source.has_new_head:
+        return DenseModel(converted.backbone, f"The source has no head of {converted.num_classes} classes.")
+    return DenseModel(source.model)
