@@ -118,7 +118,7 @@ def _load(
 def _stem(name: str) -> str:
     path = Path(name.removeprefix("local-dir:"))
     if path.is_dir():
-        return str(path)
+        return str(path if path.name.strip(".") else path.resolve())
     return path.name.removeprefix("hf-hub:").partition("@")[0].partition(".")[0]
 
 

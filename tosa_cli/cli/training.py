@@ -42,7 +42,8 @@ class Job:
     @property
     def tracker_folder(self) -> Path:
         """Where trackers write: beside the model, and never into it, as it is what is pushed."""
-        return self.folder.absolute().with_name(f"{self.folder.absolute().name}-logs")
+        folder = self.folder.resolve()
+        return folder.with_name(f"{folder.name}-logs")
 
     def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
         """Start the trackers that were asked for."""
