@@ -177,7 +177,8 @@ def test_a_folder_of_broken_images_is_refused(converted: Path, tosa: Tosa, comma
             path.write_bytes(b"bad")
     done = tosa(f"{command} dense-tosa --data-dir bad -j {workers}")
     assert done.code == 2 and "Traceback" not in done.err
-    assert "None of the images of bad can be read, the first is bad/" in done.err
+    which = "images" if command == "eval" else "held-out images"
+    assert f"None of the {which} of bad can be read, the first is bad/" in done.err
 
 
 def test_many_broken_images_in_a_row_stop_the_training(converted: Path, tosa: Tosa) -> None:

@@ -60,6 +60,16 @@ def test_a_dense_source_trains_the_same_way(work: Path, scenes: Path, tosa: Tosa
     assert "computes every token already" in tosa("eval dense-depth --data-dir scenes --compare").err
 
 
+def test_a_model_in_whose_folder_one_works_gets_its_decoder_beside_it(
+    converted: Path, scenes: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(converted)
+    before = sorted(converted.iterdir())
+    done = tosa(f"finetune . --task depth --decoder linear --data-dir {scenes} --epochs 1 {TRAIN}")
+    assert done.code == 0, done.err
+    assert (converted.parent / "dense-tosa-depth/config.json").is_file() and sorted(converted.iterdir()) == before
+
+
 def test_a_frozen_encoder_stays_as_it_is(converted: Path, scenes: Path, tosa: Tosa) -> None:
     done = tosa(
         f"finetune --task depth --decoder linear --freeze-encoder --data-dir scenes --epochs 1 {TRAIN} -o frozen"

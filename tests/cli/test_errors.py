@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Done, Tosa
+from tests.train.tiny_pairs import write_folder
 from tosa_cli import load
 from tosa_cli.hub import checkpoint
 from tosa_cli.train import checkpoint as checkpoints
+from tosa_cli.train.data import split_indices
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
@@ -303,6 +305,105 @@ def test_a_setting_that_cannot_be_meant_is_refused(converted: Path, tosa: Tosa, 
 def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:
     Path("mine.yaml").write_text("distill:\n  epochs: five\n")
     check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "epochs must be a whole number, not 'five'.")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (
+            "--flip --depth-scale 5 --split-file none.txt --data-format kitti --depth-dir none",
+            "dense-tosa has no decoder, so no maps are read: leave out --data-format and --split-file and --depth-dir "
+            "and --depth-scale and --flip, or train a decoder with `tosa finetune dense-tosa --task depth`.",
+        ),
+        ("--flip", "leave out --flip, or train a decoder"),
+    ],
+)
+def test_options_about_maps_are_refused_where_none_are_read(
+    converted: Path, tosa: Tosa, command: str, sentence: str
+) -> None:
+    check_refused(tosa(f"eval dense-tosa --data-dir digits -j 0 {command}"), sentence)
+
+
+def test_a_split_that_was_named_has_to_be_there(converted: Path, tosa: Tosa) -> None:
+    Path("digits/validation").rename("digits/test")
+    Path("digits/train").rename("digits/train_small")
+    for command in ("eval", "eval --task features", f"distill {TRAIN}", f"distill --val-split tset {TRAIN}"):
+        split = "" if "tset" in command else "--split tset"
+        check_refused(tosa(f"{command} --data-dir digits {split}"), "digits has no folder tset.", "Check the name")
+    assert tosa("eval --data-dir digits --split test -j 0 --json").json["samples"] == 33
+
+
+def test_held_out_images_in_a_folder_of_their_own_need_no_split_of_that_name(converted: Path, tosa: Tosa) -> None:
+    Path("digits/train").rename("digits/small")
+    command = f"finetune --data-dir digits --split small --val-dir digits/validation {TRAIN} --json"
+    assert tosa(command).json["held_out"]["samples"] == 33
+
+
+def test_a_scale_of_depth_is_refused_for_masks(work: Path, tosa: Tosa) -> None:
+    write_folder(work / "scenes", 4)
+    command = "finetune dense --task segmentation --num-labels 2 --data-dir scenes --depth-scale 5"
+    check_refused(tosa(command), "--depth-scale goes with depth maps, and segmentation has masks: leave it out.")
+
+
+def test_a_split_of_images_with_maps_that_was_named_has_to_be_there(work: Path, tosa: Tosa) -> None:
+    write_folder(work / "scenes", 4)
+    check_refused(tosa("finetune dense --task depth --data-dir scenes --split tset"), "scenes has no folder tset.")
+
+
+@pytest.mark.parametrize("command", ["convert dense --layers 2 --num-classes -3", "eval --max-samples 0"])
+def test_a_count_that_cannot_be_meant_is_a_usage_error(converted: Path, tosa: Tosa, command: str) -> None:
+    before = contents(Path())
+    done = tosa(f"{command} {'' if 'convert' in command else '--data-dir digits'}")
+    assert done.code == 2 and done.out == "" and "Usage: " in done.err and command.split()[-2] in done.err
+    assert contents(Path()) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("num_classes: -3", "num_classes must be a whole number from 0 up, not -3."),
+        ("num_classes: ten", "num_classes must be a whole number from 0 up, not 'ten'."),
+        ("max_samples: 0", "max_samples must be a whole number from 1 up, not 0."),
+    ],
+)
+def test_a_count_of_a_recipe_is_checked_as_well(work: Path, tosa: Tosa, setting: str, sentence: str) -> None:
+    Path("mine.yaml").write_text(f"convert:\n  layers: [2]\n  {setting}\n")
+    before = contents(work)
+    check_refused(tosa("convert dense --recipe mine.yaml"), sentence)
+    assert contents(work) == before
+
+
+def test_no_classes_are_no_head(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 2 --num-classes 0").code == 0
+    assert load("dense-tosa").num_classes == 0
+
+
+@pytest.mark.parametrize("policy", ["bogus", "rand-z9", "augmix-q1"])
+def test_an_augmentation_policy_that_timm_does_not_know_is_refused(converted: Path, tosa: Tosa, policy: str) -> None:
+    before = contents(Path())
+    done = tosa(f"finetune --data-dir digits --auto-augment {policy} {TRAIN}")
+    check_refused(done, f"auto_augment '{policy}' cannot be used", "try rand-m9-mstd0.5-inc1")
+    assert contents(Path()) == before
+
+
+@pytest.mark.parametrize(
+    "command", ["distill dense-tosa --data-dir photos", "finetune dense --task depth --data-dir scenes"]
+)
+def test_held_out_images_that_cannot_be_read_are_told_from_all_images(
+    converted: Path, tosa: Tosa, command: str
+) -> None:
+    write_folder(Path("scenes"), 11)
+    for path in list(Path("photos").iterdir())[11:]:
+        path.unlink()
+    (broken,) = split_indices(11, None, hold_out=True)[1]
+    for folder in ("scenes/rgb", "photos"):
+        sorted(Path(folder).iterdir())[broken].write_bytes(b"broken")
+    check_refused(
+        tosa(f"{command} {TRAIN}"),
+        "None of the held-out images of",
+        "Remove broken images, or name others",
+        "--val-dir",
+    )
 
 
 def test_a_selector_without_weights_is_not_distilled(work: Path, tosa: Tosa) -> None:

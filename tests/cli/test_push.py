@@ -31,7 +31,13 @@ def test_what_is_pushed_loads_from_the_hub(converted: Path, tosa: Tosa, stub_hub
     assert tosa("flops me/model --json").code == 0
     again = tosa("push dense-tosa me/model")
     assert "already holds these files: nothing was pushed." in again.err
-    assert "tosa_cli.load('me/model')" in again.err
+    assert "Next: python -c 'import tosa_cli; tosa_cli.load(\"me/model\")'" in again.err
+
+
+def test_a_dry_run_refuses_what_the_push_would(converted: Path, tosa: Tosa, stub_hub: StubHub) -> None:
+    for options in ((), ("--dry-run",), ("--dry-run", "--image", "photos/none.jpg")):
+        done = tosa("push dense-tosa", "bad name/x y", *options)
+        assert done.code == 2 and not done.out and "could not be pushed: the repository id is not valid" in done.err
 
 
 def test_too_many_names_are_refused(converted: Path, tosa: Tosa) -> None:

@@ -285,3 +285,25 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
     assert load("demo/finetuned").provenance.stage == "finetuned" and Path("demo/finetuned/README.md").is_file()
     again = tosa("demo -o demo")
     assert again.code == 2 and "demo already exists" in again.err
+
+
+def test_a_model_is_trained_in_its_own_folder(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(converted)
+    for command in ("distill . --data-dir ../photos", "finetune . --data-dir ../digits"):
+        done = tosa(f"{command} {TRAIN}")
+        assert done.code == 0, done.err
+    assert tosa("eval . --data-dir ../digits -j 0 --device cpu --update-card").code == 0
+    assert Path.cwd() == converted and load(".").provenance.stage == "finetuned"
+    assert sorted(path.name for path in converted.parent.iterdir() if "dense-tosa" in path.name) == ["dense-tosa"]
+
+
+def test_a_link_to_a_model_stays_a_link(converted: Path, tosa: Tosa) -> None:
+    Path("best").symlink_to("dense-tosa")
+    assert tosa(f"distill best --data-dir photos {TRAIN}").code == 0
+    assert Path("best").is_symlink() and load(converted).provenance.stage == "distilled"
+
+
+def test_the_next_command_can_be_typed_as_it_stands(converted: Path, tosa: Tosa) -> None:
+    folder = "my first model"
+    done = tosa(f"distill --data-dir photos {TRAIN} -o", folder)
+    assert f"Next: tosa eval '{folder}' --data-dir IMAGES --compare" in done.err, done.err

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,58 @@ def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
         save(model, folder, overwrite=True)
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_of_a_link_the_folder_that_it_points_to_is_written(folder: Path, tmp_path: Path) -> None:
+    other, link = make_tosa(make_vit(seed=5, num_classes=5)), tmp_path / "link"
+    link.symlink_to("model")
+    save(other, link, overwrite=True)
+    assert link.is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+    assert_same(load(folder), other)
+    assert (folder / "README.md").read_text().count("# model\n") == 1
+
+
+@pytest.mark.parametrize("inside", [".", "runs"])
+def test_the_directory_in_which_one_works_stays_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    (folder / "runs").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    monkeypatch.chdir(folder / inside)
+    other, before = make_tosa(make_vit(seed=5, num_classes=5)), os.stat(".")
+    save(other, Path("." if inside == "." else ".."), overwrite=True)
+    assert os.path.samestat(before, os.stat(".")) and Path.cwd() == folder / inside
+    assert_same(load(folder), other)
+    assert (folder / "notes.txt").read_text() == "mine" and "# model\n" in (folder / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("stopped_at", sorted(FILES))
+def test_the_directory_in_which_one_works_is_left_as_it_was_if_a_file_cannot_be_replaced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+) -> None:
+    (folder / "recipe.yaml").unlink()
+    before, replace = contents(folder), os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if (Path(target).name, Path(source).parent.name.startswith(".model.old.")) == (stopped_at, False):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OutputError, match="Input/output error"):
+        save(make_tosa(make_vit(seed=5, num_classes=5)), Path(), overwrite=True)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_built_from_a_function_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    source = timm.create_model("test_vit", img_size=32, patch_size=8, norm_layer=partial(nn.LayerNorm, eps=1e-5))
+    model = convert(source, TosaConfig(layers=(2,)))
+    with pytest.raises(OutputError, match=r"norm_layer.* in the place of classes and functions"):
+        save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------- what is read

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -44,9 +45,9 @@ def ask(question: str) -> bool:
     return Confirm.ask(Text(question), console=err, default=False)
 
 
-def next_command(command: str) -> None:
-    """Tell what to type next."""
-    err.print(f"Next: {command}", style="bold", markup=False)
+def next_command(*words: object) -> None:
+    """Tell what to type next, word by word, so that names with spaces stay one word in the shell."""
+    err.print(f"Next: {shlex.join(map(str, words))}", style="bold", markup=False)
 
 
 def fail(message: str) -> None:

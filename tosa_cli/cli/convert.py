@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from tosa_cli.train.budget import ErrorCurve
 
 
+LEAST = {"num_classes": 0, "max_samples": 1}
+"""Smallest values of settings that are counts."""
+
+
 def convert(
     source: Annotated[
         str | None,
@@ -120,7 +124,8 @@ def convert(
     ] = None,
     img_size: ImgSizeOption = None,
     num_classes: Annotated[
-        int | None, typer.Option(help="Give the model a new head of so many classes.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Give the model a new head of so many classes; 0 is none.", show_default=False),
     ] = None,
     architecture: Annotated[
         str | None, typer.Option(help="timm's name of the architecture of a weights file.", show_default=False)
@@ -177,6 +182,7 @@ def convert(
         raise ConfigError("Both --keep-rate and --target-reduction were given: pass one of them.")
     if keep_rate is not None or (layers not in (None, AUTO) and target_reduction is None):
         settings.pop("target_reduction", None)
+    _check_counts(settings)
     if settings.get("layers") != AUTO:
         _check_no_images({"--data-dir": data_dir, "--dataset": dataset, "--split": split, "--max-samples": max_samples})
     given = {"neighbors": neighbors, "query_rows": query_rows, "selector_kernel": selector_kernel}
@@ -253,7 +259,20 @@ def _convert(
     else:
         console.say(f"Wrote {folder}.")
         needs_training = config.is_fitted or config.selector == "attention"
-        console.next_command("tosa distill --data-dir PHOTOS" if needs_training else "tosa eval --data-dir IMAGES")
+        step = ["distill", "--data-dir", "PHOTOS"] if needs_training else ["eval", "--data-dir", "IMAGES"]
+        console.next_command("tosa", *step)
+
+
+def _check_counts(settings: Mapping[str, Any]) -> None:
+    """Check numbers that a recipe may give as well as an option.
+
+    Raises:
+        ConfigError: If one is not a whole number, or too small.
+    """
+    for name, least in LEAST.items():
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ConfigError(f"{name} must be a whole number from {least} up, not {value!r}.")
 
 
 def _check_auto(settings: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def demo(
     _run(f"flops {finetuned}")
     _show_stages(data, dense, [converted, distilled, finetuned])
     console.say(f"Done in {time.perf_counter() - started:.0f} s. The model and its card are in {finetuned}.")
-    console.next_command("tosa convert deit_tiny --layers 2,4,6,8,10")
+    console.next_command("tosa", "convert", "deit_tiny", "--layers", "2,4,6,8,10")
 
 
 def write_digits(folder: Path) -> None:

@@ -88,7 +88,7 @@ def finetune_dense(
         )
         console.say(f"{trained.updates} steps in {trained.seconds:.1f} s, {trained.images_per_second:.1f} images/s.")
     console.say(f"Wrote {job.folder}.")
-    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES --data-format {config.data_format}")
+    console.next_command("tosa", "eval", job.folder, "--data-dir", "IMAGES", "--data-format", config.data_format)
 
 
 def _load(
@@ -118,7 +118,7 @@ def _load(
 def _stem(name: str) -> str:
     path = Path(name.removeprefix("local-dir:"))
     if path.is_dir():
-        return str(path)
+        return str(path if path.name.strip(".") else path.resolve())
     return path.name.removeprefix("hf-hub:").partition("@")[0].partition(".")[0]
 
 
@@ -181,5 +181,6 @@ def _training_pairs(model: DensePredictor, config: DenseConfig) -> tuple[PairIma
         batch_size=config.batch_size,
         workers=config.workers,
         indices=[held_out_indices[position] for position in chosen],
+        held_out=True,
     )
     return images, held_out

@@ -118,7 +118,7 @@ def distill(
         console.say(f"{done.updates} steps, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
     reduction = count_flops(job.model).reduction
     console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
-    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES --compare")
+    console.next_command("tosa", "eval", job.folder, "--data-dir", "IMAGES", "--compare")
 
 
 def _selector_rows(before: Any, after: Any) -> list[dict[str, Any]]:

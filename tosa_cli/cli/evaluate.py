@@ -1,5 +1,6 @@
 """`tosa eval`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="timm's name of the data set type: hfds/... or wds/...")] = "",
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "validation",
     max_samples: Annotated[
-        int | None, typer.Option(help="Use so many images, evenly spread.", show_default=False)
+        int | None, typer.Option(min=1, help="Use so many images, evenly spread.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")] = 32,
     workers: Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that load data.")] = 2,
@@ -114,6 +115,16 @@ def evaluate(
         return
     if task in ("depth", "segmentation"):
         raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {task}`.")
+    _check_no_maps(
+        name,
+        {
+            "--data-format": data_format != "folder",
+            "--split-file": split_file,
+            "--depth-dir": depth_dir,
+            "--depth-scale": depth_scale,
+            "--flip": flip,
+        },
+    )
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
     from tosa_cli.hub.card import why_unpublished
@@ -236,6 +247,20 @@ def _compare_features(
     report["dense"] = {"weights": dense.weights, "images_per_second": report.pop("dense_images_per_second")}
     report["device"] = device_name(device)
     return report
+
+
+def _check_no_maps(name: str, given: Mapping[str, object]) -> None:
+    """Check that nothing is said of maps where none are read.
+
+    Raises:
+        InputError: If an option about maps was given.
+    """
+    options = [option for option, value in given.items() if value]
+    if options:
+        raise InputError(
+            f"{name} has no decoder, so no maps are read: leave out {' and '.join(options)}, or train a decoder with "
+            f"`tosa finetune {name} --task depth`."
+        )
 
 
 def _show(report: dict[str, Any]) -> None:

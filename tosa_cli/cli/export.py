@@ -101,7 +101,7 @@ def export(
         for line in describe_quantized(report.quantized):
             console.print_line(line)
     if chosen == "onnx":
-        console.next_command(f"tosa bench {name} --runtime onnxruntime")
+        console.next_command("tosa", "bench", name, "--runtime", "onnxruntime")
 
 
 def describe_check(check: "CheckReport", runtime: str, quantized: bool = False) -> list[str]:

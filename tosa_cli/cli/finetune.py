@@ -132,7 +132,8 @@ def finetune(
         console.say(f"{trained.updates} steps in {trained.seconds:.1f} s, {trained.images_per_second:.1f} images/s.")
     _tell_best(watch)
     console.say(f"Wrote {job.folder}.")
-    console.next_command(f"tosa eval {job.folder} --data-dir IMAGES {'--task features' if features else '--compare'}")
+    measured = ["--task", "features"] if features else ["--compare"]
+    console.next_command("tosa", "eval", job.folder, "--data-dir", "IMAGES", *measured)
 
 
 def check_settings(values: dict[str, Any], task: str) -> None:

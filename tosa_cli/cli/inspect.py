@@ -137,10 +137,10 @@ def inspect(
                 for curve in curves
             ],
         )
-        how = f"--selector {selector} --bypass {bypass} --layers auto --target-reduction 0.25 --data-dir {data_dir}"
-        console.next_command(f"tosa convert {source} {how}")
+        how = ["--selector", selector, "--bypass", bypass, "--layers", "auto", "--target-reduction", "0.25"]
+        console.next_command("tosa", "convert", source, *how, "--data-dir", data_dir)
         return
-    console.next_command(f"tosa convert {source} --layers {','.join(map(str, next(iter(choices.values()))))}")
+    console.next_command("tosa", "convert", source, "--layers", ",".join(map(str, next(iter(choices.values())))))
 
 
 def _allocations(model: Any, config: TosaConfig, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:

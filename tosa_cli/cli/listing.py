@@ -46,4 +46,4 @@ def list_architectures(
         console.print_line(f"{one.name:<{width}}  {answer}")
     console.say(f"{len(convertible)} of {len(found)} architectures can be converted.")
     if convertible:
-        console.next_command(f"tosa inspect {convertible[0].name}")
+        console.next_command("tosa", "inspect", convertible[0].name)

@@ -60,7 +60,7 @@ def push(
 
     from tosa_cli.hub.push import plan_push, push_folder
 
-    plan_push(Path(folder))  # tells what is missing before pictures are drawn
+    plan_push(Path(folder), repo_id)  # tells what is missing before pictures are drawn
     plan = plan_push(Path(folder), repo_id, draw_pictures(folder, images) if images else None)
     if dry_run:
         if json:
@@ -108,7 +108,7 @@ def push(
     if not report.changed:
         console.say(f"{repo_id} already holds these files: nothing was pushed.")
     console.print_line(report.pr_url or report.commit_url)
-    console.next_command(f"python -c \"import tosa_cli; tosa_cli.load('{repo_id}')\"")
+    console.next_command("python", "-c", f'import tosa_cli; tosa_cli.load("{repo_id}")')
 
 
 def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:

@@ -42,7 +42,8 @@ class Job:
     @property
     def tracker_folder(self) -> Path:
         """Where trackers write: beside the model, and never into it, as it is what is pushed."""
-        return self.folder.absolute().with_name(f"{self.folder.absolute().name}-logs")
+        folder = self.folder.resolve()
+        return folder.with_name(f"{folder.name}-logs")
 
     def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
         """Start the trackers that were asked for."""
@@ -130,7 +131,7 @@ def training_images(
         name=name,
     )
     if separate:
-        folder, split = config.val_dir or config.data_dir, config.val_split or config.split
+        folder, split = config.val_dir or config.data_dir, config.val_split or "validation"
         kind = "" if config.val_dir else config.dataset
         held_out_set = open_dataset(folder, kind, split, batch_size=config.batch_size)
         held_out_indices = None if is_streamed(held_out_set) else list(range(len(held_out_set)))
@@ -148,7 +149,13 @@ def training_images(
         chosen, _ = split_indices(len(held_out_indices), max_held_out, hold_out=False)
         held_out_indices = [held_out_indices[position] for position in chosen]
     held_out = images_to_read(
-        held_out_set, model, indices=held_out_indices, batch_size=config.batch_size, workers=config.workers, name=name
+        held_out_set,
+        model,
+        indices=held_out_indices,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        name=name,
+        held_out=True,
     )
     return images, held_out
 

@@ -40,7 +40,8 @@ def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path
         The folder.
 
     Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
+        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned or built
+            from something that JSON does not hold.
     """
     if len(model.keep_rates) != len(model.config.layers):
         raise OutputError("The model's layers were pruned, and a pruned model cannot be saved: save it before pruning.")
@@ -69,7 +70,7 @@ def write_model(
         (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
         (target / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
         (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
-        (target / CARD).write_text(render_card(model, folder.absolute().name), encoding="utf-8")
+        (target / CARD).write_text(render_card(model, folder.resolve().name), encoding="utf-8")
     return folder
 
 
@@ -97,9 +98,19 @@ def describe(model: TosaViT) -> dict[str, Any]:
 
 
 def timm_config(backbone: Any) -> dict[str, Any]:
-    """The config.json that timm writes for a dense model."""
+    """The config.json that timm writes for a dense model.
+
+    Raises:
+        OutputError: If the model was built from something that JSON does not hold.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        save_config_for_hf(backbone, str(Path(folder, CONFIG)))
+        try:
+            save_config_for_hf(backbone, str(Path(folder, CONFIG)))
+        except (TypeError, ValueError) as error:
+            raise OutputError(
+                f"{type(backbone).__name__} cannot be written to a {CONFIG} ({error}) Build it with timm's names in "
+                f"the place of classes and functions, as in norm_layer='layernorm'."
+            ) from error
         return read_json(Path(folder, CONFIG))
 
 

@@ -63,7 +63,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(
                 f"{folder} is not a model folder and will not be overwritten. Choose another name with -o."
             )
-    check_writable(folder.absolute().parent)
+    check_writable(folder.resolve().parent)
 
 
 def check_writable(folder: Path) -> None:
@@ -72,7 +72,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OutputError: If they cannot.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -84,10 +84,11 @@ def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Write a folder under a temporary name beside it, and rename it when it is whole.
 
     What the old folder holds beyond the new files is carried over. If the body fails, nothing is left behind and
-    an old folder stays as it was.
+    an old folder stays as it was. A folder in which this process works stays the same folder: its files are replaced
+    one by one, the weights last.
 
     Args:
-        folder: The folder to write.
+        folder: The folder to write; of a link, the folder that it points to.
         overwrite: Replace a folder that exists.
 
     Yields:
@@ -96,15 +97,18 @@ def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: If the folder cannot be written.
     """
-    folder = folder.absolute()
     check_output(folder, overwrite)
+    real = folder.resolve()
     temporary: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        real.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{real.name}.", dir=real.parent))
         temporary.chmod(0o777 & ~_umask())
         yield temporary
-        _replace(folder, temporary)
+        if Path.cwd().is_relative_to(real):
+            _replace_files(real, temporary)
+        else:
+            _replace(real, temporary)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{folder} could not be written ({reason}). Free space or choose another place.") from error
@@ -145,6 +149,28 @@ def _replace(folder: Path, new: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_files(folder: Path, new: Path) -> None:
+    # The weights come last: stopped halfway, the old weights still lie beside settings, and a run can be resumed.
+    paths = sorted(new.iterdir(), key=lambda path: path.name == WEIGHTS)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.old.", dir=folder.parent) as kept:
+        old = Path(kept)
+        for path in paths[:-1]:
+            if (folder / path.name).exists():
+                _copy(folder / path.name, old / path.name)
+        done: list[str] = []
+        try:
+            for path in paths:
+                os.replace(path, folder / path.name)
+                done.append(path.name)
+        except BaseException:
+            for name in done:
+                if (old / name).exists():
+                    os.replace(old / name, folder / name)
+                else:
+                    (folder / name).unlink()
+            raise
 
 
 def _copy(source: Path, target: Path) -> None:

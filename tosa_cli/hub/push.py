@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from tosa_cli import __version__
 from tosa_cli.errors import CheckpointError, InputError, TosaError
@@ -89,8 +90,13 @@ def plan_push(folder: Path, repo_id: str | None = None, pictures: Mapping[str, b
 
     Raises:
         CheckpointError: If the folder does not exist or is not a converted model.
+        InputError: If the repository id is not valid.
     """
     pictures = pictures or {}
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise explain_hub_error(error, f"{repo_id!r} could not be pushed") from error
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}: give one that `tosa convert` wrote.")
     missing = [name for name in _NEEDED_FILES if not (folder / name).is_file()]

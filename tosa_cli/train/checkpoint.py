@@ -49,7 +49,7 @@ class TrainState:
 
 def checkpoint_path(output: Path, command: str) -> Path:
     """Where the checkpoint of a command that writes `output` lies: beside it."""
-    output = output.absolute()
+    output = output.resolve()
     return output.with_name(f"{output.name}.{command}-checkpoint.safetensors")
 
 

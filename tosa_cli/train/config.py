@@ -65,7 +65,8 @@ class TrainConfig:
         split: Split of the data set to train on.
         max_samples: Use so many images of it, evenly spread; None uses all. Of `wds/...`, which is read in order, the
             first ones, and only where nothing is trained step by step.
-        val_dir: Held-out images; empty holds out a share of the training images.
+        val_dir: Folder of held-out images, whose split `validation` is taken if it has one; empty holds out a share of
+            the training images.
         val_split: Split that holds the held-out images; empty holds out a share of the training images.
         epochs: Passes over the data.
         batch_size: Images a step and process.

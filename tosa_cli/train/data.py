@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
 from timm.data.dataset_factory import _search_split
 from timm.data.readers.img_extensions import add_img_extensions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from tosa_cli.errors import DataError
+from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.images import IMAGE_SUFFIXES
 from tosa_cli.model.timm_interface import class_names
 from tosa_cli.train.samples import Batch, ImageSamples, StreamedSamples, collate
+
+DEFAULT_SPLITS = ("train", "validation")
+"""Splits that are asked for where none is named: without such a sub-folder, a folder is read whole."""
 
 SPLIT_FOLDERS = ("train", "training", "val", "validation")
 """Names of sub-folders that hold a split of the data."""
@@ -46,6 +49,7 @@ class Images:
         classes: Names of the classes, in the order of the labels; None where they are not known.
         name: What to call the data.
         by_name: Whether labels were put into the order of the model's own class names.
+        held_out: Whether these are only the images that a run is measured on.
         failed: Images that could not be read so far; `note` adds to it.
     """
 
@@ -55,6 +59,7 @@ class Images:
     classes: list[str] | None
     name: str
     by_name: bool = False
+    held_out: bool = False
     failed: dict[str, None] = field(default_factory=dict)
 
     @property
@@ -103,11 +108,14 @@ class Images:
                 yield batch
         if not some:
             first = next(iter(self.failed), "")
-            raise DataError(
-                f"None of the images of {self.name} can be read, the first is {first}. Check the data."
-                if first
-                else f"{self.name} holds no images. Check the data."
-            )
+            if not first:
+                raise DataError(f"{self.name} holds no images. Check the data.")
+            if self.held_out:
+                raise DataError(
+                    f"None of the held-out images of {self.name} can be read, the first is {first}. Remove "
+                    f"broken images, or name others to hold out with --val-dir."
+                )
+            raise DataError(f"None of the images of {self.name} can be read, the first is {first}. Check the data.")
 
 
 def open_dataset(
@@ -124,7 +132,7 @@ def open_dataset(
     Args:
         data_dir: Folder of images (class folders are labels), or root of the data set.
         dataset: timm's name of the type; empty for a folder.
-        split: Split; for a folder, the sub-folder of that name if there is one.
+        split: Split; for a folder, the sub-folder of that name, which may be missing if it is one of `DEFAULT_SPLITS`.
         training: Shuffle what can only be read in order.
         batch_size: Images a step, which streams are cut to.
         seed: Seed of the shuffling of streams.
@@ -172,12 +180,25 @@ def _check_folder(data_dir: str, split: str) -> None:
     root = Path(data_dir)
     if not root.is_dir():
         raise DataError(f"There is no folder {data_dir}. Pass a folder of images with --data-dir.")
+    if Path(_search_split(data_dir, split)) != root:
+        return
+    # timm would read all splits as one.
     others = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
-    if others and Path(_search_split(data_dir, split)) == root:
-        # timm would read all splits as one.
+    if others:
         raise DataError(
             f"{data_dir} has no folder {split}, but {' and '.join(others)}. Name the split, or point at the images."
         )
+    check_split_is_meant(root, split)
+
+
+def check_split_is_meant(root: Path, split: str) -> None:
+    """Check that a folder without a sub-folder for a split may be read whole.
+
+    Raises:
+        DataError: If the split was asked for by name.
+    """
+    if split and split not in DEFAULT_SPLITS:
+        raise DataError(f"{root} has no folder {split}. Check the name of the split, or leave it out to read {root}.")
 
 
 def split_indices(
@@ -215,6 +236,7 @@ def images_to_read(
     augment: Augmentation | None = None,
     img_size: tuple[int, int] | None = None,
     name: str = "",
+    held_out: bool = False,
 ) -> Images:
     """Make a loader with the transforms that a model expects.
 
@@ -231,6 +253,10 @@ def images_to_read(
         augment: Shuffle and augment for training; None reads each image once, in order, as for evaluation.
         img_size: Image size (height, width) in pixels; None takes the model's.
         name: What to call the data.
+        held_out: Whether these are only the images that a run is measured on.
+
+    Raises:
+        ConfigError: If timm knows no such augmentation policy.
     """
     config = resolve_data_config({}, model=model)
     class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
@@ -248,6 +274,7 @@ def images_to_read(
         samples = ImageSamples(opened, chosen, substitute=augment is not None, seed=seed)
     augment_args: dict[str, Any] = {}
     if augment is not None:
+        _check_policy(augment.auto_augment)
         augment_args = {
             "scale": (augment.crop_scale, 1.0),
             "hflip": augment.hflip,
@@ -272,7 +299,19 @@ def images_to_read(
         **augment_args,
     )
     loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
-    return Images(loader, samples, len(samples), names if order else classes, name, by_name=order is not None)
+    classes = names if order else classes
+    return Images(loader, samples, len(samples), classes, name, by_name=order is not None, held_out=held_out)
+
+
+def _check_policy(policy: str) -> None:
+    if not policy:
+        return
+    try:
+        create_transform(224, is_training=True, auto_augment=policy)
+    except (AssertionError, KeyError, ValueError, IndexError) as error:
+        raise ConfigError(
+            f"auto_augment {policy!r} cannot be used ({error}): try rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original."
+        ) from error
 
 
 def match_names(classes: Sequence[str], names: Sequence[str]) -> list[int] | None:

@@ -180,6 +180,7 @@ def pairs_to_read(
     indices: Sequence[int] | None = None,
     augment: DenseConfig | None = None,
     seed: int = 0,
+    held_out: bool = False,
 ) -> PairImages:
     """Make a loader with the transforms that an encoder expects.
 
@@ -198,6 +199,7 @@ def pairs_to_read(
         indices: Which pairs to read; None reads all.
         augment: Shuffle and augment for training by these settings; None reads each pair once, in order.
         seed: Seed of shuffling and augmentation.
+        held_out: Whether these are only the images that a run is measured on.
     """
     defaults = FORMATS[data_format]
     config = resolve_data_config({}, model=encoder)
@@ -227,7 +229,7 @@ def pairs_to_read(
         collate_fn=_collate_training if training else _collate,
         worker_init_fn=partial(start_worker, None),
     )
-    return PairImages(loader, samples, len(samples), None, Path(pairs.folder).name)
+    return PairImages(loader, samples, len(samples), None, Path(pairs.folder).name, held_out=held_out)
 
 
 class _ImageAlone(nn.Module):

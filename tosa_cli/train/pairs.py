@@ -22,6 +22,7 @@ from PIL import Image
 
 from tosa_cli.errors import DataError
 from tosa_cli.task import DenseTask
+from tosa_cli.train.data import check_split_is_meant
 from tosa_cli.train.dense_config import FORMATS
 from tosa_cli.train.maps import read_depth, read_mask
 
@@ -128,7 +129,7 @@ def open_pairs(
     """Open images with maps.
 
     Args:
-        data_dir: Where they lie; of `folder`, its sub-folder `split` if there is one.
+        data_dir: Where they lie; of `folder`, its sub-folder `split`, which may be missing if it is a default one.
         task: What the maps hold.
         data_format: `folder`, `nyu` or `kitti`.
         split: Which of the images, where the format itself knows.
@@ -146,6 +147,8 @@ def open_pairs(
         raise DataError(f"There is no folder {root}. Pass where the images lie with --data-dir.")
     if task == "segmentation" and data_format != "folder":
         raise DataError(f"The format {data_format} has depth maps, not masks: use --data-format folder.")
+    if task == "segmentation" and depth_scale:
+        raise DataError("--depth-scale goes with depth maps, and segmentation has masks: leave it out.")
     if data_format == "folder" and depth_dir and not split_file:
         raise DataError("--depth-dir goes with a split file: name it with --split-file, or leave --depth-dir out.")
     scale = depth_scale or FORMATS[data_format].depth_scale
@@ -159,7 +162,10 @@ def open_pairs(
 
 
 def _from_folder(root: Path, split: str, task: DenseTask, read_map: Callable[[Path], np.ndarray]) -> PairFiles:
-    root = root / split if (root / split).is_dir() else root
+    if (root / split).is_dir():
+        root = root / split
+    else:
+        check_split_is_meant(root, split)
     images, maps = root / "rgb", root / MAP_FOLDERS[task]
     for folder in (images, maps):
         if not folder.is_dir():
