@@ -14,6 +14,11 @@ MARKERS = {"dense": "*", "tosa": "o", "calibrated": "s", "merge": "^", "prune": 
 Row = dict[str, Any]
 
 
+def best_rate(rates: dict[str, Row]) -> float:
+    """The learning rate with which the dense model was best."""
+    return max((row for row in rates.values() if row["variant"] == "dense"), key=lambda row: row["top1"])["lr"]
+
+
 def found(runs: dict[str, Row], name: str) -> dict[int, Row]:
     """The finished runs of a model, by seed, the least first."""
     own = {run["seed"]: run for run in runs.values() if run["variant"] == name}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fashion_figures import best_rate
 from fashion_models import build_model
 from fashion_teacher import Log, make_model
 from fashion_variants import CALIBRATED, DISTILL, FINETUNE, RATES, Settings, Variant, tried
@@ -240,10 +241,9 @@ class Lab:
     # ------------------------------------------------------------------ parts
 
     def rate(self) -> float:
-        """The learning rate of all models: the best of `RATES` by mean accuracy of two of them."""
+        """The learning rate of all models: the best of `RATES` for the dense one, which they are compared with."""
         self.try_rates()
-        found = {lr: [self.results["rates"][_rate_name(variant, lr)]["top1"] for variant in tried()] for lr in RATES}
-        return max(RATES, key=lambda lr: sum(found[lr]))
+        return best_rate(self.results["rates"])
 
     def try_rates(self, wait: bool = True) -> None:
         """Finetune with each learning rate, and measure on training images that were not read."""

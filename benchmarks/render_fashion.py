@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fashion_figures import Row, comparisons, cost, differences, found, plotted, plotted_log, spread, top1
+from fashion_figures import Row, best_rate, comparisons, cost, differences, found, plotted, plotted_log, spread, top1
 from fashion_variants import Settings, Variant, variants
 from results_file import table
 
@@ -65,12 +65,8 @@ def _head(results: dict[str, Any]) -> str:
 
 
 def _rate(rates: dict[str, Row]) -> str:
-    """The learning rate that was chosen: the best by mean accuracy of the models that it was tried with."""
-    tried = sorted({row["lr"] for row in rates.values()})
-    if not tried:
-        return "the learning rate "
-    best = max(tried, key=lambda lr: sum(row["top1"] for row in rates.values() if row["lr"] == lr))
-    return f"the learning rate {best:g} "
+    """The learning rate that was chosen, as a part of a sentence."""
+    return f"the learning rate {best_rate(rates):g} " if rates else "the learning rate "
 
 
 def _rates(results: dict[str, Any]) -> str:
@@ -82,9 +78,10 @@ def _rates(results: dict[str, Any]) -> str:
     rows = [[name, *(accuracy.get((name, lr), "") for lr in tried)] for name in names]
     return "\n\n".join(
         [
-            f"The learning rate is the best of these for both models together, by top-1 on "
-            f"{results['settings']['rate_images']:,} training images that their finetuning did not read (the teacher "
-            "did):",
+            f"The learning rate is the best of these for the dense model, by top-1 on "
+            f"{results['settings']['rate_images']:,} training images that its finetuning did not read (the teacher "
+            "did). So the model that all others are compared with has the one that suits it, which need not be the "
+            "one that suits them:",
             table(["model", *(f"{lr:g}" for lr in tried)], rows),
         ]
     )
