@@ -163,7 +163,11 @@ def test_the_learning_rate_is_the_best_of_the_dense_model_on_images_that_it_did_
     found = {("dense", 1e-4): 90.0, ("dense", 3e-4): 92.0, (TOSA, 1e-4): 95.0, (TOSA, 3e-4): 84.0}
     run_part(lab, "rates", (0,), [])
     assert {(row["variant"], row["lr"]) for row in lab.results["rates"].values()} > set(found)
-    monkeypatch.setattr(Lab, "_try_rate", lambda lab, variant, lr: {"top1": found.get((variant.name, lr), 0.0)})
+
+    def try_rate(lab: Lab, variant: Variant, lr: float) -> dict[str, Any]:
+        return {"variant": variant.name, "lr": lr, "top1": found.get((variant.name, lr), 0.0)}
+
+    monkeypatch.setattr(Lab, "_try_rate", try_rate)
     assert choose_rate(Lab(work, tmp_path / "other.json", TINY)) == 3e-4
 
 
