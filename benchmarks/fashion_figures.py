@@ -67,7 +67,7 @@ def comparisons(runs: dict[str, Row]) -> str:
             if gained:
                 names = [f"{each} ({cost(found(runs, each))[1]})" for each in (name, other)]
                 each_seed = ", ".join(f"{gain:+.2f}" for gain in gained)
-                rows.append([*names, spread(gained, "+"), each_seed, _verdict(gained)])
+                rows.append([*names, spread(gained, "+"), each_seed, verdict(gained)])
     if not rows:
         return ""
     return "\n\n".join(
@@ -81,7 +81,8 @@ def comparisons(runs: dict[str, Row]) -> str:
     )
 
 
-def _verdict(values: list[float]) -> str:
+def verdict(values: list[float]) -> str:
+    """Whether a difference is `ahead` or `behind` by more than one standard deviation over the seeds, or `no`."""
     if len(values) < 2:
         return "one seed only"
     mean, deviation = statistics.mean(values), statistics.stdev(values)

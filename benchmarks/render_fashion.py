@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fashion_answer import answer
 from fashion_figures import Row, best_rate, comparisons, cost, differences, found, plotted, plotted_log, spread, top1
 from fashion_variants import Settings, Variant, variants
 from results_file import table
 
-ANSWER = ""
-"""What the figures say, in words; while it is empty the page says that it is missing."""
 PUBLISHED = (
     "[The data set's own README](https://github.com/zalandoresearch/fashion-mnist) (Xiao et al. 2017, arXiv "
     "1708.07747) lists test accuracies of neural networks from 87.6 % (two convolutions with pooling) to 96.7 % (a "
@@ -25,7 +24,7 @@ def render(results: dict[str, Any], folder: Path) -> None:
     runs = results.get("runs", {})
     sections = [
         _head(results),
-        ANSWER,
+        answer(results),
         _accuracy(results),
         plotted(runs, folder / "results"),
         comparisons(runs),
@@ -284,7 +283,7 @@ def _limits(results: dict[str, Any]) -> str:
         "need not hold there. One teacher, one pass of finetuning."
     )
     parts = [part for part in ("selectors", "speed", "pictures") if not results.get(part)]
-    parts += [] if ANSWER else ["the answer in words"]
+    parts += [] if answer(results) else ["the answer in words"]
     if missing:
         text += f"\n\nRuns that are missing: {'; '.join(missing)}."
     return text + (f"\n\nParts that are missing: {', '.join(parts)}." if parts else "")

@@ -13,6 +13,7 @@ import pytest
 import render_fashion
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from fashion_answer import answer
 from fashion_data import CLASSES
 from fashion_figures import PLOT, TEACHER_PLOT, cost
 from fashion_lab import Lab
@@ -253,6 +254,27 @@ def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     assert f"| {TOSA} (0.0 %) | dense (0.0 %) | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
     assert "| dense | 0.10 | 0.20 |" in page and "the learning rate 0.2 falling" in page
     assert "Parts that are missing: selectors, speed, pictures, the answer in words." in page
+
+
+def test_the_answer_is_made_from_the_runs_and_waits_for_them() -> None:
+    top1 = {"dense": 90.0, TOSA: 88.0, f"random {LOW_RATE}": 87.0, f"previous {LOW_RATE}": 88.5}
+    runs = {
+        f"{each.name}, seed {seed}": {
+            "variant": each.name,
+            "seed": seed,
+            "top1": top1.get(each.name, 80.0) + 0.1 * seed,
+            "reduction": 0.25,
+            "gmacs": 0.1,
+            "start": {"top1": 70.0},
+        }
+        for each in variants()
+        for seed in range(3)
+    }
+    said = answer({"runs": runs})
+    assert f"at keep rate {LOW_RATE} +1.00 ± 0.00 points against chance (ahead beyond the spread)" in said
+    assert f"{LOW_RATE} -0.50 ± 0.00 points against the map of the layer before (behind beyond the spread)" in said
+    assert f"{LOW_RATE} -2.00 ± 0.00 points against the dense model" in said and "70.00 ± 0.00 % before" in said
+    assert answer({"runs": {key: run for key, run in runs.items() if not key.startswith("random")}}) == ""
 
 
 def test_what_is_chosen_anew_for_each_seed_has_its_mean_cost(tmp_path: Path) -> None:
