@@ -23,10 +23,10 @@ RATES = (PAPER_RATE, LOW_RATE)
 
 
 def answer(results: dict[str, Any]) -> str:
-    """The section that answers; empty as long as the runs that it is made of are missing."""
+    """The section that answers what the finished runs can answer; empty if that is nothing."""
     runs = results.get("runs", {})
-    parts = [_selector(runs), _accuracy(runs), _calibrated(runs)]
-    if not all(parts):
+    parts = list(filter(None, [_selector(runs), _accuracy(runs), _calibrated(runs)]))
+    if not _accuracy(runs):
         return ""
     saved = ", ".join(f"{cost(found(runs, tosa(rate)))[1]} at {rate}" for rate in RATES)
     return "\n\n".join(["## In words", *parts, f"{MACS} Here, with selectors that read all query rows, it is {saved}."])

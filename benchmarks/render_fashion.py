@@ -283,7 +283,6 @@ def _limits(results: dict[str, Any]) -> str:
         "need not hold there. One teacher, one pass of finetuning."
     )
     parts = [part for part in ("selectors", "speed", "pictures") if not results.get(part)]
-    parts += [] if answer(results) else ["the answer in words"]
     if missing:
         text += f"\n\nRuns that are missing: {'; '.join(missing)}."
     return text + (f"\n\nParts that are missing: {', '.join(parts)}." if parts else "")
