@@ -3,7 +3,7 @@
 from typing import Any
 
 from fashion_figures import Row, cost, differences, found, spread, top1, verdict
-from fashion_variants import LOW_RATE, PAPER_RATE, PAPER_REDUCTION
+from fashion_variants import KEEP_RATES, LOW_RATE, PAPER_REDUCTION, tosa
 
 VERDICTS = {
     "ahead": "ahead beyond the spread",
@@ -19,38 +19,32 @@ MACS = (
     "**What the 25.8 % of Table 1 are.** By our count five layers of DeiT-Tiny save 9.0 % of the MACs at keep rate "
     "0.8, selectors not counted, and 25.8 % is, to the digit, what keep rate 0.4 saves."
 )
-RATES = (PAPER_RATE, LOW_RATE)
 
 
 def answer(results: dict[str, Any]) -> str:
     """The section that answers what the finished runs can answer; empty if that is nothing."""
     runs = results.get("runs", {})
-    parts = list(filter(None, [_selector(runs), _accuracy(runs), _calibrated(runs)]))
-    if not _accuracy(runs):
+    accuracy = _accuracy(runs)
+    if not accuracy:
         return ""
-    saved = ", ".join(f"{cost(found(runs, tosa(rate)))[1]} at {rate}" for rate in RATES)
+    parts = filter(None, [_selector(runs), accuracy, _calibrated(runs)])
+    saved = ", ".join(f"{cost(found(runs, tosa(rate).name))[1]} at {rate}" for rate in KEEP_RATES)
     return "\n\n".join(["## In words", *parts, f"{MACS} Here, with selectors that read all query rows, it is {saved}."])
-
-
-def tosa(rate: float) -> str:
-    """Name of the paper's model at a keep rate."""
-    return f"ToSA {rate}, shared, all rows"
 
 
 def _selector(runs: dict[str, Row]) -> str:
     pairs = [
-        (f"at keep rate {rate} ", tosa(rate), f"{other} {rate}", called)
-        for rate in RATES
+        (f"at keep rate {rate} ", tosa(rate).name, f"{other} {rate}", called)
+        for rate in KEEP_RATES
         for other, called in (("random", "chance"), ("previous", "the map of the layer before"))
     ]
-    return _said(
-        runs, "**Does the trained selector beat chance and the layer before?** Finetuned alike, ToSA has", pairs
-    )
+    question = "**Does the trained selector beat chance and the layer before?**"
+    return _said(runs, f"{question} Finetuned alike, ToSA has", pairs)
 
 
 def _accuracy(runs: dict[str, Row]) -> str:
     question = "**Does ToSA raise the accuracy over an equally finetuned dense model?**"
-    pairs = [(f"at keep rate {rate} ", tosa(rate), "dense", "the dense model") for rate in RATES]
+    pairs = [(f"at keep rate {rate} ", tosa(rate).name, "dense", "the dense model") for rate in KEEP_RATES]
     return _said(runs, f"{question} {TABLE_1} Here, finetuned on the same images in the same order, ToSA has", pairs)
 
 
@@ -63,7 +57,7 @@ def _calibrated(runs: dict[str, Row]) -> str:
     question = f"**And the calibrated preset?** At {cost(own)[1]} fewer MACs it has {before} % before any finetuning"
     pairs = [
         ("", name, "dense", "the dense model"),
-        ("", name, tosa(LOW_RATE), f"the paper's setting at {LOW_RATE}"),
+        ("", name, tosa(LOW_RATE).name, f"the paper's setting at {LOW_RATE}"),
     ]
     return _said(runs, f"{question}. Finetuned like the others it has", pairs)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fashion_variants import LOW_RATE, PAPER_RATE, variants
+from fashion_variants import KEEP_RATES, LOW_RATE, tosa, variants
 from results_file import table
 
 PLOT, TEACHER_PLOT = "fashion_accuracy.png", "fashion_teacher.png"
@@ -55,13 +55,13 @@ def top1(run: Row) -> float:
 def comparisons(runs: dict[str, Row]) -> str:
     """The section with the differences between models."""
     rows = []
-    for rate in (PAPER_RATE, LOW_RATE):
-        tosa = f"ToSA {rate}, shared, all rows"
+    for rate in KEEP_RATES:
+        own = tosa(rate).name
         low = "calibrated, -25.8%" if rate == LOW_RATE else f"calibrated, MACs of {rate}"
-        pairs = [(tosa, other) for other in ("dense", f"random {rate}", f"previous {rate}")]
-        pairs += [(tosa, f"{peer}, MACs of {rate}") for peer in ("merging", "pruning")]
-        pairs += [(tosa, f"ToSA {rate}, {rest}") for rest in ("shared, 16 rows", "per-head, all rows")]
-        pairs += [(low, other) for other in ("dense", tosa, f"merging, MACs of {rate}", f"pruning, MACs of {rate}")]
+        pairs = [(own, other) for other in ("dense", f"random {rate}", f"previous {rate}")]
+        pairs += [(own, f"{peer}, MACs of {rate}") for peer in ("merging", "pruning")]
+        pairs += [(own, tosa(rate, **settings).name) for settings in ({"query_rows": 16}, {"selection": "per-head"})]
+        pairs += [(low, other) for other in ("dense", own, f"merging, MACs of {rate}", f"pruning, MACs of {rate}")]
         for name, other in pairs:
             gained = differences(found(runs, name), found(runs, other), top1)
             if gained:

@@ -9,6 +9,7 @@ from tosa_cli.config import TosaConfig
 
 PAPER_RATE, LOW_RATE = 0.8, 0.4
 """The paper's keep rate, and the one whose arithmetic gives about the 25.8 % that its Table 1 reports."""
+KEEP_RATES = (PAPER_RATE, LOW_RATE)
 PAPER_REDUCTION = 0.258
 CALIBRATED = TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+affine", span=2)
 """The preset `calibrated`; its layers and keep rates come from error curves."""
@@ -119,9 +120,9 @@ def paper(keep_rate: float, **settings: Any) -> TosaConfig:
 
 def variants() -> list[Variant]:
     """All models, those that matter most first."""
-    rates = (PAPER_RATE, LOW_RATE)
+    rates = KEEP_RATES
     found = [Variant("dense", "dense")]
-    found += [_tosa(rate) for rate in rates]
+    found += [tosa(rate) for rate in rates]
     found += [
         Variant(f"{selector} {rate}", "tosa", paper(rate, selector=selector))
         for selector in ("random", "previous")
@@ -131,17 +132,18 @@ def variants() -> list[Variant]:
     found += [Variant(f"calibrated, -{PAPER_REDUCTION:.1%}", "calibrated")]
     found += [Variant(f"merging, MACs of {rate}", "merge", rate=rate) for rate in rates]
     found += [Variant(f"pruning, MACs of {rate}", "prune", rate=rate) for rate in rates]
-    found += [_tosa(rate, query_rows=16) for rate in rates]
-    found += [_tosa(rate, selection="per-head") for rate in rates]
-    found += [_tosa(rate, selection="per-head", query_rows=16) for rate in rates]
+    found += [tosa(rate, query_rows=16) for rate in rates]
+    found += [tosa(rate, selection="per-head") for rate in rates]
+    found += [tosa(rate, selection="per-head", query_rows=16) for rate in rates]
     return found
 
 
 def tried() -> list[Variant]:
     """The models that the learning rate is chosen by: it is the same for all."""
-    return [variant for variant in variants() if variant in (Variant("dense", "dense"), _tosa(LOW_RATE))]
+    return [Variant("dense", "dense"), tosa(LOW_RATE)]
 
 
-def _tosa(rate: float, **settings: Any) -> Variant:
+def tosa(rate: float, **settings: Any) -> Variant:
+    """The paper's model at a keep rate."""
     config = paper(rate, **settings)
     return Variant(f"ToSA {rate}, {config.selection}, {config.query_rows} rows", "tosa", config)

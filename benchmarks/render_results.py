@@ -130,11 +130,8 @@ def _finetune(finetune: dict[str, Any]) -> str:
         seconds = f"{row['report']['seconds'] / 60:.0f} min, {row['report']['updates']} steps"
         rows.append([f"{name}, after", pair(row), pair(row, "_median"), seconds])
         seen = row["report"]["held_out"]
-        cells = [
-            " / ".join(f"{seen[f'{kind}_cosine_{stage}']:.4f}" for kind in ("patch", "class"))
-            for stage in ("before", "after")
-        ]
-        rows.append([f"{name}, {seen['samples']} crops of photos it was trained on", " -> ".join(cells), "", ""])
+        gained = " -> ".join(pair(seen, f"_cosine_{stage}") for stage in ("before", "after"))
+        rows.append([f"{name}, {seen['samples']} crops of photos it was trained on", gained, "", ""])
     if not rows:
         return ""
     return "\n\n".join(

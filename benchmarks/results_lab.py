@@ -119,7 +119,7 @@ def distilled(
     from tosa_cli.train.distill import distill
 
     model = insert_selectors(copy.deepcopy(source), config)
-    if config.selector != "attention" and not config.is_fitted:
+    if not config.needs_distill:
         return model, 0.0
     settings = DistillConfig(device="cpu", workers=0, seed=seed or 0)
     fitting = lab.photos("calibration", source, calibration, seed)

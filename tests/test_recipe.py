@@ -42,6 +42,9 @@ def test_a_name_in_the_header_wins_over_that_of_the_file(tmp_path: Path) -> None
             "distill:\n  learning_rate: 1\n",
             "Unknown setting in the section distill of mine.yaml: 'learning_rate'.",
         ),
+        ("distil-2: {}", "Unknown recipe section 'distil-2'"),
+        ("distill-two: {}", "Unknown recipe section 'distill-two'"),
+        ("distill-2: {smoothing: 0.1}", "Unknown setting in the section distill-2 of mine.yaml: 'smoothing'"),
         ("convert: 3\n", "The section convert of the recipe"),
         ("convert:\n- layers\n", "The section convert of the recipe"),
         ("- convert\n", "should hold sections such as convert: and distill:"),
@@ -89,20 +92,6 @@ def test_a_command_that_was_run_again_has_a_section_of_its_own(tmp_path: Path) -
         ["distill", "--lr", "0.2"],
         ["finetune", "--lr", "0.3"],
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("distil-2: {}", "Unknown recipe section 'distil-2'"),
-        ("distill-two: {}", "Unknown recipe section 'distill-two'"),
-        ("distill-2: {smoothing: 0.1}", "Unknown setting in the section distill-2 of mine.yaml: 'smoothing'"),
-    ],
-)
-def test_a_section_of_a_command_that_was_run_again_is_checked_too(tmp_path: Path, text: str, sentence: str) -> None:
-    with pytest.raises(ConfigError) as failure:
-        load_recipe(write(tmp_path, text))
-    assert sentence in str(failure.value)
 
 
 def test_every_setting_of_a_conversion_can_stand_in_a_recipe() -> None:

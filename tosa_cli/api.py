@@ -45,7 +45,7 @@ def load(
         folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token
     )
     if img_size is not None and isinstance(model, TosaViT):
-        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+        checkpoint.resize(model, img_size)
     return model
 
 

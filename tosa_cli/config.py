@@ -71,12 +71,12 @@ class TosaConfig:
         self._check_choices()
         self._check_layers()
         self._check_keep_rates()
-        if self.query_rows != "all" and not (_is_int(self.query_rows) and self.query_rows >= 1):
+        if self.query_rows != "all" and not (is_int(self.query_rows) and self.query_rows >= 1):
             raise ConfigError(f"query_rows must be 'all' or a number from 1 up, not {self.query_rows!r}.")
-        if not (_is_int(self.neighbors) and self.neighbors >= 1):
+        if not (is_int(self.neighbors) and self.neighbors >= 1):
             raise ConfigError(f"neighbors must be a whole number from 1 up, not {self.neighbors!r}.")
         self._check_span()
-        if not (_is_int(self.selector_kernel) and self.selector_kernel >= 1 and self.selector_kernel % 2):
+        if not (is_int(self.selector_kernel) and self.selector_kernel >= 1 and self.selector_kernel % 2):
             raise ConfigError(f"selector_kernel must be odd and positive (1, 3, 5, ...), not {self.selector_kernel!r}.")
 
     @property
@@ -113,6 +113,11 @@ class TosaConfig:
     def is_fitted(self) -> bool:
         """Whether something is fitted in closed form: a bypass that has parameters, or the probe."""
         return self.bypass not in ("identity", "nearest") or self.selector == "probe"
+
+    @property
+    def needs_distill(self) -> bool:
+        """Whether `tosa distill` has something to do: selectors to train, or something to fit."""
+        return self.selector == "attention" or self.is_fitted
 
     @property
     def unread(self) -> dict[str, str]:
@@ -184,7 +189,7 @@ class TosaConfig:
         if not self.layers:
             raise ConfigError("No ToSA layer was given: name at least one, as in --layers 2,4,6.")
         for layer in self.layers:
-            if not _is_int(layer) or layer < 1:
+            if not is_int(layer) or layer < 1:
                 raise ConfigError(f"Layer {layer!r} was given, but layers are whole numbers from 1 up.")
         if len(set(self.layers)) != len(self.layers):
             double = next(layer for layer in self.layers if self.layers.count(layer) > 1)
@@ -215,7 +220,7 @@ class TosaConfig:
                 raise ConfigError(f"The keep rate of layer {layer} is {rate!r}, but must be above 0 and at most 1.")
 
     def _check_span(self) -> None:
-        if not (_is_int(self.span) and self.span >= 1):
+        if not (is_int(self.span) and self.span >= 1):
             raise ConfigError(f"span must be a whole number from 1 up, not {self.span!r}.")
         if self.span > 1 and self.reads_maps:
             raise ConfigError(
@@ -329,7 +334,8 @@ def check_keys(values: Mapping[str, Any], valid: Iterable[str], what: str) -> No
             raise ConfigError(f"Unknown {what} {key!r}.{hint} Valid: {', '.join(valid)}.")
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -307,3 +307,10 @@ def test_ids_that_are_none_are_told() -> None:
     assert "the repository id is not valid" in load_error("a b/c", InputError)
     with pytest.raises(SourceError, match="There is no model folder"):
         tosa_cli.load("local-dir:me/model")
+
+
+def test_an_image_size_that_is_no_whole_patches_is_refused(models: list[TosaViT], tmp_path: Path) -> None:
+    folder = tosa_cli.save(models[0], tmp_path / "model")
+    with pytest.raises(TosaError, match="An image of 65x65 pixels is no whole number of patches of 16x16"):
+        tosa_cli.load(folder, img_size=65)
+    assert tosa_cli.load(folder, img_size=96).patch_embed.img_size == (96, 96)  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ from tosa_cli.cli.options import (
     remember_model,
     settings_from,
 )
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import TosaConfig, is_int
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -258,8 +258,7 @@ def _convert(
         console.say("Dry run: nothing was written.")
     else:
         console.say(f"Wrote {folder}.")
-        needs_training = config.is_fitted or config.selector == "attention"
-        step = ["distill", "--data-dir", "PHOTOS"] if needs_training else ["eval", "--data-dir", "IMAGES"]
+        step = ["distill", "--data-dir", "PHOTOS"] if config.needs_distill else ["eval", "--data-dir", "IMAGES"]
         console.next_command("tosa", *step)
 
 
@@ -271,7 +270,7 @@ def _check_counts(settings: Mapping[str, Any]) -> None:
     """
     for name, least in LEAST.items():
         value = settings.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        if value is not None and not (is_int(value) and value >= least):
             raise ConfigError(f"{name} must be a whole number from {least} up, not {value!r}.")
 
 

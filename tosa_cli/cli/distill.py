@@ -83,8 +83,7 @@ def distill(
         batches = (batch.images for batch in held_out.batches(config.strict))
         return measure_selectors(job.model, batches, accelerator.device)
 
-    is_fitted = job.model.config.is_fitted or not predicts_maps
-    watch = Watch(features, every=0, keep_best=True) if is_fitted else None
+    watch = Watch(features, every=0, keep_best=True) if job.model.config.is_fitted else None
     before = selectors()
     with console.progress("Distilling") as progress:
         done = run(

@@ -126,8 +126,8 @@ def _done(provenance: Provenance) -> str:
 
 
 def _settings_table(model: TosaViT) -> str:
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in model.config.unread}
-    rows = [f"| {key} | {_show(value)} |" for key, value in settings.items()]
+    unread = model.config.unread
+    rows = [f"| {key} | {_show(value)} |" for key, value in model.config.to_dict().items() if key not in unread]
     return "## Settings\n\n| setting | value |\n|---|---|\n" + "\n".join(rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.layers import to_2tuple
 from timm.models._hub import save_config_for_hf
 
 import tosa_cli
@@ -142,9 +143,18 @@ def load(
     """
     model = load_checked(folder_or_repo, check_config, revision=revision, cache_dir=cache_dir, token=token)
     if img_size is not None:
-        check_img_size(model.backbone, img_size)
-        model.set_input_size((img_size, img_size) if isinstance(img_size, int) else img_size)
+        resize(model, img_size)
     return model
+
+
+def resize(model: TosaViT, img_size: int | tuple[int, int]) -> None:
+    """Bring a model to an image size in pixels, one number or (height, width).
+
+    Raises:
+        ConfigError: If it is no whole number of patches.
+    """
+    check_img_size(model.backbone, img_size)
+    model.set_input_size(to_2tuple(img_size))
 
 
 def load_checked(

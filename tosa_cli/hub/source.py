@@ -1,5 +1,6 @@
 """From what a user names to a dense timm model: timm names, Hub ids, folders and weights files."""
 
+import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
@@ -93,6 +94,13 @@ def load_source(
         )
     if path.is_file():
         return _from_file(path, architecture, pretrained, args)
+    found = _from_name(source, path, pretrained, args)
+    # timm leaves in the settings of a model how many classes its own head has.
+    own_classes = found.model.pretrained_cfg.get("num_classes")
+    return dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
+
+
+def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     if path.is_dir():
         return _from_folder(path, pretrained, args)
     if source.startswith("local-dir:") or _looks_like_path(source):
@@ -103,9 +111,7 @@ def load_source(
     model = _create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
-    return Source(
-        model, tagged, cfg.get("hf_hub_id") if pretrained else None, has_new_head=_has_new_head(model, num_classes)
-    )
+    return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
 
 
 def from_anywhere(source: str) -> str:
@@ -221,24 +227,21 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     if is_transformers(values):
         files = hub_files(hub_id, revision or None, name)
         model, _, notes = _from_transformers(values, files, pretrained, args)
-        new_head = _has_new_head(model, args["num_classes"])
-        return Source(model, hub_id, hub_id, revision or None, notes, new_head)
+        return Source(model, hub_id, hub_id, revision or None, notes)
     _check_config(values, name)
-    model = _create(f"hf-hub:{name}", source, pretrained, args)
-    new_head = _has_new_head(model, args["num_classes"])
-    return Source(model, hub_id, hub_id, revision or None, has_new_head=new_head)
+    return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
 
 
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     config = read_json(path / CONFIG)
     if is_transformers(config):
         model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
-        return Source(model, name, notes=notes, has_new_head=_has_new_head(model, args["num_classes"]))
+        return Source(model, name, notes=notes)
     _check_config(config, str(path))
     model = _create(f"local-dir:{path}", str(path), False, args)
     if pretrained:
         _load_weights(model, _read_state(path), str(path), args["num_classes"])
-    return Source(model, config["architecture"], has_new_head=_has_new_head(model, args["num_classes"]))
+    return Source(model, config["architecture"])
 
 
 def _from_transformers(
@@ -314,11 +317,6 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     if pretrained:
         _load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name, has_new_head=num_classes not in (0, own_classes))
-
-
-def _has_new_head(model: Backbone, num_classes: int | None) -> bool:
-    """Whether a model built with the head that was asked for has another one than its source."""
-    return bool(num_classes) and num_classes != model.pretrained_cfg.get("num_classes")
 
 
 def _load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_classes: int | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import Attention, AttentionRope, DiffAttention
+from timm.layers import Attention, AttentionRope, DiffAttention, to_2tuple
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
@@ -130,11 +130,10 @@ def check_img_size(model: Backbone, img_size: int | tuple[int, int]) -> None:
     Raises:
         ConfigError: If it does not; it names the nearest sizes that do.
     """
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    patch = model.patch_embed.feat_ratio(as_scalar=False)
-    if model.patch_embed.dynamic_img_pad or not any(side % part for side, part in zip(size, patch, strict=True)):
-        return
+    size, patch = to_2tuple(img_size), model.patch_embed.feat_ratio(as_scalar=False)
     sides = list(zip(size, patch, strict=True))
+    if model.patch_embed.dynamic_img_pad or not any(side % part for side, part in sides):
+        return
     below = "x".join(str(max(1, side // part) * part) for side, part in sides)
     above = "x".join(str(-(-side // part) * part) for side, part in sides)
     raise ConfigError(

@@ -60,7 +60,7 @@ def check_trainable(model: TosaViT) -> None:
         ConfigError: If it has nothing.
     """
     config = model.config
-    if config.selector != "attention" and not config.is_fitted:
+    if not config.needs_distill:
         raise ConfigError(
             f"The selector {config.selector!r} has nothing to train, and the bypass {config.bypass!r} nothing to fit: "
             f"the model is ready to use. Convert with --selector attention or --bypass nearest+linear to distill."
