@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check format build real results fashion picture clean
+.PHONY: demo test lint types check format build real results fashion pages picture clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
@@ -43,6 +43,11 @@ results: $(STAMP)
 fashion: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
 	$(BIN)/python benchmarks/run_fashion.py
+
+# Every page of benchmarks/ once more, from the committed JSON alone.
+pages: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
+	for page in real results fashion depth saliency checkpoints; do $(BIN)/python benchmarks/run_$$page.py --render || exit 1; done
 
 # The cat of the README: benchmarks/results/selection_cat.png, from the real DINOv2 of `make real`.
 picture: $(STAMP)

@@ -256,6 +256,9 @@ def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
     assert "Parts that are missing: selectors, speed, pictures." in page
 
 
+TRIED = (("dense", 0.01, 90.0), ("dense", 0.02, 89.0), (TOSA, 0.01, 80.0), (TOSA, 0.02, 81.0))
+
+
 def test_the_answer_is_made_from_the_runs_that_are_there() -> None:
     top1 = {"dense": 90.0, TOSA: 88.0, f"random {LOW_RATE}": 87.0, f"previous {LOW_RATE}": 88.5}
     runs = {
@@ -274,6 +277,10 @@ def test_the_answer_is_made_from_the_runs_that_are_there() -> None:
     assert f"at keep rate {LOW_RATE} +1.00 ± 0.00 points against chance (ahead beyond the spread)" in said
     assert f"{LOW_RATE} -0.50 ± 0.00 points against the map of the layer before (behind beyond the spread)" in said
     assert f"{LOW_RATE} -2.00 ± 0.00 points against the dense model" in said and "70.00 ± 0.00 % before" in said
+    assert "learning rate" not in said
+    tried = {f"{name} {lr}": {"variant": name, "lr": lr, "top1": top1} for name, lr, top1 in TRIED}
+    assert "0.01. On training images" in (said := answer({"runs": runs, "rates": tried}))
+    assert f"at {LOW_RATE} had 80.00 % with it and 81.00 % with 0.02" in said
     some = answer({"runs": {key: run for key, run in runs.items() if not key.startswith("random")}})
     assert "against chance" not in some and "against the dense model" in some and answer({"runs": {}}) == ""
 
