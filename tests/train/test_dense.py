@@ -4,16 +4,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.model.tiny_models import make_images, make_tosa, make_vit
-from tests.train.tiny_pairs import write_folder
+from tests.train.tiny_pairs import save_image, write_folder
 from tests.train.tiny_runs import StopAt
 from tosa_cli.errors import CheckpointError, ConfigError, TrainingError
 from tosa_cli.model.dense import DensePredictor
-from tosa_cli.train.dense import DenseObjective, _groups, finetune_dense, silog_loss
+from tosa_cli.train.dense import DenseObjective, _groups, finetune_dense, segmentation_loss, silog_loss
 from tosa_cli.train.dense_config import DenseConfig
 from tosa_cli.train.dense_data import pairs_to_read
 from tosa_cli.train.loop import TrainReport, make_accelerator
@@ -76,6 +77,27 @@ def test_a_batch_without_a_measured_pixel_has_no_loss_and_no_gradient_that_is_no
         (gradient,) = torch.autograd.grad(silog_loss(predicted, depth), predicted)
         assert gradient.isfinite().all()
     assert silog_loss(predicted, torch.zeros(1, 2, 2)).item() == 0.0
+
+
+def test_a_batch_without_a_labelled_pixel_has_no_loss_and_no_gradient() -> None:
+    logits = torch.rand(2, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((2, 4, 4), 255))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == 0.0 and gradient.eq(0).all()
+
+
+def test_pixels_without_a_class_do_not_count() -> None:
+    logits, labels = torch.rand(1, 3, 1, 2), torch.tensor([[[2, 255]]])
+    expected = -logits[0, :, 0, 0].log_softmax(0)[2].item()
+    assert segmentation_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_goes_on_past_an_image_without_a_labelled_pixel(scenes: Path, tmp_path: Path) -> None:
+    for path in sorted((scenes / "mask").iterdir())[:3]:
+        save_image(path, np.full((32, 32), 255, np.uint8))
+    settings = {"task": "segmentation", "num_labels": 2, "batch_size": 1, "epochs": 1}
+    report = run(predictor(**settings), scenes, tmp_path / "run", **settings)
+    assert report.updates == 12 and math.isfinite(report.last_loss)
 
 
 @pytest.mark.parametrize("converted", [True, False])

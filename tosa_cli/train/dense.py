@@ -45,6 +45,17 @@ def silog_loss(predicted: Tensor, depth: Tensor, variance_focus: float = VARIANC
     return SILOG_FACTOR * (squared + 1e-8).sqrt()
 
 
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of class logits (B, num_labels, height, width) with class indices (B, height, width).
+
+    Returns:
+        Its mean over the pixels of the whole batch that have a class, that is another value than 255; 0 without any.
+    """
+    if not (labels != IGNORED_LABEL).any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL)
+
+
 def dense_parts(model: DensePredictor, freeze_encoder: bool = False) -> nn.ModuleDict:
     """The parts of a dense model that finetuning trains, as one module: decoder, backbone and bypasses."""
     parts = nn.ModuleDict({"decoder": model.decoder})
@@ -80,7 +91,7 @@ class DenseObjective(nn.Module):
         predicted = self.model(images)
         if self.model.config.task == "depth":
             return silog_loss(predicted[:, 0], targets)
-        return F.cross_entropy(predicted.float(), targets, ignore_index=IGNORED_LABEL)
+        return segmentation_loss(predicted, targets)
 
     def train(self, mode: bool = True) -> "DenseObjective":
         """A frozen encoder stays in evaluation mode."""
