@@ -310,12 +310,12 @@ def test_what_is_measured_and_fitted_takes_the_first_images_of_a_stream(work: Pa
     assert done.code == 2 and "so it has to be read whole: leave out --max-samples" in done.err
 
 
-def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("webdataset")
+def stop_after(patched: pytest.MonkeyPatch, batches: int) -> None:
+    """Interrupt the next run after so many batches, as Ctrl-C would."""
     from tosa_cli.cli import console
 
-    write_shards(Path("shards"), Path("digits"))
     advance = console.TrainProgress.advance
+    left = batches
 
     def interrupt(bar: console.TrainProgress, num_images: int, text: str = "") -> None:
         nonlocal left
@@ -324,6 +324,12 @@ def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeyp
             raise KeyboardInterrupt
         advance(bar, num_images, text)
 
+    patched.setattr(console.TrainProgress, "advance", interrupt)
+
+
+def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), Path("digits"))
     for workers in (0, 2):
         command = (
             f"finetune dense-tosa --dataset wds/digits --data-dir shards --val-split validation -b 8 --epochs 2 "
@@ -331,14 +337,31 @@ def test_training_on_shards_resumes_exactly(converted: Path, tosa: Tosa, monkeyp
         )
         assert tosa(f"{command} -o whole{workers}").code == 0
         for stop in (3, 5):
-            left = stop
             with monkeypatch.context() as patched:
-                patched.setattr(console.TrainProgress, "advance", interrupt)
+                stop_after(patched, stop)
                 done = tosa(f"{command} -o part{workers}" + " --resume" * (stop == 5))
             assert done.code == 1 and "Interrupted." in done.err
         assert tosa(f"{command} -o part{workers} --resume").code == 0
         whole, part = (Path(f"{name}{workers}/model.safetensors").read_bytes() for name in ("whole", "part"))
         assert whole == part
+
+
+def test_training_on_shards_is_not_resumed_with_another_number_of_workers(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(Path("shards"), Path("digits"))
+    command = "finetune dense-tosa --epochs 2 -b 8 --device cpu --val-split validation --data-dir"
+    for source in ("shards --dataset wds/digits", "digits"):
+        with monkeypatch.context() as patched:
+            stop_after(patched, 8)
+            done = tosa(f"{command} {source} -j 0")
+        assert done.code == 1 and "run the same command with --resume to go on" in done.err
+        done = tosa(f"{command} {source} -j 2 --resume")
+        if source == "digits":
+            assert done.code == 0, done.err
+        else:
+            assert done.code == 2 and "The run to resume had workers 0, now it is 2, on which the order" in done.err
 
 
 def test_a_package_that_is_missing_is_named(converted: Path, tosa: Tosa) -> None:

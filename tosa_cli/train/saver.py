@@ -23,13 +23,24 @@ from tosa_cli.train.weights import Average, Watch
 MAY_CHANGE_ON_RESUME = frozenset(
     {"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict", "max_minutes"}
 )
-"""Settings that a resumed run may change; with any other it would be another run."""
+"""Settings that a resumed run may change; with any other it would be another run. On a stream `workers` is such too."""
 
 
 class Saver:
     """Writes and reads the checkpoint of a run, and tells which one is the last good one.
 
     A checkpoint that is `due` is written after the next loss, once that shows that the weights are good.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        path: Where the checkpoint is written.
+        config: The settings.
+        identity: What else tells the run from others.
+        trained: The parameters that are trained, by name.
+        optimizer: Their optimizer.
+        ema: Average of the weights.
+        watch: Measurements on held-out images.
+        streamed: Whether the images can only be read in order, so that order and augmentation depend on `workers`.
     """
 
     def __init__(
@@ -42,11 +53,12 @@ class Saver:
         optimizer: Any,
         ema: Average | None,
         watch: Watch | None,
+        streamed: bool,
     ) -> None:
         self.accelerator, self.path = accelerator, path
         self.settings = {**config.to_dict(), "processes": accelerator.num_processes, **identity}
         self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
-        self.watch = watch
+        self.watch, self.streamed = watch, streamed
         self.due: tuple[int, int, int] | None = None
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self.has_checkpoint = False
@@ -115,10 +127,12 @@ class Saver:
             name: value.shape for name, value in self.trained.items()
         }:
             raise CheckpointError(f"{self.path} belongs to another model. Leave out --resume to start anew.")
+        may_change = MAY_CHANGE_ON_RESUME - {"workers"} if self.streamed else MAY_CHANGE_ON_RESUME
         for key, value in self.settings.items():
-            if key not in MAY_CHANGE_ON_RESUME and state.settings.get(key) != value:
+            if key not in may_change and state.settings.get(key) != value:
+                why = ", on which the order of data that can only be read in order depends" if key == "workers" else ""
                 raise CheckpointError(
-                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}. Pass the same "
+                    f"The run to resume had {key} {state.settings.get(key)}, now it is {value}{why}. Pass the same "
                     f"settings, or leave out --resume to start anew."
                 )
         for name, value in groups["weights"].items():
