@@ -198,15 +198,15 @@ def test_the_labelled_file_of_nyu_is_trained_on_and_evaluated_by_its_own_split(
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("finetune --decoder dpt --data-dir scenes", "decoder (dpt) goes with --task depth or --task segmentation"),
-        ("finetune --task depth --mixup 0.8 --data-dir scenes", "mixup (0.8) goes with the task classification"),
+        ("finetune --decoder dpt --data-dir scenes", "--decoder (dpt) goes with --task depth or --task segmentation"),
+        ("finetune --task depth --mixup 0.8 --data-dir scenes", "--mixup (0.8) goes with the task classification"),
         ("finetune --task depth --data-dir photos", "photos has no folder rgb"),
         ("finetune --task segmentation --data-dir scenes", "num_labels must be 2 or more for segmentation"),
-        ("finetune --task depth --img-size x --data-dir scenes", "img_size should be a number of pixels"),
+        ("finetune --task depth --img-size x --data-dir scenes", "--img-size should be a number of pixels"),
         ("finetune --task depth --data-dir scenes -o photos", "photos already exists"),
         ("finetune --task depth --data-dir scenes --val-dir scenes/train --val-split train", "would be the training"),
         ("eval --task depth --data-dir scenes", "dense-tosa has no decoder: train one with `tosa finetune dense-tosa"),
-        ("finetune --task depth --data-dir scenes --dataset hfds/x", "dataset (hfds/x) has no maps"),
+        ("finetune --task depth --data-dir scenes --dataset hfds/x", "--dataset (hfds/x) has no maps"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(

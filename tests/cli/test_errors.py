@@ -275,11 +275,16 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(work: Path, tosa: Tosa)
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("distill dense-tosa --epochs 0", "epochs must be a whole number from 1 up, not 0."),
-        ("distill dense-tosa --lr 0", "lr must be above 0, not 0.0."),
-        ("finetune dense-tosa --warmup-epochs 99", "warmup_epochs (99.0) cannot be more than epochs (30)."),
-        ("distill dense-tosa --data-dir photos --opt nope -j 0", "opt 'nope' cannot be used"),
-        ("distill dense-tosa --data-dir photos --sched nope -j 0", "sched must be one of none, cosine"),
+        ("distill dense-tosa --epochs 0", "--epochs must be 1 or more, not 0."),
+        ("distill dense-tosa --lr 0", "--lr must be above 0, not 0.0."),
+        ("finetune dense-tosa --warmup-epochs 99", "--warmup-epochs (99.0) cannot be more than --epochs (30)."),
+        ("finetune dense-tosa --clip-grad=-1", "--clip-grad must be 0 or more, not -1.0."),
+        ("finetune dense-tosa --smoothing 1", "--smoothing must be 0 or more and below 1, not 1.0."),
+        ("finetune dense-tosa --task depth --hflip 2", "--hflip must be from 0 to 1, not 2.0."),
+        ("distill dense-tosa --crop-scale 3", "--crop-scale must be above 0 and at most 1, not 3.0."),
+        ("distill dense-tosa --seed=-1", "--seed must be from 0 to 4294967295, not -1."),
+        ("distill dense-tosa --data-dir photos --opt nope -j 0", "--opt 'nope' cannot be used"),
+        ("distill dense-tosa --data-dir photos --sched nope -j 0", "--sched must be one of none, cosine"),
         ("distill dense-tosa --data-dir photos --log-with nope -j 0", "Training cannot be set up like this"),
         ("distill dense-tosa --data-dir photos -b 100 -j 0", "22 images are too few for one step of 100 images"),
         ("finetune dense-tosa --data-dir digits -b 7 --mixup 1 -j 0", "need an even batch size, not 7."),
@@ -302,9 +307,15 @@ def test_a_setting_that_cannot_be_meant_is_refused(converted: Path, tosa: Tosa, 
     assert contents(Path()) == before
 
 
+def test_a_recipe_with_a_number_out_of_range_is_refused(converted: Path, tosa: Tosa) -> None:
+    Path("mine.yaml").write_text("finetune:\n  model_ema_decay: 2\n")
+    done = tosa("finetune --recipe mine.yaml --data-dir digits")
+    check_refused(done, "--model-ema-decay must be 0 or more and below 1, not 2.0.")
+
+
 def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:
     Path("mine.yaml").write_text("distill:\n  epochs: five\n")
-    check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "epochs must be a whole number, not 'five'.")
+    check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "--epochs must be a whole number, not 'five'.")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +393,7 @@ def test_no_classes_are_no_head(work: Path, tosa: Tosa) -> None:
 def test_an_augmentation_policy_that_timm_does_not_know_is_refused(converted: Path, tosa: Tosa, policy: str) -> None:
     before = contents(Path())
     done = tosa(f"finetune --data-dir digits --auto-augment {policy} {TRAIN}")
-    check_refused(done, f"auto_augment '{policy}' cannot be used", "try rand-m9-mstd0.5-inc1")
+    check_refused(done, f"--auto-augment '{policy}' cannot be used", "try rand-m9-mstd0.5-inc1")
     assert contents(Path()) == before
 
 

@@ -178,12 +178,12 @@ def test_mixed_precision_and_recomputed_layers_train_too(scenes: Path, tmp_path:
     ("settings", "sentence"),
     [
         ({"decoder": "mlp"}, "decoder must be one of: linear, dpt, newcrfs; not 'mlp'"),
-        ({"data_format": "scannet"}, "data_format must be one of folder, nyu, kitti; not 'scannet'"),
-        ({"img_size": "0"}, "img_size should be a number of pixels"),
+        ({"data_format": "scannet"}, "--data-format must be one of folder, nyu, kitti; not 'scannet'"),
+        ({"img_size": "0"}, "--img-size should be a number of pixels"),
         ({"decoder_dim": 12}, "decoder_dim must be 0 or a multiple of 8, not 12"),
         ({"min_depth": 20.0}, r"min_depth \(20.0\) must be above 0 and below max_depth \(10.0\)"),
-        ({"crop_scale": 0.0}, "crop_scale must be above 0"),
-        ({"rotation": -1.0}, "rotation must be 0 or more"),
+        ({"crop_scale": 0.0}, "--crop-scale must be above 0"),
+        ({"rotation": -1.0}, "--rotation must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:

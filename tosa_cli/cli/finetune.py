@@ -21,6 +21,7 @@ from tosa_cli.cli.options import (
 from tosa_cli.errors import ConfigError, DataError, InputError
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.dense_config import DenseConfig
+from tosa_cli.train.ranges import option_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,7 +148,9 @@ def check_settings(values: dict[str, Any], task: str) -> None:
     for key in values:
         if key not in fields.field_names() and key in others.field_names():
             valid = "the task classification" if dense else "--task depth or --task segmentation"
-            raise ConfigError(f"{key} ({values[key]}) goes with {valid}, not with the task {task}: leave it out.")
+            raise ConfigError(
+                f"{option_name(key)} ({values[key]}) goes with {valid}, not with the task {task}: leave it out."
+            )
 
 
 def _teacher(model: "TosaViT") -> "nn.Module":

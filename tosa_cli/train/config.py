@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from tosa_cli.config import check_keys
 from tosa_cli.errors import ConfigError
+from tosa_cli.train.ranges import check_range, option_name
 
 Amp = Literal["no", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -77,7 +78,7 @@ class TrainConfig:
         warmup_epochs: Epochs of linear warm-up.
         min_lr: Learning rate at the end of the schedule.
         weight_decay: Weight decay.
-        clip_grad: Largest norm of the gradient; None does not clip.
+        clip_grad: Largest norm of the gradient; 0 or None does not clip.
         amp: Mixed precision.
         workers: Processes that load data.
         seed: Seed of all that is random.
@@ -119,24 +120,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _read(field.name, field.type, getattr(self, field.name)))
-        for name in ("epochs", "batch_size", "grad_accum_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be a whole number from 1 up, not {getattr(self, name)!r}.")
-        for name in ("workers", "checkpoint_every", "warmup_epochs", "weight_decay", "min_lr"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be above 0, not {self.lr!r}.")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ConfigError(f"max_minutes must be above 0, not {self.max_minutes!r}.")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"max_samples must be 1 or more, not {self.max_samples!r}.")
+            value = _read(field.name, field.type, getattr(self, field.name))
+            check_range(field.name, value)
+            object.__setattr__(self, field.name, value)
         for name, choices in (("amp", Amp), ("device", Device)):
             if getattr(self, name) not in get_args(choices):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(choices))}; not {getattr(self, name)!r}.")
+                raise ConfigError(
+                    f"{option_name(name)} must be one of {', '.join(get_args(choices))}; not {getattr(self, name)!r}."
+                )
         if self.warmup_epochs > self.epochs:
-            raise ConfigError(f"warmup_epochs ({self.warmup_epochs}) cannot be more than epochs ({self.epochs}).")
+            raise ConfigError(f"--warmup-epochs ({self.warmup_epochs}) cannot be more than --epochs ({self.epochs}).")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -240,16 +233,15 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
-            raise ConfigError(f"objective must be one of {', '.join(get_args(Objective))}; not {self.objective!r}.")
+            raise ConfigError(f"--objective must be one of {', '.join(get_args(Objective))}; not {self.objective!r}.")
         for name, value in OBJECTIVE_DEFAULTS[self.objective].items():
             if getattr(self, name) is BY_OBJECTIVE:
                 object.__setattr__(self, name, value)
         super().__post_init__()
-        for name in ("feature_layers", "eval_every"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
         if self.objective == "labels" and self.feature_layers:
-            raise ConfigError("feature_layers needs the objective features: add --objective features, or leave it out.")
+            raise ConfigError(
+                "--feature-layers needs the objective features: add --objective features, or leave it out."
+            )
         if self.objective == "features":
             self._check_features()
 
@@ -265,13 +257,14 @@ class FinetuneConfig(TrainConfig):
         for name in NEEDS_LABELS:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} ({getattr(self, name)}) needs labels, and the objective features reads none: leave it out."
+                    f"{option_name(name)} ({getattr(self, name)}) needs labels, and the objective features reads none: "
+                    f"leave it out."
                 )
         for name in CHANGES_FEATURES:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} ({getattr(self, name)}) does not go with the objective features, which crops and flips "
-                    f"images and changes nothing else: leave it out."
+                    f"{option_name(name)} ({getattr(self, name)}) does not go with the objective features, which crops "
+                    f"and flips images and changes nothing else: leave it out."
                 )
 
     def _defaults(self) -> "FinetuneConfig":
@@ -297,7 +290,7 @@ def _read(name: str, kind: Any, value: Any) -> Any:
     elif isinstance(value, bool if kind is bool else str):
         return value
     expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
-    raise ConfigError(f"{name} must be {expected}, not {value!r}.")
+    raise ConfigError(f"{option_name(name)} must be {expected}, not {value!r}.")
 
 
 def _read_number(value: Any) -> float | None:

@@ -310,7 +310,8 @@ def _check_policy(policy: str) -> None:
         create_transform(224, is_training=True, auto_augment=policy)
     except (AssertionError, KeyError, ValueError, IndexError) as error:
         raise ConfigError(
-            f"auto_augment {policy!r} cannot be used ({error}): try rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original."
+            f"--auto-augment {policy!r} cannot be used ({error}): try rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or "
+            f"original."
         ) from error
 
 

@@ -120,18 +120,13 @@ class DenseConfig(TrainConfig):
             object.__setattr__(self, "img_size", str(self.img_size))
         super().__post_init__()
         if self.dataset:
-            raise ConfigError(f"dataset ({self.dataset}) has no maps: dense tasks read --data-format, leave it out.")
+            raise ConfigError(f"--dataset ({self.dataset}) has no maps: dense tasks read --data-format, leave it out.")
         if self.data_format not in get_args(DataFormat):
             raise ConfigError(
-                f"data_format must be one of {', '.join(get_args(DataFormat))}; not {self.data_format!r}."
+                f"--data-format must be one of {', '.join(get_args(DataFormat))}; not {self.data_format!r}."
             )
         if self.max_depth == 0:
             object.__setattr__(self, "max_depth", FORMATS[self.data_format].max_depth)
-        for name in ("eval_every", "depth_scale", "encoder_lr_scale", "rotation", "color_jitter"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
-        if not 0 < self.crop_scale <= 1:
-            raise ConfigError(f"crop_scale must be above 0 and at most 1, not {self.crop_scale!r}.")
         _ = self.size, self.task_config
 
     @property
@@ -145,7 +140,7 @@ class DenseConfig(TrainConfig):
             return None
         numbers = re.fullmatch(r"(\d+)(?:[,x](\d+))?", self.img_size)
         if not numbers or not int(numbers[1]):
-            raise ConfigError(f"img_size should be a number of pixels, or height,width; not {self.img_size!r}.")
+            raise ConfigError(f"--img-size should be a number of pixels, or height,width; not {self.img_size!r}.")
         return int(numbers[1]), int(numbers[2] or numbers[1])
 
     @property

@@ -104,7 +104,7 @@ def _make_objective(
             raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
         if config.feature_layers >= len(model.blocks):
             raise ConfigError(
-                f"feature_layers must be below {len(model.blocks)}, as the model has so many layers and the last is "
+                f"--feature-layers must be below {len(model.blocks)}, as the model has so many layers and the last is "
                 f"matched anyway; not {config.feature_layers}."
             )
         return FeaturesObjective(model, teacher, config.feature_layers).train(), None

@@ -29,7 +29,7 @@ def make_optimizer(
     try:
         return create_optimizer_v2(parameters, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay)
     except (ValueError, AssertionError, KeyError, ImportError) as error:
-        raise ConfigError(f"opt {config.opt!r} cannot be used ({error}): try adamw, sgd or lamb.") from error
+        raise ConfigError(f"--opt {config.opt!r} cannot be used ({error}): try adamw, sgd or lamb.") from error
 
 
 def finetuned_groups(

@@ -22,7 +22,7 @@ def make_scheduler(config: TrainConfig) -> Callable[[torch.optim.Optimizer, int]
     # timm's own `none` would leave out the warm-up and the rates of the layers.
     name = "constant" if config.sched == "none" else config.sched
     if name not in SCHEDULES:
-        raise ConfigError(f"sched must be one of none, {', '.join(SCHEDULES)}; not {config.sched!r}.")
+        raise ConfigError(f"--sched must be one of none, {', '.join(SCHEDULES)}; not {config.sched!r}.")
 
     def make(optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Any:
         try:
