@@ -1,6 +1,7 @@
 """`tosa finetune --objective features`: no labels, the best by held-out images, the start included."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -92,7 +93,11 @@ def test_labels_keep_the_best_too_where_they_are_measured_on_the_way(converted: 
     if best["step"] == 0:
         after = load_file("kept/model.safetensors")
         assert all(before[name].equal(after[name]) for name in before)
-    done = tosa("finetune --data-dir digits -b 8 -j 0 --device cpu --epochs 1 -o last --json")
+    report = done.json
+    assert report["images_per_second"] * (report["seconds"] - report["measuring_seconds"]) == pytest.approx(40)
+    done = tosa("finetune --data-dir digits -b 8 -j 0 --device cpu --epochs 1 -o last")
+    assert re.search(r"4 steps in \S+ s, \S+ s of it measuring; \S+ images/s while training", done.err)
+    done = tosa("finetune --data-dir digits -b 8 -j 0 --device cpu --epochs 1 -o last --overwrite --json")
     assert "best_step" not in done.json["held_out"] and [row["step"] for row in done.json["history"]] == [0, 4]
 
 

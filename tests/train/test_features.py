@@ -1,6 +1,7 @@
 """Finetuning on the dense model's features needs no labels, and never hands back a model worse than it was given."""
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,29 @@ def test_defaults_depend_on_the_objective_and_are_recorded() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         FinetuneConfig(**{"objective": "features", **settings})
+
+
+def test_images_a_second_are_of_training_alone(photos: Path, tmp_path: Path) -> None:
+    events: list[str] = []
+
+    class Slow(list[float]):
+        def pop(self, index: Any = -1) -> float:
+            time.sleep(0.2)
+            events.append("look")
+            return super().pop(index)
+
+    class Listener:
+        def start(self, total: int, done: int) -> None:
+            events.append("start")
+
+        def advance(self, num_images: int, text: str) -> None:
+            events.append("step")
+
+    slow = {"scores": Slow(range(5)), "eval_every": 2, "epochs": 2}
+    report, _ = run_features(tiny_tosa(), photos, tmp_path / "run", progress=Listener(), **slow)
+    assert events == ["look", "start", "step", "look", "step", "step", "look", "step", "step", "look", "step"]
+    assert report.seconds > report.measuring_seconds >= 0.8
+    assert report.images_per_second == pytest.approx(report.images / (report.seconds - report.measuring_seconds))
 
 
 def test_more_layers_than_there_are_cannot_be_matched(photos: Path, tmp_path: Path) -> None:

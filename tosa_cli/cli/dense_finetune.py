@@ -5,7 +5,7 @@ from typing import Any
 
 from tosa_cli.cli import console
 from tosa_cli.cli.dense import NAMES, measure_dense
-from tosa_cli.cli.training import Job, finish, start_job, watched_results
+from tosa_cli.cli.training import Job, finish, start_job, tell_speed, watched_results
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.dense import is_dense, load_dense, make_dense
 from tosa_cli.model.dense import DensePredictor
@@ -71,6 +71,7 @@ def finetune_dense(
         results["best_step"] = watch.best.update
     report = {
         **finish(job, "finetuned", config, trained, held_out, results),
+        "measuring_seconds": trained.measuring_seconds,
         "loss": trained.last_loss,
         "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
     }
@@ -86,7 +87,7 @@ def finetune_dense(
                 for label, seen in (("before", before), ("after", after))
             ],
         )
-        console.say(f"{trained.updates} steps in {trained.seconds:.1f} s, {trained.images_per_second:.1f} images/s.")
+        tell_speed(trained)
     console.say(f"Wrote {job.folder}.")
     console.next_command("tosa", "eval", job.folder, "--data-dir", "IMAGES", "--data-format", config.data_format)
 

@@ -78,7 +78,7 @@ def finetune(
         return
     config = FinetuneConfig.from_dict(values)
 
-    from tosa_cli.cli.training import finish, load_for_training, training_images
+    from tosa_cli.cli.training import finish, load_for_training, tell_speed, training_images
     from tosa_cli.train.finetune import finetune as run
     from tosa_cli.train.finetune import finetune_augmentation
     from tosa_cli.train.loop import make_accelerator
@@ -123,6 +123,7 @@ def finetune(
     report = {
         **finish(job, "finetuned", config, trained, held_out, _results(watch)),
         "objective": config.objective,
+        "measuring_seconds": trained.measuring_seconds,
         "loss": trained.last_loss,
         "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
     }
@@ -130,7 +131,7 @@ def finetune(
         console.print_json(report)
     else:
         _show(watch, features)
-        console.say(f"{trained.updates} steps in {trained.seconds:.1f} s, {trained.images_per_second:.1f} images/s.")
+        tell_speed(trained)
     _tell_best(watch)
     console.say(f"Wrote {job.folder}.")
     measured = ["--task", "features"] if features else ["--compare"]

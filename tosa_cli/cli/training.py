@@ -232,6 +232,15 @@ def finish(
     }
 
 
+def tell_speed(trained: TrainReport) -> None:
+    """Tell how long a run took, and how many images a second it trained on."""
+    measuring = f", {trained.measuring_seconds:.1f} s of it measuring" if trained.measuring_seconds else ""
+    console.say(
+        f"{trained.updates} steps in {trained.seconds:.1f} s{measuring}; "
+        f"{trained.images_per_second:.1f} images/s while training."
+    )
+
+
 def tell_skipped(failed: list[str]) -> None:
     """Name the images that could not be read."""
     if failed:

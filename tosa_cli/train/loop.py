@@ -52,7 +52,8 @@ class TrainReport:
     Attributes:
         updates: Optimizer steps, those before a resume included.
         images: Images read in all processes since the start or resume.
-        seconds: Time that took.
+        seconds: Time that took, measurements on held-out images included.
+        measuring_seconds: Time of these measurements alone.
         first_loss: Loss of the first batch since the start or resume.
         last_loss: Mean loss of the last epoch's batches since the start or resume.
         failed: Images that could not be read, with the reason.
@@ -61,14 +62,16 @@ class TrainReport:
     updates: int = 0
     images: int = 0
     seconds: float = 0.0
+    measuring_seconds: float = 0.0
     first_loss: float = float("nan")
     last_loss: float = float("nan")
     failed: list[str] = field(default_factory=list)
 
     @property
     def images_per_second(self) -> float:
-        """Images a second of all processes together."""
-        return self.images / self.seconds if self.seconds else 0.0
+        """Images a second of all processes together, while they train."""
+        seconds = self.seconds - self.measuring_seconds
+        return self.images / seconds if seconds else 0.0
 
 
 def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accelerator:
@@ -156,12 +159,12 @@ def train(
     first_epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
     if scheduler is not None:
         scheduler.step_update(clock.position(update, saver.seconds))
-    progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
     started = time.perf_counter()
     try:
         with _Interrupts() as interrupts:
             if watch is not None and not watch.history:
                 watch.look(0)
+            progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
             for epoch in range(first_epoch, config.epochs):
                 losses: list[float] = []
                 for number, batch in _batches(
@@ -218,6 +221,7 @@ def train(
     except KeyboardInterrupt:
         raise TrainingError(saver.interrupted()) from None
     report.updates, report.seconds, report.failed = update, time.perf_counter() - started, list(images.failed)
+    report.measuring_seconds = watch.seconds if watch is not None else 0.0
     return report
 
 

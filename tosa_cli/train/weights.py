@@ -1,5 +1,6 @@
 """The weights that finetuning trains, their running average, and the best of them by held-out images."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,12 +67,14 @@ class Watch:
         every: Optimizer steps between measurements; 0 measures at the start and the end.
         keep_best: Hand back the best weights; otherwise the last.
         history: All measurements so far, the first at the start.
+        seconds: Time of those since the start or resume.
     """
 
     measure: Callable[[], HeldOut]
     every: int
     keep_best: bool
     history: list[HeldOut] = field(default_factory=list)
+    seconds: float = 0.0
 
     def attach(self, accelerator: Accelerator, parts: nn.Module, average: Average | None, seed: int) -> None:
         """Say what trains: the parts, whose weights are the start, and their average, which goes before them.
@@ -98,6 +101,7 @@ class Watch:
         """Measure the weights as they are after an optimizer step, once, and keep them if they are the best."""
         if self.history and self.history[-1].update == update:
             return
+        started = time.perf_counter()
         current = None
         if self._average is not None:
             current = _copy(self._parts)
@@ -118,6 +122,7 @@ class Watch:
         if current is not None:
             self._parts.load_state_dict(current)
         self._accelerator.log({f"held_out_{name}": value for name, value in measured.figures.items()}, step=update)
+        self.seconds += time.perf_counter() - started
 
     def hand_back(self) -> None:
         """Put the best weights into the model."""
