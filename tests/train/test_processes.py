@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.tiny_runs import fit_all, tiny_tosa, write_digits, write_photos
+from tests.train.tiny_runs import curves_all, fit_all, tiny_tosa, write_digits, write_photos
 from tosa_cli import load, save
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import make_accelerator
@@ -60,6 +60,8 @@ def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> N
     assert [images for _, _, images in alone] == [24] * 4
     for late in range(2):
         assert found[f"fitted_{late}"] == [alone, alone]
+    alone_curves = curves_all(work, make_accelerator(TrainConfig(device="cpu")))
+    assert found["curves"] == [alone_curves, alone_curves]
     assert [name.split()[0] for names in found["fit_broken"] for name in names] == ["005.jpg", "005.jpg"]
     assert len(found["fit_strict"]) == 2 and all("005.jpg (not an image, or" in x for x in found["fit_strict"])
     assert found["fitted"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.model.tiny_models import make_tosa, make_vit
 from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.budget import measure_curves
 from tosa_cli.train.calibrate import CalibrationReport, calibrate
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
@@ -166,6 +167,17 @@ def fit_all(folder: Path, accelerator: Accelerator) -> list[Any]:
         parts = {**weights(model, "selectors"), **weights(model, "bypasses")}
         digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in parts.values())).hexdigest()
         found.append([list(report.errors.values()), digest, report.images])
+    return found
+
+
+def curves_all(folder: Path, accelerator: Accelerator) -> list[Any]:
+    """Measure error curves with each of the settings on 24 photos, in batches of which the last is not full."""
+    found: list[Any] = []
+    for settings in FITTED:
+        model = tiny_tosa(**settings)
+        images = read(model, folder / "photos", DistillConfig(batch_size=5, workers=0), None)
+        curves = measure_curves(accelerator, model.backbone, model.config, images, keep_rates=(0.7, 0.4))
+        found.append([[list(curve.layers), list(curve.errors)] for curve in curves])
     return found
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from tests.train.tiny_runs import (
     FITTED,
     StopAt,
+    curves_all,
     fit_all,
     fit_one,
     run_distill,
@@ -100,6 +101,7 @@ for late in range(2):
     calibration.skipped_features = slowly
     found[f"fitted_{late}"] = gather_object([fit_all(folder, accelerator)])
     calibration.skipped_features = run_step
+found["curves"] = gather_object([curves_all(folder, accelerator)])
 for images in ("broken", "strict"):
     try:
         report = fit_one(tiny_tosa(**FITTED[0]), folder / "broken", accelerator, strict=images == "strict")

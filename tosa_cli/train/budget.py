@@ -8,7 +8,7 @@ price is least, and the price is raised until enough is saved.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from tosa_cli.model.backbone import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.calibrate import Calibration, fit_candidates, fit_probes
 from tosa_cli.train.data import Images
-from tosa_cli.train.loop import NoProgress, Progress
+from tosa_cli.train.loop import NoProgress, Progress, seed_step
+from tosa_cli.train.regression import Sums
 
 MEASURED_RATES = (0.85, 0.65, 0.45, 0.25)
 RATE_STEP = 0.01
@@ -102,20 +103,16 @@ def measure_curves(
     progress = progress or NoProgress()
     runs = [Calibration(accelerator, model, images, strict, progress) for model in models]
     progress.start(len(runs) * (fits + 1) * runs[0].num_batches, 0)
-    sums: dict[tuple[int, ...], list[float]] = {}
+    curves = []
     for run in runs:
         if config.is_fitted:
             fit_candidates(run)
         if config.selector == "probe":
             fit_probes(run)
-        for layers in _spans(run.model):
-            sums[layers] = [0.0] * len(keep_rates)
-        for _, tokens in run.read():
-            _add_errors(run, tokens, keep_rates, sums)
-    return [
-        ErrorCurve(layers, tuple(keep_rates), _rising([value / runs[0].num_images for value in values]))
-        for layers, values in sorted(sums.items())
-    ]
+        for layers, total in run.sum_up(_error_pass(run, keep_rates)).items():
+            errors = (total["errors"] / run.num_images).tolist()
+            curves.append(ErrorCurve(layers, tuple(keep_rates), _rising(errors)))
+    return sorted(curves, key=lambda curve: curve.layers)
 
 
 def _spans(model: TosaViT) -> list[tuple[int, ...]]:
@@ -126,29 +123,32 @@ def _spans(model: TosaViT) -> list[tuple[int, ...]]:
     return list(spans.values())
 
 
-def _add_errors(
-    run: Calibration, tokens: Tensor, keep_rates: Sequence[float], sums: dict[tuple[int, ...], list[float]]
-) -> None:
-    """Add the errors of each span of layers and each keep rate for a batch of embedded tokens (B, N, D)."""
+def _error_pass(run: Calibration, keep_rates: Sequence[float]) -> Iterator[dict[Any, Sums]]:
+    """Errors of each span of layers, one a keep rate, summed over the images of a batch, batch by batch."""
     model = run.model
     blocks = model.blocks
-    dense = [tokens]
-    for layer in range(1, len(blocks) + 1):
-        dense.append(model.run_block(layer, dense[-1], run.places))
-    final = model.backbone.norm(dense[-1])
-    for layers in _spans(model):
-        first, scores = layers[0], None
-        if model.config.reads_maps:
-            _, scores = model.run_standard_layer(first - 1, dense[first - 2], run.places)
-        for position, rate in enumerate(keep_rates):
-            model.keep_rates[first] = rate
-            tokens = dense[first - 1]
-            choice = model.choose(first, tokens, run.places, scores)
-            for layer in layers:
-                tokens = model.run_tosa_layer(layer, tokens, choice, run.places)
-            for later in range(layers[-1] + 1, len(blocks) + 1):
-                tokens = model.run_block(later, tokens, run.places)
-            sums[layers][position] += _error(model, final, model.backbone.norm(tokens))
+    for number, tokens in run.read():
+        dense = [tokens]
+        for layer in range(1, len(blocks) + 1):
+            dense.append(model.run_block(layer, dense[-1], run.places))
+        final = model.backbone.norm(dense[-1])
+        sums: dict[Any, Sums] = {}
+        for layers in _spans(model):
+            first, scores, errors = layers[0], None, []
+            if model.config.reads_maps:
+                _, scores = model.run_standard_layer(first - 1, dense[first - 2], run.places)
+            for rate in keep_rates:
+                model.keep_rates[first] = rate
+                tokens = dense[first - 1]
+                seed_step(0, first, number, 0)  # for the selector `random`
+                choice = model.choose(first, tokens, run.places, scores)
+                for layer in layers:
+                    tokens = model.run_tosa_layer(layer, tokens, choice, run.places)
+                for later in range(layers[-1] + 1, len(blocks) + 1):
+                    tokens = model.run_block(later, tokens, run.places)
+                errors.append(_error(model, final, model.backbone.norm(tokens)))
+            sums[layers] = {"errors": torch.tensor(errors, dtype=torch.float64)}
+        yield sums
 
 
 def _error(model: TosaViT, dense: Tensor, tokens: Tensor) -> float:
