@@ -40,6 +40,20 @@ def test_the_share_found_is_that_of_the_true_top_k_over_all_query_rows() -> None
     assert measure_selectors(model, [images]).layers[0].found == pytest.approx(share)
 
 
+def test_each_head_is_measured_by_what_it_selects_itself() -> None:
+    model, images = tiny_tosa(keep_rate=0.5, selection="per-head"), make_images(3, 32)
+    with torch.no_grad():
+        maps = model.dense_logits(images, {2}, query_rows="all")[2].softmax(-1)
+    wanted = maps.sum(dim=2)[..., 1:].topk(7).indices + 1
+    selected = model.forward_selection(images)[2]
+    assert selected.shape[:2] == wanted.shape[:2] == (3, 2)
+    pairs = zip(selected.flatten(0, 1).tolist(), wanted.flatten(0, 1).tolist(), strict=True)
+    found = sum(len(set(mine) & set(true)) for mine, true in pairs) / wanted.numel()
+    measured = measure_selectors(model, [images]).layers[0]
+    assert measured.found == pytest.approx(found)
+    assert measured.found != measure_selectors(tiny_tosa(keep_rate=0.5), [images]).layers[0].found
+
+
 def test_every_token_is_found_where_every_token_is_kept() -> None:
     report = measure_selectors(tiny_tosa(keep_rate=1.0), [make_images(2, 32)])
     assert all(quality.found == quality.found_random == 1 for quality in report.layers)

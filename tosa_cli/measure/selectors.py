@@ -23,7 +23,8 @@ class SelectorQuality:
         kl: KL divergence of the true maps from the predicted ones, summed over heads (paper Eq. 5), in nats.
         kl_previous: The same with the feeding layer's own map as the prediction.
         found: Share of the true top-K patch tokens that the selector selects; true is the column sum of the dense
-            model's map of this layer over all query rows.
+            model's map of this layer over all query rows, the heads summed. With per-head selection each head's
+            selection is held against the top-K of its own map, and this is the mean over the heads.
         found_previous: The same for the feeding layer's own map.
         found_random: The same for a random choice, by arithmetic.
     """
@@ -84,16 +85,20 @@ def _compare(model: TosaViT, layer: int, feeding: Tensor, true: Tensor) -> tuple
     feeding_rows, true_rows = take_query_rows(feeding, rows), take_query_rows(true, rows)
     previous = F.log_softmax(feeding_rows.float(), dim=-1)
     predicted = model.selectors[str(layer)](feeding_rows) if str(layer) in model.selectors else previous
-    wanted = _chosen(column_sum(true.softmax(dim=-1, dtype=torch.float32)), kept, prefix)
+    per_head = model.config.selection == "per-head"
+
+    def chosen(maps: Tensor) -> Tensor:
+        importance = column_sum(maps)
+        return _mask(importance if per_head else importance.sum(dim=1), kept, prefix)
+
+    wanted = chosen(true.softmax(dim=-1, dtype=torch.float32))
     values = [attention_kl(predicted, true_rows), attention_kl(previous, true_rows)]
     for log_maps in (predicted, previous):
-        found = _chosen(column_sum(log_maps.exp()), kept, prefix)
-        values.append((found & wanted).sum() / wanted.sum())
+        values.append((chosen(log_maps.exp()) & wanted).sum() / wanted.sum())
     return torch.stack(values), (kept - prefix) / (length - prefix)
 
 
-def _chosen(importance: Tensor, kept: int, prefix: int) -> Tensor:
-    """Which patch tokens importance (B, H, N) chooses, heads summed: a mask (B, N - prefix)."""
-    importance = importance.sum(dim=1)
+def _mask(importance: Tensor, kept: int, prefix: int) -> Tensor:
+    """Which patch tokens importance (..., N) chooses: a mask (..., N - prefix)."""
     indices = choose_tokens(importance, kept, prefix)
-    return torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, indices, True)[:, prefix:]
+    return torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, indices, True)[..., prefix:]
