@@ -32,6 +32,13 @@ class Done:
         return json.loads(self.out)
 
 
+def row_of(label: str, table: str) -> list[str]:
+    """The cells of the row of a printed table that begins with a label."""
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in table.splitlines()]
+    (row,) = [row for row in rows if row[0] == label]
+    return row
+
+
 class Tosa(Protocol):
     def __call__(self, command: str, *more: str) -> Done: ...
 

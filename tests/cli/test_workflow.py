@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import Tosa, row_of
+from tests.model.tiny_models import make_vit
 from tosa_cli import TosaConfig, load
 from tosa_cli.cli import demo
 from tosa_cli.cli.app import app
+from tosa_cli.measure.accuracy import Accuracy, AccuracyReport
 from tosa_cli.recipe import Recipe, list_recipes, load_recipe
 from tosa_cli.train.config import DistillConfig
 
@@ -107,6 +110,25 @@ def test_eval_measures_a_model_without_a_head_by_its_features(work: Path, tosa: 
     assert "patch cosine" in tosa("eval headless --data-dir photos -j 0").out
     done = tosa("eval headless --data-dir digits -j 0 --task classification")
     assert done.code == 2 and "The model has no classification head." in done.err
+
+
+def test_what_a_model_has_no_token_for_is_not_shown_as_measured(work: Path, tosa: Tosa) -> None:
+    source = make_vit("test_vit", img_size=32, patch_size=8, num_classes=0, class_token=False, global_pool="avg")
+    save_for_hf(source, "patches", safe_serialization=True)
+    assert tosa("convert patches --layers 2,4 --selector random").code == 0
+    out = tosa("eval --data-dir photos -j 0").out
+    assert row_of("dense", out)[1:3] == ["1.0000", "-"]
+    assert row_of("tosa", out)[1].startswith("0.") and row_of("tosa", out)[2] == "-"
+
+
+def test_percents_have_two_decimals_however_few_they_are(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def few(models: dict[str, Any], *_: Any, **__: Any) -> AccuracyReport:
+        return AccuracyReport(103, [], 0.0, {name: Accuracy(100 / 103, 500 / 103, 1.0, 1.0) for name in models})
+
+    monkeypatch.setattr("tosa_cli.measure.accuracy.measure_accuracy", few)
+    assert row_of("tosa", tosa("eval --data-dir digits -j 0").out)[1:3] == ["0.97", "4.85"]
 
 
 def test_eval_writes_its_result_into_the_card(converted: Path, tosa: Tosa) -> None:

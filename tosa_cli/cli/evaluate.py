@@ -263,31 +263,29 @@ def _check_no_maps(name: str, given: Mapping[str, object]) -> None:
         )
 
 
+COLUMNS = {
+    "top1": ("top-1 %", 2),
+    "top5": ("top-5 %", 2),
+    "patch_cosine": ("patch cosine", 4),
+    "class_cosine": ("class cosine", 4),
+}
+"""What is shown of a model: the name of each figure, and its decimals."""
+
+
 def _show(report: dict[str, Any]) -> None:
+    classification = report["task"] == "classification"
+    keys = ["top1", "top5"] if classification else ["patch_cosine", "class_cosine"]
     rows = []
-    quality = ["top1", "top5"] if report["task"] == "classification" else ["patch_cosine", "class_cosine"]
     if "dense" in report:
         dense = report["dense"]
-        rows.append(
-            [
-                "dense" if dense["weights"] == "source" else "every token",
-                *(_number(dense.get(key, 1.0)) for key in quality),
-                f"{report['dense_gmacs']:.3f}",
-                f"{dense['images_per_second']:.1f}",
-            ]
-        )
-    rows.append(
-        [
-            "tosa",
-            *(_number(report[key]) for key in quality),
-            f"{report['gmacs']:.3f}",
-            f"{report['images_per_second']:.1f}",
-        ]
-    )
-    names = {"top1": "top-1 %", "top5": "top-5 %", "patch_cosine": "patch cosine", "class_cosine": "class cosine"}
+        label = "dense" if dense["weights"] == "source" else "every token"
+        # What is measured against the dense model is 1 for itself, where there is something to measure.
+        own = dense if classification else {key: None if report[key] is None else 1.0 for key in keys}
+        rows.append(_row(label, own, keys, report["dense_gmacs"], dense["images_per_second"]))
+    rows.append(_row("tosa", report, keys, report["gmacs"], report["images_per_second"]))
     console.print_table(
         f"{report['samples']} images of {report['dataset']}",
-        ["", *(names[key] for key in quality), "GMACs", "images/s"],
+        ["", *(COLUMNS[key][0] for key in keys), "GMACs", "images/s"],
         rows,
     )
     console.say(
@@ -296,7 +294,10 @@ def _show(report: dict[str, Any]) -> None:
     )
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if value > 1 else f"{value:.4f}"
+def _row(label: str, figures: Mapping[str, Any], keys: list[str], gmacs: float, images_per_second: float) -> list[str]:
+    measured = [_number(figures[key], COLUMNS[key][1]) for key in keys]
+    return [label, *measured, f"{gmacs:.3f}", f"{images_per_second:.1f}"]
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
