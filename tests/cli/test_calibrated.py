@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import Tosa, row_of
 from tosa_cli import load
 
 CPU = "-b 4 -j 0 --device cpu"
@@ -74,12 +74,18 @@ def test_inspect_measures_and_draws_what_each_layer_can_spare(work: Path, tosa: 
     assert tosa("inspect dense --plot other.png").code == 2
 
 
-def test_eval_tells_what_the_oracle_would_reach(work: Path, tosa: Tosa) -> None:
-    assert tosa("convert dense --layers 6 --keep-rate 0.5 --selector random -o m").code == 0
+def test_the_oracle_is_nearer_to_the_dense_model_than_chance_and_saves_nothing(work: Path, tosa: Tosa) -> None:
+    settings = "--layers 1,2,3,4,5,6 --keep-rate 0.8 --selector random --bypass nearest"
+    assert tosa(f"convert dense {settings} -o m").code == 0
     command = "eval m --data-dir photos --task features -j 0 --device cpu"
     own, oracle = tosa(f"{command} --json").json, tosa(f"{command} --selector oracle --json").json
     assert (own["selector"], oracle["selector"]) == ("random", "oracle")
-    assert oracle["patch_cosine"] != own["patch_cosine"] and oracle["gmacs"] == own["gmacs"]
+    assert 0 < 1 - oracle["patch_cosine"] < 0.7 * (1 - own["patch_cosine"])
+    assert own["reduction"] == pytest.approx(1 - own["gmacs"] / own["dense_gmacs"]) and own["reduction"] > 0
+    assert oracle["gmacs"] is None and oracle["reduction"] is None and oracle["dense_gmacs"] == own["dense_gmacs"]
+    assert "fewer MACs" in tosa(command).err
+    shown = tosa(f"{command} --selector oracle")
+    assert row_of("oracle", shown.out)[3] == "-" and "fewer MACs" not in shown.err
     assert tosa(f"{command} --selector oracle --update-card").code == 2
 
 

@@ -1,4 +1,8 @@
-"""The selection that knows what it does: a bound for every selector, at the price of the whole layer."""
+"""A greedy reference for selectors: what to skip by each layer's own true errors, at the price of the whole layer.
+
+It is no bound. It does not see what later layers make of an error, nor that a skipped token may be the best partner of
+another: a selector may come nearer to the dense model, and some do.
+"""
 
 import torch
 from torch import Tensor
@@ -14,9 +18,10 @@ from tosa_cli.model.tosa_vit import TosaViT
 
 
 class OracleViT(TosaViT):
-    """A ToSA model that runs each ToSA layer whole, and skips the tokens about which the bypass is least wrong.
+    """A ToSA model that runs each ToSA layer whole, and skips the tokens about which the layer's bypass is least wrong.
 
-    How wrong it is about a token is measured with the tokens around it kept. To measure with, and never to use.
+    Greedy: layer by layer, and token by token, as how wrong the bypass is about a token is measured with the tokens
+    around it kept. To measure with, and never to use: it saves nothing.
     """
 
     @torch.no_grad()
