@@ -1,5 +1,6 @@
 """Images with maps are read in the formats in which people have them, and a wrong map is a clear error."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.model.tiny_models import make_vit
 from tests.train.tiny_pairs import (
@@ -19,6 +21,7 @@ from tests.train.tiny_pairs import (
     write_nyu_mat,
 )
 from tosa_cli.errors import DataError
+from tosa_cli.measure.depth import measure_depth
 from tosa_cli.task import TaskConfig
 from tosa_cli.train.dense_config import DenseConfig
 from tosa_cli.train.dense_data import PairImages, pairs_to_read
@@ -26,6 +29,13 @@ from tosa_cli.train.pairs import Pairs, open_pairs
 
 DEPTH = TaskConfig(task="depth", max_depth=10)
 FLOOR = TaskConfig(task="segmentation", num_labels=2)
+
+
+class Ones(nn.Module):
+    """Predicts a metre everywhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.ones_like(images[:, :1])
 
 
 def read(pairs: Pairs, task: TaskConfig = DEPTH, **settings: Any) -> PairImages:
@@ -209,7 +219,22 @@ def test_an_image_without_a_measured_depth_is_named(tmp_path: Path) -> None:
     save_png16(tmp_path / "depth/001.png", np.zeros((32, 32), np.float32), 1000)
     images = read(open_pairs(str(tmp_path), task="depth"))
     assert sum(len(batch.images) for batch in images.batches(strict=False)) == 2
-    assert next(iter(images.failed)).endswith("(no depth was measured)")
+    assert next(iter(images.failed)).endswith("(no depth was measured in the part that counts)")
+
+
+def test_an_image_whose_measured_depth_is_cut_off_is_named(tmp_path: Path) -> None:
+    """KITTI's images are cut to 352 rows: of one of 1000, its crop for evaluation reaches far above them."""
+    raw, annotated, split = write_kitti(tmp_path, 2, size=(1000, 1242))
+    (path,) = (annotated / "train").rglob("*.png")
+    depth = np.zeros((999, 1240), np.float32)
+    depth[500:600, 100:1100] = 20.0
+    save_png16(path, depth, 256)
+    pairs = open_pairs(str(raw), task="depth", data_format="kitti", split_file=str(split), depth_dir=str(annotated))
+    task = TaskConfig(task="depth", max_depth=80)
+    images = read(pairs, task, data_format="kitti")
+    report = measure_depth({"ones": Ones()}, images, min_depth=1e-3, max_depth=80)
+    assert report.samples == 1 and math.isfinite(report.models["ones"].abs_rel)
+    assert "0000000001.png (no depth was measured in the part" in next(iter(images.failed))
 
 
 def test_a_mask_with_an_unknown_class_is_refused(tmp_path: Path) -> None:

@@ -140,13 +140,13 @@ class PairSamples(Dataset[PairSample]):
                 inside[top:bottom, left:right] = True
                 counted &= inside
             target = torch.where(counted, target, 0.0)
-            if not counted.any():
-                raise ValueError("no depth was measured")
         else:
             self._check_labels(name, target)
         box = _format_box(image, self.defaults)
         left, top, right, bottom = box
         target = target[top:bottom, left:right]
+        if self.task.task == "depth" and not target.any():
+            raise ValueError("no depth was measured in the part that counts")
         return tv_tensors.Image(v2.functional.pil_to_tensor(image.crop(box))), tv_tensors.Mask(target[None])
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
