@@ -213,12 +213,14 @@ def _time(model: Callable[[Tensor], Any], images: Tensor, repeats: int) -> float
 
 
 def _peak_memory_mb(model: nn.Module, images: Tensor) -> float | None:
-    """Most memory that one forward pass allocates beyond weights and input, in MiB."""
+    """Most memory that one forward pass allocates beyond weights, input and what stays of a pass before, in MiB."""
+    # The first pass on a device allocates workspaces that stay, whichever model makes it.
+    model(images)
     if images.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
         model(images)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         model(images)
     level = peak = 0
