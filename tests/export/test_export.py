@@ -1,6 +1,7 @@
 """What is written runs elsewhere and computes what the model does; what does not is never written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,24 @@ def test_weights_too_large_for_one_file_stand_beside_it(tmp_path: Path, monkeypa
         export_model(model, path)
     assert export_model(model, path, overwrite=True).data_file is None
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_old_file_never_stands_beside_the_weights_of_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "model.onnx", os.replace
+    monkeypatch.setattr(onnx_file, "SINGLE_FILE_BYTES", 1000)
+    export_model(tiny_tosa(), path)
+
+    def stop(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(tiny_tosa(num_classes=5), path, overwrite=True)
+    assert not path.exists()
 
 
 def test_a_failed_check_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

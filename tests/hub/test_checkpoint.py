@@ -30,6 +30,7 @@ from tosa_cli.config import COMMANDS, FORMAT_VERSION, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
+from tosa_cli.hub.folder import write_file
 from tosa_cli.measure.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import load_recipe
@@ -380,21 +381,36 @@ def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_folder_that_cannot_be_moved_into_place_leaves_the_old_one(
-    folder: Path, model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("when", ["instead of the move", "after it"])
+@pytest.mark.parametrize("moved", ["old", "new"])
+def test_a_replacement_that_is_stopped_leaves_one_whole_folder(
+    folder: Path,
+    model: TosaViT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    when: str,
+    moved: str,
 ) -> None:
-    before, rename = contents(folder), Path.rename
+    before, rename, left = contents(folder), Path.rename, [error]
 
-    def refuse_new(self: Path, target: Path) -> Path:
-        if self.parent == folder.parent and self.name.startswith("."):
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
+    def stop_once(self: Path, target: Path) -> Path:
+        if ("old" if self == folder else "new") != moved or not left:
+            return rename(self, target)
+        if when == "after it":
+            rename(self, target)
+        raise left.pop()
 
-    monkeypatch.setattr(Path, "rename", refuse_new)
-    with pytest.raises(OutputError, match="Input/output error"):
-        save(model, folder, overwrite=True)
-    assert contents(folder) == before
+    monkeypatch.setattr(Path, "rename", stop_once)
+    other = make_tosa(make_vit(seed=5, num_classes=5))
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        save(other, folder, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    if (moved, when) == ("new", "after it"):
+        assert_same(load(folder), other)
+    else:
+        assert contents(folder) == before
 
 
 def test_of_a_link_the_folder_that_it_points_to_is_written(folder: Path, tmp_path: Path) -> None:
@@ -421,24 +437,47 @@ def test_the_directory_in_which_one_works_stays_the_same(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+@pytest.mark.parametrize("when", ["instead of the move", "after it"])
 @pytest.mark.parametrize("stopped_at", sorted(FILES))
-def test_the_directory_in_which_one_works_is_left_as_it_was_if_a_file_cannot_be_replaced(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+def test_the_directory_in_which_one_works_is_left_whole_if_a_replacement_is_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, when: str, stopped_at: str
 ) -> None:
     (folder / "recipe.yaml").unlink()
     before, replace = contents(folder), os.replace
 
     def refuse(source: Path, target: Path) -> None:
-        if (Path(target).name, Path(source).parent.name.startswith(".model.old.")) == (stopped_at, False):
-            raise OSError(errno.EIO, "Input/output error")
-        replace(source, target)
+        if (Path(target).name, Path(source).parent.name.startswith(".model.old.")) != (stopped_at, False):
+            return replace(source, target)
+        if when == "after it":
+            replace(source, target)
+        raise error
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OutputError, match="Input/output error"):
-        save(make_tosa(make_vit(seed=5, num_classes=5)), Path(), overwrite=True)
-    assert contents(folder) == before
+    other = make_tosa(make_vit(seed=5, num_classes=5))
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        save(other, Path(), overwrite=True)
+    # The weights come last: with them in place the new folder is whole.
+    if (stopped_at, when) == ("model.safetensors", "after it"):
+        assert_same(load(folder), other)
+    else:
+        assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_file_that_is_not_written_leaves_the_old_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    (tmp_path / "picture.png").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_file(tmp_path / "picture.png", b"new")
+    assert contents(tmp_path) == {"picture.png": b"old"}
 
 
 def test_a_model_built_from_a_function_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -271,10 +271,11 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _move(exported: Path, path: Path) -> None:
-    # The file names the weights beside it, so they have their last name already. They come first: a file that is there
-    # is never without them.
+    # The file names the weights beside it, so they have their last name already. They come first, and an old file goes
+    # before them: a file that is there is never without its weights, nor beside those of another.
     weights = exported.with_name(data_file(path).name)
     if weights.exists():
+        path.unlink(missing_ok=True)
         os.replace(weights, data_file(path))
         os.replace(exported, path)
     else:

@@ -128,9 +128,10 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or error
         raise OutputError(f"{path} could not be written ({reason}). Free space or choose another place.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _replace(folder: Path, new: Path) -> None:
@@ -141,13 +142,13 @@ def _replace(folder: Path, new: Path) -> None:
         if not (new / entry.name).exists():
             _copy(entry, new / entry.name)
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(old / folder.name)
     try:
+        folder.rename(old / folder.name)
         new.rename(folder)
-    except OSError:
-        (old / folder.name).rename(folder)
-        raise
     finally:
+        # Whatever stopped it, Ctrl-C included: the old folder goes only while one stands in its place.
+        if not folder.exists():
+            (old / folder.name).rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -159,17 +160,17 @@ def _replace_files(folder: Path, new: Path) -> None:
         for path in paths[:-1]:
             if (folder / path.name).exists():
                 _copy(folder / path.name, old / path.name)
-        done: list[str] = []
         try:
             for path in paths:
                 os.replace(path, folder / path.name)
-                done.append(path.name)
         except BaseException:
-            for name in done:
-                if (old / name).exists():
-                    os.replace(old / name, folder / name)
-                else:
-                    (folder / name).unlink()
+            # Which files are replaced is read off the files: Ctrl-C may come between a move and a note of it.
+            if paths[-1].exists():
+                for name in (path.name for path in paths if not path.exists()):
+                    if (old / name).exists():
+                        os.replace(old / name, folder / name)
+                    else:
+                        (folder / name).unlink()
             raise
 
 
