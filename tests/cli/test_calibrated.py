@@ -103,6 +103,18 @@ def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: 
     assert not held_out["fit_kept"] and held_out["patch_cosine_before"] == held_out["patch_cosine_after"]
 
 
+def test_before_is_before_the_selectors_were_trained(work: Path, tosa: Tosa) -> None:
+    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.5 --bypass linear -o m").code == 0
+    start = tosa("eval m --data-dir digits/train -j 0 --device cpu --task features --json").json
+    done = tosa(f"distill m --data-dir photos --val-dir digits/train {CPU} --epochs 4 --lr 0.05 --json")
+    assert done.code == 0, done.err
+    held_out = done.json["held_out"]
+    for name in ("patch_cosine", "class_cosine"):
+        assert held_out[f"{name}_before"] == pytest.approx(start[name], abs=1e-5)
+    end = tosa("eval m --data-dir digits/train -j 0 --device cpu --task features --json").json
+    assert held_out["patch_cosine_after"] == pytest.approx(end["patch_cosine"], abs=1e-5)
+
+
 def test_a_model_with_nothing_to_fit_is_told_so(work: Path, tosa: Tosa) -> None:
     assert tosa("convert dense --layers 2,3 --selector similarity --bypass nearest -o m").code == 0
     done = tosa(f"distill m --data-dir photos {CPU}")

@@ -412,10 +412,31 @@ def test_a_fit_is_kept_only_if_the_held_out_images_say_so(
     start = {**weights(model, "bypasses"), **weights(model, "selectors")}
     scores = [0.5, 0.6 if better else 0.4]
     watch = Watch(lambda: HeldOut(1, scores.pop(0), {}), every=0, keep_best=True)
-    train_and_fit(model, photos, tmp_path / "checkpoint", watch=watch)
+    report = train_and_fit(model, photos, tmp_path / "checkpoint", watch=watch)
     now = {**weights(model, "bypasses"), **weights(model, "selectors")}
     assert same(start, now) != better and not scores
-    assert watch.best.update == better
+    assert watch.best.update == better == report.fit_kept
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_beside_trained_selectors_the_first_figure_is_of_neither_and_the_fit_is_judged_alone(
+    photos: Path, tmp_path: Path, better: bool
+) -> None:
+    model = tiny_tosa(bypass="nearest+linear")
+    bypasses, selectors, seen = weights(model, "bypasses"), weights(model, "selectors"), []
+    # Without trained selectors it would be better than all that comes after.
+    scores = [0.9, 0.5, 0.6 if better else 0.4]
+
+    def measure() -> HeldOut:
+        seen.append((same(selectors, weights(model, "selectors")), same(bypasses, weights(model, "bypasses"))))
+        return HeldOut(1, scores.pop(0), {})
+
+    watch = Watch(measure, every=0, keep_best=True)
+    report = train_and_fit(model, photos, tmp_path / "checkpoint", watch=watch)
+    assert seen == [(True, True), (False, True), (False, False)]
+    assert watch.history[0].score == 0.9 and watch.best.score == (0.6 if better else 0.5)
+    assert report.fit_kept == better and same(bypasses, weights(model, "bypasses")) != better
+    assert not same(selectors, weights(model, "selectors"))
 
 
 @pytest.mark.parametrize("selector", ["similarity", "previous", "random"])

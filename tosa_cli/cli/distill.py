@@ -105,7 +105,7 @@ def distill(
     if before is not None and after is not None:
         results |= {"samples": after.samples, "layers": _selector_rows(before, after)}
     if watch is not None:
-        results |= {**watched_results(watch), "fit_kept": watch.best.update > 0}
+        results |= {**watched_results(watch), "fit_kept": done.fit_kept}
     if done.calibration is not None:
         results["bypass_errors"] = done.calibration.errors
     report = finish(job, "distilled", config, done, held_out, results)
@@ -159,7 +159,7 @@ def _warn_if_undone(results: dict[str, Any]) -> None:
     if not results.get("fit_kept", True):
         console.warn(
             "The fit was not kept: it did not bring the final tokens of the held-out images nearer to the dense "
-            "model's. The images to fit on were too few or too different; the model is as good as it was, and more "
+            "model's. The images to fit on were too few or too different; what was to be fitted is as it was, and more "
             "images may make it better."
         )
 

@@ -26,10 +26,12 @@ class DistillReport:
     Attributes:
         training: Training of the selectors.
         calibration: Fit of bypasses and probes.
+        fit_kept: Whether the model has what was fitted; None if nothing was.
     """
 
     training: TrainReport | None = None
     calibration: CalibrationReport | None = None
+    fit_kept: bool | None = None
 
     @property
     def updates(self) -> int:
@@ -93,8 +95,9 @@ def distill(
         calibration: The same images, in order and not augmented, for what is fitted.
         config: The settings.
         checkpoint: Where the checkpoint is written.
-        watch: Measures on held-out images before and after the fit, which is kept only if it is better: least squares
-            bring each layer nearer to the dense one, which on few images need not help the final tokens.
+        watch: Measures on held-out images before anything is trained, and before and after the fit, which is kept only
+            if it is better: least squares bring each layer nearer to the dense one, which on few images need not help
+            the final tokens. Trained selectors are kept in any case.
         resume: Continue from it.
         progress: Told about the advance.
 
@@ -105,6 +108,10 @@ def distill(
     """
     check_trainable(model)
     report = DistillReport()
+    if watch is not None:
+        # Selectors that predict maps are judged by the maps, and what is fitted by the final tokens.
+        watch.attach(accelerator, fitted_parts(model), None, config.seed)
+        watch.look(0)
     if model.config.selector == "attention":
         report.training = train(
             accelerator,
@@ -118,15 +125,16 @@ def distill(
             make_scheduler=make_scheduler(config),
             progress=progress,
         )
-    # The rest is there to bring the final tokens nearer to the dense model's.
-    if watch is not None:
-        watch.attach(accelerator, fitted_parts(model), None, config.seed)
-        watch.look(0)
+        if watch is not None:
+            watch.start_anew()
+            watch.look(report.updates)
     if model.config.is_fitted:
         report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
-    if watch is not None:
-        watch.look(1)
-        watch.hand_back()
+        report.fit_kept = True
+        if watch is not None:
+            watch.look(report.updates + 1)
+            watch.hand_back()
+            report.fit_kept = watch.best is watch.history[-1]
     return report
 
 

@@ -75,6 +75,7 @@ class Watch:
     keep_best: bool
     history: list[HeldOut] = field(default_factory=list)
     seconds: float = 0.0
+    _num_before: int = field(default=0, init=False, repr=False)
 
     def attach(self, accelerator: Accelerator, parts: nn.Module, average: Average | None, seed: int) -> None:
         """Say what trains: the parts, whose weights are the start, and their average, which goes before them.
@@ -86,12 +87,22 @@ class Watch:
             seed: Seed of all that is random while measuring, so that measurements can be compared.
         """
         self._accelerator, self._parts, self._average, self._seed = accelerator, parts, average, seed
-        self._best = _copy(parts) if self.keep_best else {}
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Take the weights as they are for the start: what was measured before stays told, but is not handed back."""
+        self._num_before = len(self.history)
+        self._best = _copy(self._parts) if self.keep_best else {}
+
+    @property
+    def candidates(self) -> list[HeldOut]:
+        """The measurements since the start, among which is that of the weights handed back."""
+        return self.history[self._num_before :]
 
     @property
     def best(self) -> HeldOut:
-        """The best measurement, or the last if the last weights are kept; of equal ones the earliest."""
-        return max(self.history, key=_score) if self.keep_best else self.history[-1]
+        """The best of the candidates, or the last if the last weights are kept; of equal ones the earliest."""
+        return max(self.candidates, key=_score) if self.keep_best else self.history[-1]
 
     def is_due(self, update: int) -> bool:
         """Whether to measure after this optimizer step."""
@@ -99,7 +110,7 @@ class Watch:
 
     def look(self, update: int) -> None:
         """Measure the weights as they are after an optimizer step, once, and keep them if they are the best."""
-        if self.history and self.history[-1].update == update:
+        if self.candidates and self.candidates[-1].update == update:
             return
         started = time.perf_counter()
         current = None
