@@ -1,5 +1,6 @@
 """Layers by measurement, fitted bypasses, presets, and the oracle, as a user meets them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,11 @@ def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) 
     model = load("dense-tosa")
     assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+affine")
     assert model.provenance.results["budget"]["curves"][0]["layers"] == [1, 2]
-    done = tosa(f"distill --preset calibrated --data-dir photos {CPU} --json")
+    # On the images that it was made on a fit is kept.
+    shutil.copytree("photos", "same")
+    done = tosa(f"distill --preset calibrated --data-dir photos --val-dir same {CPU} --json")
     assert done.code == 0, done.err
+    assert done.json["held_out"]["fit_kept"]
     assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)
     assert "| after |" in (work / "dense-tosa" / "README.md").read_text()
     assert tosa("convert --recipe dense-tosa/recipe.yaml -o again").code == 0
@@ -101,6 +105,10 @@ def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: 
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     held_out = load("m").provenance.results["distill"]
     assert not held_out["fit_kept"] and held_out["patch_cosine_before"] == held_out["patch_cosine_after"]
+    assert "bypass_errors" not in held_out and "Error of the bypass" not in done.out
+    card = (work / "m" / "README.md").read_text()
+    assert "as it was before `tosa distill`, whose fit was not kept; the backbone is the source's." in card
+    assert "is trained or fitted" not in card
 
 
 def test_before_is_before_the_selectors_were_trained(work: Path, tosa: Tosa) -> None:

@@ -722,6 +722,25 @@ def test_the_card_says_what_was_done(folder: Path, model: TosaViT, stage: Any, s
 
 
 @pytest.mark.parametrize(
+    ("settings", "stages", "says"),
+    [
+        ({}, ("distilled",), "The selectors are trained, and the bypass is as it was before `tosa distill`, whose fit"),
+        ({"selector": "probe"}, ("distilled",), "What selects and bypasses is as it was before `tosa distill`"),
+        ({"selector": "similarity"}, ("finetuned", "distilled"), "was not kept; the backbone was finetuned before."),
+    ],
+    ids=str,
+)
+def test_the_card_says_that_a_fit_was_not_kept(
+    tmp_path: Path, settings: dict[str, Any], stages: tuple[Any, ...], says: str
+) -> None:
+    model = make_tosa(make_vit(num_classes=5), bypass="nearest+affine", **settings)
+    for stage in stages:
+        model.provenance = model.provenance.after(stage, {}, {COMMANDS[stage]: {"samples": 3, "fit_kept": False}})
+    _, body = read_card(save(model, tmp_path / "model"))
+    assert says in body and "or fitted" not in body
+
+
+@pytest.mark.parametrize(
     ("stages", "whose"),
     [
         (("distilled",), "the source model's"),

@@ -106,15 +106,15 @@ def distill(
         results |= {"samples": after.samples, "layers": _selector_rows(before, after)}
     if watch is not None:
         results |= {**watched_results(watch), "fit_kept": done.fit_kept}
-    if done.calibration is not None:
+    if done.calibration is not None and done.fit_kept:
         results["bypass_errors"] = done.calibration.errors
     report = finish(job, "distilled", config, done, held_out, results)
     if json:
         console.print_json(report)
     else:
         _show(results)
-        _warn_if_undone(results)
         console.say(f"{done.updates} steps, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
+    _warn_if_undone(results)
     reduction = count_flops(job.model).reduction
     console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
     console.next_command("tosa", "eval", job.folder, "--data-dir", "IMAGES", "--compare")

@@ -111,11 +111,19 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
         f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
         f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
-        f"({flops.reduction:.1%} less). {_done(provenance)}"
+        f"({flops.reduction:.1%} less). {_done(model)}"
     )
 
 
-def _done(provenance: Provenance) -> str:
+def _done(model: TosaViT) -> str:
+    provenance = model.provenance
+    distilled: Any = provenance.results.get("distill") or {}
+    if distilled.get("fit_kept") is False:
+        unfitted = "What selects and bypasses is as it was before `tosa distill`"
+        if model.config.selector == "attention":
+            unfitted = "The selectors are trained, and the bypass is as it was before `tosa distill`"
+        backbone = "the backbone was finetuned before" if provenance.is_finetuned else "the backbone is the source's"
+        return f"{unfitted}, whose fit was not kept; {backbone}."
     if provenance.is_finetuned and provenance.stage == "distilled":
         return "The backbone was finetuned, and what selects and bypasses was trained or fitted after it."
     if provenance.is_finetuned:
