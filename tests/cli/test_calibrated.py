@@ -27,7 +27,8 @@ def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) 
     assert done.code == 0, done.err
     assert done.json["held_out"]["fit_kept"]
     assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)
-    assert "| after |" in (work / "dense-tosa" / "README.md").read_text()
+    card = (work / "dense-tosa" / "README.md").read_text()
+    assert "| after |" in card and "The fit was kept as it did better on these same images: on others" in card
     assert tosa("convert --recipe dense-tosa/recipe.yaml -o again").code == 0
     assert load("again").config == model.config
 
@@ -108,7 +109,7 @@ def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: 
     assert "bypass_errors" not in held_out and "Error of the bypass" not in done.out
     card = (work / "m" / "README.md").read_text()
     assert "as it was before `tosa distill`, whose fit was not kept; the backbone is the source's." in card
-    assert "is trained or fitted" not in card
+    assert "is trained or fitted" not in card and "as it did no better on these images" in card
 
 
 def test_before_is_before_the_selectors_were_trained(work: Path, tosa: Tosa) -> None:

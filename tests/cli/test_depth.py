@@ -110,6 +110,8 @@ def test_the_best_weights_by_held_out_images_are_kept(converted: Path, scenes: P
     best = min(report["history"], key=lambda row: row["abs_rel"])
     assert report["held_out"]["best_step"] == best["step"] and report["held_out"]["samples"] <= 3
     assert report["held_out"]["abs_rel_after"] == best["abs_rel"]
+    said = f"The weights are the best of {len(report['history'])} measurements on these same images"
+    assert f"`tosa finetune`, on held-out images: {said}" in Path("depth/README.md").read_text()
 
 
 def test_an_interrupted_run_goes_on_with_resume(

@@ -35,6 +35,10 @@ def test_unlabelled_photos_bring_the_tokens_closer_to_the_dense_models(mild: Pat
     assert provenance.stage == "finetuned" and results["samples"] == 40
     assert results["patch_cosine_after"] > results["patch_cosine_before"] and results["best_step"] > 0
     assert settings["objective"] == "features" and settings["eval_every"] == 4
+    # 24 photos in batches of 8, for 8 epochs: 24 steps, measured at the start and after every fourth.
+    assert results["measurements"] == 7 and "the best of 7 measurements on the held-out images" in done.err
+    said = "The weights are the best of 7 measurements on these same images, the start included: on others"
+    assert said in Path("mild/README.md").read_text()
     assert settings["weight_decay"] == OBJECTIVE_DEFAULTS["features"]["weight_decay"]
 
 

@@ -234,6 +234,6 @@ def _tell_best(watch: "Watch") -> None:
         )
     else:
         console.say(
-            f"Kept the weights after step {watch.best.update}, the best of {len(watch.history)} measurements on the "
+            f"Kept the weights after step {watch.best.update}, the best of {len(watch.candidates)} measurements on the "
             f"held-out images."
         )

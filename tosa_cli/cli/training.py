@@ -202,6 +202,8 @@ def watched_results(watch: Watch) -> dict[str, Any]:
     """What the held-out images say of the weights at the start and of those handed back."""
     before, after = watch.history[0], watch.best
     results: dict[str, Any] = {"samples": after.samples}
+    if watch.keep_best:
+        results["measurements"] = len(watch.candidates)
     for name, value in before.figures.items():
         results |= {f"{name}_before": value, f"{name}_after": after.figures[name]}
     return results

@@ -73,6 +73,20 @@ def describe_conditions(measured: Mapping[str, Any]) -> str:
     )
 
 
+def how_chosen(done: Mapping[str, Any]) -> str:
+    """What the held-out images decided that give the figures of `tosa distill` or `tosa finetune`, as a sentence."""
+    if done.get("fit_kept") is False:
+        return "The fit was not kept, as it did no better on these images."
+    if done.get("fit_kept"):
+        return "The fit was kept as it did better on these same images: on others it may gain less."
+    if done.get("best_step") is not None:
+        return (
+            f"The weights are the best of {done.get('measurements', 'several')} measurements on these same "
+            f"images, the start included: on others they may gain less."
+        )
+    return ""
+
+
 def _metadata(model: TosaViT, name: str) -> ModelCardData:
     provenance = model.provenance
     results = provenance.results.get("eval") or {}
@@ -198,10 +212,11 @@ def _cosine_table(command: str, done: dict[str, Any], whose: str) -> str:
         f"| {when} | " + " | ".join(f"{done[f'{kind}_cosine_{when}']:.4f}" for kind in kinds) + " |"
         for when in ("before", "after")
     ]
-    return (
+    said = (
         f"Cosine of the final tokens to {whose} on {done['samples']} held-out images, before and after "
-        f"`tosa {command}`.\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
+        f"`tosa {command}`. {how_chosen(done)}"
     )
+    return f"{said.rstrip()}\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
 
 
 def _eval_table(measured: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tosa_cli.config import ARCHITECTURE, Provenance, command_of
 from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
-from tosa_cli.hub.card import describe_conditions
+from tosa_cli.hub.card import describe_conditions, how_chosen
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CONFIG, read_json
@@ -209,8 +209,14 @@ def _measured(results: Any) -> str:
     ]
     if not rows:
         return ""
-    conditions = f"`tosa eval`: {_conditions(results['eval'])}\n\n" if results.get("eval") else ""
-    return f"## Measured\n\n{conditions}| by | figure | value |\n|---|---|---|\n" + "\n".join(rows)
+    chosen = how_chosen(results.get("finetune") or {})
+    sections = [
+        "## Measured",
+        f"`tosa finetune`, on held-out images: {chosen}" if chosen else "",
+        f"`tosa eval`: {_conditions(results['eval'])}" if results.get("eval") else "",
+        "| by | figure | value |\n|---|---|---|\n" + "\n".join(rows),
+    ]
+    return "\n\n".join(section for section in sections if section)
 
 
 def _conditions(measured: Any) -> str:
