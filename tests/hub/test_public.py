@@ -33,7 +33,19 @@ from tosa_cli.hub.public import (
         ("data_dir", "data/photos/", "photos"),
         ("val_dir", "/mnt/imagenet/val", "val"),
         ("data_dir", "https://host/shards", "https://host/shards"),
+        ("data_dir", "file:///home/me/shards", "shards"),
+        ("data_dir", "wds/photos", "photos"),
         ("dataset", "hfds/org/name", "hfds/org/name"),
+        ("dataset", "hfds//home/me/imagenet", "hfds/imagenet"),
+        ("dataset", "HFDS/~/imagenet/", "HFDS/imagenet"),
+        ("dataset", "hfids/../data/imagenet", "hfids/imagenet"),
+        ("dataset", "hfds/work/mine/imagenet", "hfds/imagenet"),
+        ("dataset", "hfds/C:\\data\\imagenet", "hfds/imagenet"),
+        ("dataset", "wds//mnt/shards", "wds/shards"),
+        ("dataset", "wds/file:///mnt/shards", "wds/shards"),
+        ("dataset", "hfds/hf://datasets/org/name", "hfds/hf://datasets/org/name"),
+        ("dataset", "tfds/imagenet2012:5.1.0", "tfds/imagenet2012:5.1.0"),
+        ("split", "/mnt/train-{0000..0009}.tar|9", "train-{0000..0009}.tar|9"),
         ("model", "/home/me/vit-tosa", "vit-tosa"),
         ("skipped", ["/home/me/a.jpg", "b.jpg"], ["a.jpg", "b.jpg"]),
         ("auto_augment", "rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"),
@@ -60,9 +72,10 @@ def test_a_recipe_stays_as_it_is_unless_it_has_a_path() -> None:
 
 
 def test_a_card_loses_the_paths_that_are_known_and_nothing_like_them() -> None:
-    config = {"tosa": {"source": "/a/b", "steps": {"distill": {"data_dir": "/a/b/photos", "val_dir": "val"}}}}
-    card = "made from /a/b, with data_dir /a/b/photos, and /a/b-c, x/a/b, val"
-    assert public_card(card, config) == "made from b, with data_dir photos, and /a/b-c, x/a/b, val"
+    steps = {"distill": {"data_dir": "/a/b/photos", "val_dir": "val"}, "finetune": {"dataset": "hfds//a/b"}}
+    config = {"tosa": {"source": "/a/b", "steps": steps}}
+    card = "made from /a/b, with data_dir /a/b/photos, and /a/b-c, x/a/b, val, --dataset hfds//a/b"
+    assert public_card(card, config) == "made from b, with data_dir photos, and /a/b-c, x/a/b, val, --dataset hfds/b"
     assert public_card(card, {}) == card
 
 

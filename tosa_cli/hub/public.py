@@ -13,7 +13,10 @@ import yaml
 
 PATH_SETTINGS = ("data_dir", "val_dir", "depth_dir", "val_depth_dir", "split_file", "val_split_file")
 _LOCAL_SOURCE = "local-dir:"
-_ABSOLUTE = re.compile(r"(local-dir:)?(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
+_ABSOLUTE = re.compile(r"file:|(local-dir:)?(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)")
+_REMOTE = re.compile(r"(?!file:)[\w+.-]+://")
+_READER = re.compile(r"(hfds|hfids|tfds|wds)/", re.IGNORECASE)
+"""What stands before the name of a data set that timm does not read as a folder of images."""
 
 
 def without_paths(values: Any, hub_id: str | None, key: str = "") -> Any:
@@ -28,7 +31,7 @@ def without_paths(values: Any, hub_id: str | None, key: str = "") -> Any:
         return {name: without_paths(value, hub_id, name) for name, value in values.items()}
     if isinstance(values, (list, tuple)):
         return [without_paths(value, hub_id, key) for value in values]
-    return _name(values) if isinstance(values, str) and _is_path(key, values, hub_id) else values
+    return _public(key, values, hub_id) if isinstance(values, str) else values
 
 
 def public_config(content: bytes) -> bytes:
@@ -56,11 +59,11 @@ def public_card(card: str, config: Mapping[str, Any]) -> str:
     if not isinstance(block, Mapping):
         return card
     hub_id = block.get("base_hub_id")
-    paths = {path for path in _paths(block, hub_id) if re.search(r"[/\\]", path)}
-    if not paths:
+    names = {path: name for path, name in _paths(block, hub_id) if re.search(r"[/\\]", path)}
+    if not names:
         return card
-    longest_first = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
-    return re.sub(rf"(?<![\w/\\.-])({longest_first})(?![\w/\\-])", lambda found: _name(found.group()), card)
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    return re.sub(rf"(?<![\w/\\.-])({longest_first})(?![\w/\\-])", lambda found: names[found.group()], card)
 
 
 def how_to_load(name: str, repo_id: str | None = None) -> str:
@@ -133,19 +136,30 @@ def _picture_words(args: Mapping[str, Any]) -> tuple[str, str]:
     return f"Patches that each ToSA layer computes; {predicted.lower()} as predicted", f"{selection} {beside}"
 
 
-def _paths(values: Any, hub_id: str | None, key: str = "") -> Iterator[str]:
+def _paths(values: Any, hub_id: str | None, key: str = "") -> Iterator[tuple[str, str]]:
+    """The local paths among JSON values, each with what becomes of it."""
     if isinstance(values, Mapping):
         for name, value in values.items():
             yield from _paths(value, hub_id, name)
     elif isinstance(values, (list, tuple)):
         for value in values:
             yield from _paths(value, hub_id, key)
-    elif isinstance(values, str) and _is_path(key, values, hub_id):
-        yield values
+    elif isinstance(values, str) and (name := _public(key, values, hub_id)) != values:
+        yield values, name
+
+
+def _public(key: str, value: str, hub_id: str | None) -> str:
+    reader = _READER.match(value)
+    if reader and key != "source" and key not in PATH_SETTINGS:
+        name = value[reader.end() :]
+        # An id on the Hub has one slash at most.
+        is_path = not _REMOTE.match(name) and (_ABSOLUTE.match(name) or len(re.findall(r"[/\\]", name)) > 1)
+        return reader.group() + _name(name) if is_path else value
+    return _name(value) if _is_path(key, value, hub_id) else value
 
 
 def _is_path(key: str, value: str, hub_id: str | None) -> bool:
-    if "://" in value:
+    if _REMOTE.match(value):
         return False
     if key == "source":
         source = value.removeprefix("hf-hub:").partition("@")[0]
