@@ -6,9 +6,12 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Tosa
+from tests.hub.stub_hub import StubHub, start_stub_hub  # noqa: F401 (the fixture `stub_hub`)
+from tosa_cli import load
 from tosa_cli.hub.dense import load_dense, make_dense, save_dense
 from tosa_cli.measure.dense_flops import count_dense_flops
 from tosa_cli.measure.flops import count_flops
+from tosa_cli.model.dense import DensePredictor
 from tosa_cli.task import TaskConfig
 
 DEPTH = TaskConfig(decoder="dpt", decoder_dim=16)
@@ -158,3 +161,15 @@ def test_push_lists_a_model_with_a_decoder_and_draws_what_it_predicts(decoders: 
         done = tosa(f"push {name} someone/depth --dry-run --image photos/000.jpg --json")
         assert done.code == 0, done.err
         assert {"model.safetensors", "selection.png"} <= {file["name"] for file in done.json["files"]}
+
+
+def test_the_card_of_a_pushed_model_with_a_decoder_says_how_to_load_it_from_the_hub(
+    decoders: Path, tosa: Tosa, stub_hub: StubHub
+) -> None:
+    assert 'model = tosa_cli.load("depth")' in Path("depth/README.md").read_text()
+    # Without a namespace the repository's whole id is known to the Hub alone.
+    for name in ("me/depth-model", "depth-model"):
+        assert tosa(f"push depth {name} --overwrite-card").code == 0
+        card = stub_hub.files("me/depth-model")["README.md"].decode()
+        assert card.count('model = tosa_cli.load("me/depth-model")') == card.count("tosa_cli.load(") == 1
+    assert isinstance(load("me/depth-model"), DensePredictor)

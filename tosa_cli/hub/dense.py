@@ -13,6 +13,7 @@ from tosa_cli.hub.card import describe_conditions, how_chosen
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.public import how_to_load_dense
 from tosa_cli.hub.source import from_anywhere, load_source
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.registry import build_dense
@@ -193,8 +194,7 @@ def _render_card(model: DensePredictor, name: str) -> str:
         "## How it was made\n\n`recipe.yaml` has every step with its settings: "
         + ", ".join(f"`tosa {command_of(step)}`" for step in provenance.steps)
         + ".",
-        f'## How to load it\n\n```python\nimport tosa_cli\n\nmodel = tosa_cli.load("{name}")\n'
-        "maps = model(images)  # normalised by model.pretrained_cfg; any size\n```\n\n`pip install tosa-cli` first.",
+        how_to_load_dense(name),
     ]
     body = "\n\n".join(section for section in sections if section)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"

@@ -91,6 +91,14 @@ def how_to_load(name: str, repo_id: str | None = None) -> str:
     )
 
 
+def how_to_load_dense(name: str, repo_id: str | None = None) -> str:
+    """The same of a model with a decoder."""
+    return (
+        f'## How to load it\n\n```python\nimport tosa_cli\n\nmodel = tosa_cli.load("{repo_id or name}")\n'
+        "maps = model(images)  # normalised by model.pretrained_cfg; any size\n```\n\n`pip install tosa-cli` first."
+    )
+
+
 def address_card(card: str, repo_id: str, before: str | None = None) -> str:
     """A card that says how to load the model from a repository; one of another form is left as it is.
 
@@ -102,7 +110,9 @@ def address_card(card: str, repo_id: str, before: str | None = None) -> str:
     title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
     if title is None:
         return card
-    return card.replace(how_to_load(title.group(1), before), how_to_load(title.group(1), repo_id))
+    for section in (how_to_load, how_to_load_dense):
+        card = card.replace(section(title.group(1), before), section(title.group(1), repo_id))
+    return card
 
 
 def add_pictures(card: str, names: Sequence[str], config: Mapping[str, Any]) -> str:
