@@ -18,8 +18,10 @@ from tosa_cli import TosaConfig, load
 from tosa_cli.cli import demo
 from tosa_cli.cli.app import app
 from tosa_cli.measure.accuracy import Accuracy, AccuracyReport
+from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.recipe import Recipe, list_recipes, load_recipe
 from tosa_cli.train.config import DistillConfig
+from tosa_cli.train.data import images_to_read, open_dataset
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
@@ -305,6 +307,15 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
     for stage in ("dense", "converted", "distilled", "finetuned"):
         assert stage in done.out
     assert load("demo/finetuned").provenance.stage == "finetuned" and Path("demo/finetuned/README.md").is_file()
+    # One test set for all figures of the table: the same that anybody measures on it afterwards.
+    table = done.out.partition("The four stages")[2].replace("│", " ").splitlines()
+    for stage in ("converted", "distilled", "finetuned"):
+        model = load(f"demo/{stage}")
+        opened = open_dataset("demo/digits", split="validation")
+        batches = (batch.images for batch in images_to_read(opened, model, batch_size=64).batches(strict=True))
+        layers = measure_selectors(model, batches).layers
+        (row,) = [line.split() for line in table if stage in line]
+        assert row[3:] == [f"{sum(q.kl for q in layers) / 3:.2f}", f"{sum(q.found for q in layers) / 3:.1%}"]
     again = tosa("demo -o demo")
     assert again.code == 2 and "demo already exists" in again.err
 

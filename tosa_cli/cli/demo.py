@@ -3,13 +3,16 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import OverwriteOption
 from tosa_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from tosa_cli.train.data import Images
 
 DENSE_EPOCHS = 16
 MARKER = ".tosa-demo"
@@ -156,7 +159,7 @@ def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
     images = images_to_read(open_dataset(str(data), split="validation"), models["dense"], batch_size=64)
     accuracy = measure_accuracy(models, images).models
     rows = [
-        [name, f"{accuracy[name].top1:.2f}", f"{count_flops(model).gmacs:.4f}", *_selector_quality(name, models)]
+        [name, f"{accuracy[name].top1:.2f}", f"{count_flops(model).gmacs:.4f}", *_selector_quality(model, images)]
         for name, model in models.items()
     ]
     console.say("")
@@ -167,16 +170,13 @@ def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
     )
 
 
-def _selector_quality(stage: str, models: dict[str, Any]) -> list[str]:
-    """Mean KL and share found of the selectors of a stage, which distillation measured before and after itself."""
-    layers = models["distilled"].provenance.results["distill"]["layers"]
-    kl, found = {
-        "converted": ("kl_before", "found_previous"),
-        "distilled": ("kl_after", "found"),
-    }.get(stage, ("", ""))
-    if not kl:
+def _selector_quality(model: Any, images: "Images") -> list[str]:
+    """Mean KL and share found of the selectors of a stage; the dense model has none."""
+    from tosa_cli.measure.selectors import measure_selectors
+    from tosa_cli.model.tosa_vit import TosaViT
+
+    if not isinstance(model, TosaViT):
         return ["-", "-"]
-    return [
-        f"{sum(layer[kl] for layer in layers) / len(layers):.2f}",
-        f"{sum(layer[found] for layer in layers) / len(layers):.1%}",
-    ]
+    layers = measure_selectors(model, (batch.images for batch in images.batches(strict=True))).layers
+    kl, found = (sum(getattr(layer, name) for layer in layers) / len(layers) for name in ("kl", "found"))
+    return [f"{kl:.2f}", f"{found:.1%}"]
