@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -300,24 +301,25 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
-    done = tosa("demo -o demo")
+    done = tosa("demo -o", "a demo")
     assert done.code == 0, done.err
-    for command in ("convert", "distill", "finetune", "eval", "flops"):
-        assert f"$ tosa {command} demo/" in done.err
+    commands = [shlex.split(line) for line in done.err.splitlines() if line.startswith("$ tosa ")]
+    assert [words[2] for words in commands] == ["convert", "distill", "finetune", "eval", "flops"]
+    assert all(words[3].startswith("a demo/") for words in commands)
     for stage in ("dense", "converted", "distilled", "finetuned"):
         assert stage in done.out
-    assert load("demo/finetuned").provenance.stage == "finetuned" and Path("demo/finetuned/README.md").is_file()
+    assert load("a demo/finetuned").provenance.stage == "finetuned" and Path("a demo/finetuned/README.md").is_file()
     # One test set for all figures of the table: the same that anybody measures on it afterwards.
     table = done.out.partition("The four stages")[2].replace("│", " ").splitlines()
     for stage in ("converted", "distilled", "finetuned"):
-        model = load(f"demo/{stage}")
-        opened = open_dataset("demo/digits", split="validation")
+        model = load(f"a demo/{stage}")
+        opened = open_dataset("a demo/digits", split="validation")
         batches = (batch.images for batch in images_to_read(opened, model, batch_size=64).batches(strict=True))
         layers = measure_selectors(model, batches).layers
         (row,) = [line.split() for line in table if stage in line]
         assert row[3:] == [f"{sum(q.kl for q in layers) / 3:.2f}", f"{sum(q.found for q in layers) / 3:.1%}"]
-    again = tosa("demo -o demo")
-    assert again.code == 2 and "demo already exists" in again.err
+    again = tosa("demo -o", "a demo")
+    assert again.code == 2 and "a demo already exists" in again.err
 
 
 def test_a_model_is_trained_in_its_own_folder(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:

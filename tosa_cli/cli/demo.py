@@ -35,16 +35,14 @@ def demo(
     write_digits(data)
     console.say(f"Training a small dense ViT on them for {DENSE_EPOCHS} epochs ...")
     train_dense(data, dense, seed)
-    common = f"--data-dir {data} -b 32 -j 0 --seed {seed}"
+    training = ["--data-dir", str(data), "-b", "32", "-j", "0", "--seed", str(seed), "--epochs", "5"]
+    settings = ["--lr", "5e-4", "--warmup-epochs", "1", "--smoothing", "0", "--hflip", "0", "--crop-scale", "0.95"]
     converted, distilled, finetuned = (output / name for name in ("converted", "distilled", "finetuned"))
-    _run(f"convert {dense} --layers 2,4,6 --keep-rate 0.25 -o {converted}")
-    _run(f"distill {converted} {common} --epochs 5 -o {distilled}")
-    _run(
-        f"finetune {distilled} {common} --epochs 5 --lr 5e-4 --warmup-epochs 1 --smoothing 0 --hflip 0 "
-        f"--crop-scale 0.95 -o {finetuned}"
-    )
-    _run(f"eval {finetuned} --data-dir {data} -b 64 -j 0 --compare --update-card")
-    _run(f"flops {finetuned}")
+    _run("convert", dense, "--layers", "2,4,6", "--keep-rate", "0.25", "-o", converted)
+    _run("distill", converted, *training, "-o", distilled)
+    _run("finetune", distilled, *training, *settings, "-o", finetuned)
+    _run("eval", finetuned, "--data-dir", data, "-b", "64", "-j", "0", "--compare", "--update-card")
+    _run("flops", finetuned)
     _show_stages(data, dense, [converted, distilled, finetuned])
     console.say(f"Done in {time.perf_counter() - started:.0f} s. The model and its card are in {finetuned}.")
     console.next_command("tosa", "convert", "deit_tiny", "--layers", "2,4,6,8,10")
@@ -139,11 +137,13 @@ def _clear(output: Path, overwrite: bool) -> None:
     (output / MARKER).touch()
 
 
-def _run(command: str) -> None:
+def _run(*words: str | Path) -> None:
+    """Run a command as a user would, and show it so that it can be pasted into a shell."""
     from tosa_cli.cli.app import app
 
-    console.say(f"\n$ tosa {command}")
-    app(shlex.split(command), standalone_mode=False)
+    arguments = [str(word) for word in words]
+    console.say(f"\n$ {shlex.join(['tosa', *arguments])}")
+    app(arguments, standalone_mode=False)
 
 
 def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
