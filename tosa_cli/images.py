@@ -1,4 +1,37 @@
-"""Which files of a folder are images. Imports no torch."""
+"""Which files of a folder are images, and in which colors a model sees them. Imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from tosa_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What Pillow reads of the usual formats; timm by itself takes the first three only."""
+
+COLOR_MODES = {1: "L", 3: "RGB"}
+"""Pillow's modes by the number of channels that a model takes."""
+
+
+def color_mode(in_chans: int) -> str:
+    """Pillow's mode of the images that a model of so many channels takes: greyscale or colors.
+
+    Raises:
+        DataError: If image files do not have so many channels.
+    """
+    if in_chans not in COLOR_MODES:
+        raise DataError(
+            f"The model takes images of {in_chans} channels, but image files are read with 1 (greyscale) or 3 (RGB): "
+            f"feed it in Python, as any timm model."
+        )
+    return COLOR_MODES[in_chans]
+
+
+def to_color_mode(image: "Image.Image", mode: str) -> "Image.Image":
+    """Bring an image to a mode from `color_mode`, as timm does.
+
+    Raises:
+        OSError: If the file is broken.
+    """
+    return image.convert(mode)

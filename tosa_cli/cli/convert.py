@@ -28,6 +28,7 @@ from tosa_cli.cli.options import (
 )
 from tosa_cli.config import TosaConfig, is_int
 from tosa_cli.errors import ConfigError
+from tosa_cli.images import COLOR_MODES
 
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
@@ -258,7 +259,10 @@ def _convert(
         console.say("Dry run: nothing was written.")
     else:
         console.say(f"Wrote {folder}.")
-        step = ["distill", "--data-dir", "PHOTOS"] if config.needs_distill else ["eval", "--data-dir", "IMAGES"]
+        if model.in_chans in COLOR_MODES:
+            step = ["distill", "--data-dir", "PHOTOS"] if config.needs_distill else ["eval", "--data-dir", "IMAGES"]
+        else:
+            step = ["bench"]  # what reads image files would refuse the model
         console.next_command("tosa", *step)
 
 

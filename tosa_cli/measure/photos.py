@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from timm.data import create_transform, resolve_data_config, resolve_input_data_config
+from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor
 from torchvision.transforms import v2
 
 from tosa_cli.errors import DataError
-from tosa_cli.images import IMAGE_SUFFIXES
+from tosa_cli.images import IMAGE_SUFFIXES, color_mode, to_color_mode
 from tosa_cli.model.dense import DensePredictor, whole_patches
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -62,7 +62,7 @@ def whole_photo_transform(
         model: The model.
         img_size: Image size (height, width) in pixels, brought to whole patches; None is the one trained on.
     """
-    config = resolve_data_config({}, model=model)
+    config = resolve_input_data_config(model)
     size = whole_patches(img_size or model.img_size, model.backbone.patch_embed.patch_size)
     return v2.Compose(
         [
@@ -95,11 +95,12 @@ def open_photo(path: Path, model: TosaViT | DensePredictor) -> Image.Image:
     """Open an image, upright, with the colors that a model takes.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or image files do not have as many channels as the model takes.
     """
+    mode = color_mode(model.in_chans)
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("L" if model.in_chans == 1 else "RGB")
+            return to_color_mode(ImageOps.exif_transpose(image), mode)
     except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
         broken = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image, or broken" if broken else " ".join(str(error).split()) or type(error).__name__

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import create_dataset, create_loader, create_transform, resolve_input_data_config
 from timm.data.dataset_factory import _search_split
 from timm.data.readers.img_extensions import add_img_extensions
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from tosa_cli.errors import ConfigError, DataError
-from tosa_cli.images import IMAGE_SUFFIXES
+from tosa_cli.images import IMAGE_SUFFIXES, color_mode
 from tosa_cli.model.timm_interface import class_names
 from tosa_cli.train.samples import Batch, ImageSamples, StreamedSamples, collate
 
@@ -244,7 +244,8 @@ def images_to_read(
 
     Args:
         opened: A data set from `open_dataset`.
-        model: The model, whose `pretrained_cfg` tells size, crop, mean and standard deviation.
+        model: The model, whose `pretrained_cfg` tells size, crop, mean and standard deviation; for one channel images
+            are read in greyscale.
         indices: Which images to read; None reads all.
         first: Of data that can only be read in order, read so many images; None reads all.
         batch_size: Images a step.
@@ -257,8 +258,10 @@ def images_to_read(
 
     Raises:
         ConfigError: If timm knows no such augmentation policy.
+        DataError: If image files do not have as many channels as the model takes.
     """
-    config = resolve_data_config({}, model=model)
+    config = resolve_input_data_config(model)
+    mode = color_mode(config["input_size"][0])
     class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
     classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
     names = class_names(model)
@@ -266,12 +269,12 @@ def images_to_read(
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     samples: Any
     if is_streamed(opened):
-        samples = StreamedSamples(opened, seed, first)
+        samples = StreamedSamples(opened, mode, seed, first)
         # Several workers would each begin with other shards, and their number would decide which images are read.
         workers = _usable_workers(opened.reader, workers if first is None else min(workers, 1), name)
     else:
         chosen = range(len(opened)) if indices is None else indices
-        samples = ImageSamples(opened, chosen, substitute=augment is not None, seed=seed)
+        samples = ImageSamples(opened, chosen, mode, substitute=augment is not None, seed=seed)
     augment_args: dict[str, Any] = {}
     if augment is not None:
         _check_policy(augment.auto_augment)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import resolve_data_config
+from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from tosa_cli.errors import DataError
+from tosa_cli.images import color_mode, to_color_mode
 from tosa_cli.measure.depth import measured_pixels
 from tosa_cli.task import TaskConfig
 from tosa_cli.train.data import Images, start_worker
@@ -63,6 +64,7 @@ class PairSamples(Dataset[PairSample]):
     Args:
         pairs: The images with maps.
         indices: Which of them.
+        mode: Pillow's mode that the images are brought to.
         task: What the maps hold.
         defaults: What is usual with their format.
         transform: Changes an image and its map together; the map keeps its size if it changes the image alone.
@@ -75,13 +77,14 @@ class PairSamples(Dataset[PairSample]):
         self,
         pairs: Pairs,
         indices: Sequence[int],
+        mode: str,
         task: TaskConfig,
         defaults: FormatDefaults,
         transform: Any,
         training: bool,
         seed: int,
     ) -> None:
-        self.pairs, self.indices, self.task, self.defaults = pairs, indices, task, defaults
+        self.pairs, self.indices, self.mode, self.task, self.defaults = pairs, indices, mode, task, defaults
         self.transform, self.training, self.seed = transform, training, seed
         self.epoch = 0
 
@@ -125,7 +128,7 @@ class PairSamples(Dataset[PairSample]):
             return  # one file that cannot be read is named when its turn comes
 
     def _read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """An image (3, height, width) and its map (1, height, width), cut as is usual with the format."""
+        """An image (C, height, width) and its map (1, height, width), cut as is usual with the format."""
         name = self.pairs.filename(index)
         image, values = self.pairs.read(index)
         check_map(name, image, values)
@@ -147,7 +150,8 @@ class PairSamples(Dataset[PairSample]):
         target = target[top:bottom, left:right]
         if self.task.task == "depth" and not target.any():
             raise ValueError("no depth was measured in the part that counts")
-        return tv_tensors.Image(v2.functional.pil_to_tensor(image.crop(box))), tv_tensors.Mask(target[None])
+        pixels = v2.functional.pil_to_tensor(to_color_mode(image.crop(box), self.mode))
+        return tv_tensors.Image(pixels), tv_tensors.Mask(target[None])
 
     def _check_labels(self, name: str, labels: Tensor) -> None:
         known = labels[labels != IGNORED_LABEL]
@@ -200,9 +204,13 @@ def pairs_to_read(
         augment: Shuffle and augment for training by these settings; None reads each pair once, in order.
         seed: Seed of shuffling and augmentation.
         held_out: Whether these are only the images that a run is measured on.
+
+    Raises:
+        DataError: If image files do not have as many channels as the encoder takes.
     """
     defaults = FORMATS[data_format]
-    config = resolve_data_config({}, model=encoder)
+    config = resolve_input_data_config(encoder)
+    mode = color_mode(config["input_size"][0])
     to_tensor = v2.Compose(
         [
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
@@ -218,7 +226,7 @@ def pairs_to_read(
         steps = [_ImageAlone(v2.Resize(img_size, antialias=True))] if img_size else []
     training = augment is not None
     chosen = range(len(pairs)) if indices is None else indices
-    samples = PairSamples(pairs, chosen, task, defaults, v2.Compose([*steps, to_tensor]), training, seed)
+    samples = PairSamples(pairs, chosen, mode, task, defaults, v2.Compose([*steps, to_tensor]), training, seed)
     samples.check_first()
     loader: DataLoader[Any] = DataLoader(
         samples,

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tosa_cli.errors import DataError
+from tosa_cli.images import to_color_mode
 from tosa_cli.task import DenseTask
 from tosa_cli.train.data import check_split_is_meant
 from tosa_cli.train.dense_config import FORMATS
@@ -74,7 +75,7 @@ class PairFiles:
         """An image and its map (height, width)."""
         image, path = self.files[index]
         with Image.open(image) as opened:
-            return opened.convert("RGB"), self.read_map(path)
+            return to_color_mode(opened, "RGB"), self.read_map(path)
 
     def filename(self, index: int) -> str:
         """Path of the image."""

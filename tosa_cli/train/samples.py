@@ -17,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from tosa_cli.images import to_color_mode
+
 MAX_CONSECUTIVE_FAILURES = 50
 
 
@@ -48,14 +50,16 @@ class ImageSamples(Dataset[Sample]):
     Args:
         dataset: timm's data set.
         indices: Which of its images.
+        mode: Pillow's mode that they are brought to.
         substitute: Give the next readable image in the place of a broken one, so that batches stay of one size;
             otherwise leave it out.
         seed: Seed of the augmentation.
     """
 
-    def __init__(self, dataset: Any, indices: Sequence[int], substitute: bool, seed: int) -> None:
+    def __init__(self, dataset: Any, indices: Sequence[int], mode: str, substitute: bool, seed: int) -> None:
         self.dataset = dataset
         self.indices = indices
+        self.mode = mode
         self.substitute = substitute
         self.seed = seed
         self.epoch = 0
@@ -75,7 +79,7 @@ class ImageSamples(Dataset[Sample]):
             try:
                 file, target, *_ = self.dataset.reader[index]
                 with file:
-                    image = Image.open(file).convert(self.dataset.input_img_mode)
+                    image = to_color_mode(Image.open(file), self.mode)
             except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
                 failed.append(f"{self._name(index)} ({reason_of(error)})")
                 if not self.substitute:
@@ -94,12 +98,14 @@ class StreamedSamples(IterableDataset[Sample]):
 
     Args:
         dataset: timm's data set.
+        mode: Pillow's mode that the images are brought to.
         seed: Seed of the augmentation.
         first: Read so many images and no more, for which one worker at most may load; None reads all.
     """
 
-    def __init__(self, dataset: Any, seed: int, first: int | None = None) -> None:
+    def __init__(self, dataset: Any, mode: str, seed: int, first: int | None = None) -> None:
         self.dataset = dataset
+        self.mode = mode
         self.seed = seed
         self.first = first
         self.epoch = 0
@@ -120,6 +126,7 @@ class StreamedSamples(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         reader, worker = self.dataset.reader, get_worker_info()
+        reader.input_img_mode = self.mode
         place = (getattr(reader, "dist_rank", 0), worker.id if worker else 0)
         with _broken_samples(reader) as failed:
             for number, (image, target) in enumerate(itertools.islice(self.dataset, self.first)):
