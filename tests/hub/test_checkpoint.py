@@ -37,7 +37,7 @@ from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 
 from ..model.test_backbone import SHRUNK
-from ..model.tiny_models import MODELS, make_images, make_tosa, make_vit
+from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
 from .stub_hub import (
     StubHub,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
@@ -182,6 +182,37 @@ def test_positions_saved_for_a_tall_image_are_read_as_such(tmp_path: Path) -> No
     for loaded in (load(folder, img_size=(144, 128)), by_timm):
         outputs = loaded(make_images(size=(144, 128)))
         assert torch.allclose(outputs, model(make_images(size=(144, 128))), atol=1e-4)
+
+
+@pytest.mark.parametrize("args", [{}, {"dynamic_img_size": False}, {"in_chans": 1}], ids=str)
+def test_timm_resolves_transforms_for_the_size_that_a_model_has(args: dict[str, Any], tmp_path: Path) -> None:
+    def check(found: Any, *size: int) -> None:
+        resolved = timm.data.resolve_model_data_config(found)
+        assert found.patch_embed.img_size == size and resolved["input_size"] == (found.in_chans, *size)
+        assert resolved["crop_pct"] == 0.95 and resolved["interpolation"] == "bicubic"
+        assert not found.pretrained_cfg.get("test_input_size")
+
+    backbone = make_vit(num_classes=5, img_size=96, **args)
+    backbone.pretrained_cfg["test_input_size"] = (3, 192, 192)
+    model = convert(backbone, TosaConfig(layers=LAYERS))
+    check(model, 96, 96)
+    folder = save(model, tmp_path / "model")
+    channels = model.in_chans
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"] == [channels, 96, 96]
+    check(load(folder), 96, 96)
+    check(timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=(64, 128)), 64, 128)
+    resized = load(folder, img_size=(128, 64))
+    check(resized, 128, 64)
+    save(resized, folder, overwrite=True)
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["input_size"] == [channels, 128, 64]
+    check(load(folder), 128, 64)
+
+
+def test_a_size_to_test_at_is_kept_with_the_size_it_was_meant_for(tmp_path: Path) -> None:
+    backbone = make_vit(num_classes=5)
+    backbone.pretrained_cfg["test_input_size"] = (3, 192, 192)
+    loaded = load(save(convert(backbone, TosaConfig(layers=LAYERS)), tmp_path / "model"))
+    assert timm.data.resolve_model_data_config(loaded, use_test_size=True)["input_size"] == (3, 192, 192)
 
 
 def test_one_number_is_a_square(folder: Path) -> None:

@@ -56,7 +56,7 @@ def make_dense(name: str, config: TaskConfig, img_size: tuple[int, int] | None =
     weights = {key: value for key, value in encoder.state_dict().items() if key in model.state_dict()}
     decoder = {key: value for key, value in model.state_dict().items() if key.startswith("decoder.")}
     model.load_state_dict({**weights, **decoder})
-    model.backbone.pretrained_cfg = backbone.pretrained_cfg
+    model.pretrained_cfg = backbone.pretrained_cfg
     model.provenance = provenance
     return model.eval()
 

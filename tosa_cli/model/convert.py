@@ -34,6 +34,7 @@ def insert_selectors(backbone: Backbone, config: TosaConfig) -> TosaViT:
     """
     model = TosaViT(backbone, config).eval()
     check_identity(model)
+    model.record_input_size()
     return model
 
 

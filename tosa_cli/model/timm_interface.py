@@ -34,6 +34,18 @@ class TimmInterface(nn.Module):
         # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
         architecture = self.backbone.pretrained_cfg.get("architecture")
         self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
+        self.record_input_size()
+
+    def record_input_size(self) -> None:
+        """Put the model's own channels and image size into `pretrained_cfg`, where they are not those of the source.
+
+        timm leaves the source's there, and resolves transforms from them where a model takes images of any size.
+        """
+        cfg = getattr(self.backbone, "pretrained_cfg", None)  # a backbone that was built by its class has none
+        size = (self.in_chans, *self.patch_embed.img_size)  # type: ignore[misc]
+        if cfg is not None and tuple(cfg.get("input_size") or ()) != size:
+            # A larger size to test at was meant for the source's size.
+            self.backbone.pretrained_cfg = {**cfg, "input_size": size, "test_input_size": None, "pool_size": None}
 
     @property
     def _traits(self) -> dict[str, Any]:
@@ -93,6 +105,7 @@ class TimmInterface(nn.Module):
     ) -> None:
         """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
         self.backbone.set_input_size(img_size=img_size, patch_size=patch_size)
+        self.record_input_size()
 
     def get_classifier(self) -> Any:
         """The classifier head, or heads."""
