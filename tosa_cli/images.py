@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """What Pillow reads of the usual formats; timm by itself takes the first three only."""
 
+SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I")
+"""Pillow's modes of greyscale images of 16 bits; the last is what older Pillows read them as."""
+
 COLOR_MODES = {1: "L", 3: "RGB"}
 """Pillow's modes by the number of channels that a model takes."""
 
@@ -29,9 +32,22 @@ def color_mode(in_chans: int) -> str:
 
 
 def to_color_mode(image: "Image.Image", mode: str) -> "Image.Image":
-    """Bring an image to a mode from `color_mode`, as timm does.
+    """Bring an image to a mode from `color_mode`; 16 bits are scaled to 8, where Pillow would cut them off as white.
 
     Raises:
         OSError: If the file is broken.
+        ValueError: If it has values of more than 16 bits, whose range is not known.
     """
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = _to_eight_bits(image)
     return image.convert(mode)
+
+
+def _to_eight_bits(image: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values run from {values.min()} to {values.max()}, which are no 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

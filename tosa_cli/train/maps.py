@@ -6,11 +6,10 @@ import numpy as np
 from PIL import Image
 
 from tosa_cli.errors import DataError
+from tosa_cli.images import SIXTEEN_BIT_MODES
 
 IGNORED_LABEL = 255
 """A pixel of a mask that belongs to no class."""
-
-SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I")
 
 
 def check_map(name: str, image: Image.Image, values: np.ndarray) -> None:

@@ -126,10 +126,15 @@ class StreamedSamples(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         reader, worker = self.dataset.reader, get_worker_info()
-        reader.input_img_mode = self.mode
+        reader.input_img_mode = ""  # timm would cut off what has 16 bits
         place = (getattr(reader, "dist_rank", 0), worker.id if worker else 0)
         with _broken_samples(reader) as failed:
             for number, (image, target) in enumerate(itertools.islice(self.dataset, self.first)):
+                try:
+                    image = to_color_mode(image, self.mode)
+                except ValueError as error:
+                    failed.append(f"image {number + 1} ({reason_of(error)})")
+                    continue
                 names = failed.copy()
                 failed.clear()
                 with seeded(self.seed, self.epoch, *place, number):
