@@ -147,6 +147,25 @@ def test_a_folder_written_by_timm_is_read(name: str, tmp_path: Path) -> None:
     assert loaded.name == name and loaded.hub_id is None and loaded.revision is None
 
 
+def split_weights(folder: Path, parts: int = 3) -> Path:
+    """Split the weights of a folder into parts, with the index of the Hub's libraries."""
+    state = load_file(folder / "model.safetensors")
+    names = {key: f"model-{1 + i % parts:05d}-of-{parts:05d}.safetensors" for i, key in enumerate(state)}
+    for name in set(names.values()):
+        save_file({key: value for key, value in state.items() if names[key] == name}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_weights_that_are_split_are_read_by_their_index(tmp_path: Path, vit: nn.Module) -> None:
+    folder = split_weights(write_folder(tmp_path / "dense", vit))
+    assert_same(load_source(str(folder)), vit)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    message = source_error(folder, CheckpointError)
+    assert "lacks model-00002-of-00003.safetensors, which model.safetensors.index.json names." in message
+
+
 def test_a_folder_may_be_named_as_timm_does(tmp_path: Path, vit: nn.Module) -> None:
     assert_same(load_source(f"local-dir:{write_folder(tmp_path / 'dense', vit)}"), vit)
 

@@ -18,7 +18,7 @@ from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
 from tosa_cli.hub.architectures import is_transformers, plan_model
 from tosa_cli.hub.download import check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
-from tosa_cli.hub.files import Files, folder_files, hub_files
+from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
@@ -343,14 +343,23 @@ def _name_from_file(path: Path) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    read = load_state_dict_from_path if path.is_dir() else load_state_dict
     try:
-        state = unwrap(read(str(path), weights_only=True))
+        state = unwrap(_read_folder(path) if path.is_dir() else load_state_dict(str(path), weights_only=True))
         if not all(isinstance(key, str) for key in state):
             raise TypeError("its keys are no names")
         return state
+    except TosaError:
+        raise
     except Exception as error:
         raise weights_error(error, str(path)) from error
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    files = folder_files(folder)
+    if any(files.find(name) for name in WEIGHTS_FILES):
+        return files.weights(lambda _: False)
+    # timm finds weights under more names.
+    return load_state_dict_from_path(folder, weights_only=True)
 
 
 def _looks_like_path(source: str) -> bool:
