@@ -73,7 +73,7 @@ def save(model: TosaViT | DensePredictor, folder: str | Path, *, overwrite: bool
     return checkpoint.save(model, folder, overwrite=overwrite)
 
 
-def convert(source: str | nn.Module, config: TosaConfig) -> TosaViT:
+def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
     """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
 
     Args:
@@ -86,8 +86,8 @@ def convert(source: str | nn.Module, config: TosaConfig) -> TosaViT:
     Raises:
         TosaError: If the source cannot be found, read or converted; the subclass and the message say which.
     """
-    if isinstance(source, str):
-        return convert_source(load_source(source), config, source)
+    if isinstance(source, (str, Path)):
+        return convert_source(load_source(str(source)), config, str(source))
     cfg = getattr(source, "pretrained_cfg", {})
     return convert_source(Source(source, cfg.get("architecture") or type(source).__name__), config, "")
 

@@ -185,6 +185,15 @@ def test_a_folder_is_converted(tmp_path: Path, vit: nn.Module) -> None:
     assert model.provenance.source == folder and model.provenance.base_model == "test_vit"
 
 
+def test_a_path_is_a_folder_or_a_weights_file(tmp_path: Path, vit: nn.Module) -> None:
+    folder, file = write_folder(tmp_path / "dense", vit), tmp_path / "test_vit.safetensors"
+    save_file(vit.state_dict(), file)
+    for path in (folder, file):
+        model = convert(path, TosaConfig(layers=LAYERS, keep_rate=1.0))
+        assert torch.allclose(model(make_images()), vit(make_images()), atol=1e-4)
+        assert model.provenance.source == str(path)
+
+
 def test_another_image_size_resamples_the_positions_of_a_folder(tmp_path: Path, vit: nn.Module) -> None:
     model = load_source(str(write_folder(tmp_path / "dense", vit)), img_size=(96, 128)).model
     assert model.patch_embed.img_size == (96, 128) and model.pos_embed.shape[1] == 1 + 6 * 8
