@@ -8,7 +8,7 @@ from torch import nn
 from tosa_cli.config import Provenance, TosaConfig
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.dense import check_dense_config, save_dense
-from tosa_cli.hub.source import Source, from_anywhere, load_source
+from tosa_cli.hub.source import Source, check_finite, from_anywhere, load_source
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
@@ -89,7 +89,9 @@ def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
     if isinstance(source, (str, Path)):
         return convert_source(load_source(str(source)), config, str(source))
     cfg = getattr(source, "pretrained_cfg", {})
-    return convert_source(Source(source, cfg.get("architecture") or type(source).__name__), config, "")
+    name = cfg.get("architecture") or type(source).__name__
+    check_finite(source, name)
+    return convert_source(Source(source, name), config, "")
 
 
 def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:

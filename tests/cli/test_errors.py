@@ -90,6 +90,22 @@ def test_convert_refuses(work: Path, tosa: Tosa, arguments: str, sentence: str) 
     assert contents(work) == before
 
 
+def test_weights_that_are_not_finite_are_blamed_on_the_source_and_not_on_tosa(work: Path, tosa: Tosa) -> None:
+    state = load_file("dense/model.safetensors")
+    for key, value in (("blocks.3.attn.qkv.weight", float("nan")), ("norm.bias", float("inf"))):
+        state[key][0] = value
+    save_file(state, "dense/model.safetensors")
+    save_file(state, "test_vit.safetensors")
+    before = contents(work)
+    check_refused(
+        tosa("convert dense --layers 2,4"),
+        "The weights of dense hold values that are not finite, the first of them under 'blocks.3.attn.qkv.weight': ",
+    )
+    check_refused(tosa("convert test_vit.safetensors --layers 2,4"), "The weights of test_vit.safetensors hold values")
+    check_refused(tosa("inspect dense --data-dir photos"), "not finite")
+    assert contents(work) == before
+
+
 def test_an_unknown_option_or_command_is_a_usage_error(tosa: Tosa) -> None:
     for command in ("convert --layer 2", "distil", "distill --epochs many"):
         done = tosa(command)

@@ -194,6 +194,14 @@ def test_a_path_is_a_folder_or_a_weights_file(tmp_path: Path, vit: nn.Module) ->
         assert model.provenance.source == str(path)
 
 
+def test_a_model_whose_weights_are_not_finite_is_refused_with_the_first_key() -> None:
+    model = make_vit(num_classes=5)
+    model.blocks[1].mlp.fc2.weight.data[3, 4] = float("inf")
+    model.head.bias.data[0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"weights of test_vit hold .* not finite, .* 'blocks.1.mlp.fc2.weight'"):
+        convert(model, TosaConfig(layers=LAYERS))
+
+
 def test_another_image_size_resamples_the_positions_of_a_folder(tmp_path: Path, vit: nn.Module) -> None:
     model = load_source(str(write_folder(tmp_path / "dense", vit)), img_size=(96, 128)).model
     assert model.patch_embed.img_size == (96, 128) and model.pos_embed.shape[1] == 1 + 6 * 8

@@ -11,7 +11,7 @@ import timm
 from safetensors import SafetensorError
 from timm.models import load_state_dict
 from timm.models._hub import load_state_dict_from_path
-from torch import Tensor
+from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
@@ -79,7 +79,7 @@ def load_source(
 
     Raises:
         SourceError: If the source cannot be found.
-        CheckpointError: If it is broken or foreign.
+        CheckpointError: If it is broken or foreign, or weights are not finite.
         UnsupportedModelError: If it is of a kind that cannot be converted.
         ConfigError: If the image size is no whole number of patches, or an architecture is named of what has its own.
         HubError: If the Hub refuses or cannot be reached.
@@ -93,11 +93,14 @@ def load_source(
             f"{source} is no weights file, so its architecture is known: leave out --architecture {architecture}."
         )
     if path.is_file():
-        return _from_file(path, architecture, pretrained, args)
-    found = _from_name(source, path, pretrained, args)
-    # timm leaves in the settings of a model how many classes its own head has.
-    own_classes = found.model.pretrained_cfg.get("num_classes")
-    return dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
+        found = _from_file(path, architecture, pretrained, args)
+    else:
+        found = _from_name(source, path, pretrained, args)
+        # timm leaves in the settings of a model how many classes its own head has.
+        own_classes = found.model.pretrained_cfg.get("num_classes")
+        found = dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
+    check_finite(found.model, source)
+    return found
 
 
 def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
@@ -112,6 +115,24 @@ def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) 
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
     return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
+
+
+def check_finite(model: nn.Module, shown: str) -> None:
+    """Check the weights of a source, which a run that diverged may have spoilt.
+
+    Args:
+        model: The source.
+        shown: What to call it in an error.
+
+    Raises:
+        CheckpointError: If a value is infinite or not a number.
+    """
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"The weights of {shown} hold values that are not finite, the first of them under {key!r}: take a "
+                f"checkpoint from before they were spoilt."
+            )
 
 
 def from_anywhere(source: str) -> str:
