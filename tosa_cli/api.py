@@ -108,14 +108,19 @@ def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
         IdentityError: If the converted model does not equal its source with every token kept.
     """
     model = insert_selectors(source.model, config)
-    license_name = (getattr(source.model, "pretrained_cfg", None) or {}).get("license")
+    cfg = getattr(source.model, "pretrained_cfg", None) or {}
     kept = from_anywhere(named)
+    settings = {"source": kept, **config.to_dict()}
     provenance = Provenance(
         source=kept,
         base_model=source.name,
         base_hub_id=source.hub_id,
         base_revision=source.revision,
-        license=license_name,
+        license=cfg.get("license"),
     )
-    model.provenance = provenance.after("converted", {"source": kept, **config.to_dict()})
+    if not source.pretrained:
+        # Nothing of the weights that the source's name stands for is inside.
+        provenance = Provenance(source=kept, base_model=cfg.get("architecture") or source.name)
+        settings["pretrained"] = False
+    model.provenance = provenance.after("converted", settings)
     return model

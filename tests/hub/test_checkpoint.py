@@ -25,12 +25,13 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 import tosa_cli
-from tosa_cli.api import convert
+from tosa_cli.api import convert, convert_source
 from tosa_cli.config import COMMANDS, FORMAT_VERSION, Provenance, TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
 from tosa_cli.hub.folder import write_file
+from tosa_cli.hub.source import load_source
 from tosa_cli.measure.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import load_recipe
@@ -695,6 +696,25 @@ def test_the_card_has_the_metadata_that_the_hub_reads(tmp_path: Path, model: Tos
     assert metadata["license"] == "apache-2.0" and "tosa" in metadata["tags"]
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "tosa" and card.data.base_model == "org/base"
+
+
+@pytest.mark.parametrize("source", ["test_vit", "org/name"])
+def test_a_model_of_random_weights_does_not_claim_those_of_its_source(
+    tmp_path: Path, stub_hub: StubHub, source: str
+) -> None:
+    backbone = make_vit(num_classes=5)
+    backbone.pretrained_cfg["license"] = "mit"
+    save_for_hf(backbone, str(tmp_path / "dense"), safe_serialization=True)
+    stub_hub.put("org/name", contents(tmp_path / "dense"))
+    model = convert_source(load_source(source, pretrained=False), TosaConfig(layers=LAYERS), source)
+    folder = save(model, tmp_path / "model")
+    metadata, body = read_card(folder)
+    assert not {"base_model", "base_model_relation", "license"} & set(metadata)
+    assert "made from the architecture `test_vit` with random weights." in body and "r160_in1k" not in body
+    block = json.loads((folder / "config.json").read_text())["tosa"]
+    assert (block["source"], block["base_model"]) == (source, "test_vit")
+    assert block["base_hub_id"] is block["base_revision"] is block["license"] is None
+    assert load_recipe(str(folder / "recipe.yaml")).sections["convert"]["pretrained"] is False
 
 
 def test_the_card_claims_nothing_that_is_not_known(folder: Path) -> None:

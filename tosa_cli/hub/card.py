@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from tosa_cli.config import Provenance
+from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.measure.flops import FlopsReport, count_flops
 from tosa_cli.model.timm_interface import class_names
@@ -87,6 +88,14 @@ def how_chosen(done: Mapping[str, Any]) -> str:
     return ""
 
 
+def describe_base(provenance: Provenance) -> str:
+    """What a model was made from, in Markdown."""
+    base = f"`{provenance.base_model}`"
+    if has_random_source(provenance):
+        return f"the architecture {base} with random weights"
+    return f"[{base}](https://huggingface.co/{provenance.base_hub_id})" if provenance.base_hub_id else base
+
+
 def _metadata(model: TosaViT, name: str) -> ModelCardData:
     provenance = model.provenance
     results = provenance.results.get("eval") or {}
@@ -117,11 +126,8 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
 
 def _summary(model: TosaViT, flops: FlopsReport) -> str:
     provenance = model.provenance
-    base = f"`{provenance.base_model}`"
-    if provenance.base_hub_id:
-        base = f"[{base}](https://huggingface.co/{provenance.base_hub_id})"
     return (
-        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from {base}. In its ToSA layers "
+        f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from {describe_base(provenance)}. In its ToSA layers "
         f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
         f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "

@@ -9,7 +9,7 @@ from torch import nn
 
 from tosa_cli.config import ARCHITECTURE, Provenance, command_of
 from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
-from tosa_cli.hub.card import describe_conditions, how_chosen
+from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CONFIG, read_json
@@ -188,7 +188,7 @@ def _render_card(model: DensePredictor, name: str) -> str:
     height, width = model.img_size
     sections = [
         f"# {name}",
-        f"{what[0].upper()}{what[1:]} for every pixel: {kind} made from `{provenance.base_model}`, with the decoder "
+        f"{what[0].upper()}{what[1:]} for every pixel: {kind} made from {describe_base(provenance)}, with the decoder "
         f"`{config.decoder}`, trained on images of {height}x{width} pixels.",
         _measured(provenance.results),
         "## How it was made\n\n`recipe.yaml` has every step with its settings: "

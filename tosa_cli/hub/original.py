@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tosa_cli.config import Provenance
 from tosa_cli.errors import InputError, SourceError
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
@@ -28,6 +29,11 @@ class DenseModel:
         return "own" if self.lost else "source"
 
 
+def has_random_source(provenance: Provenance) -> bool:
+    """Whether a model was converted from an architecture alone, whose weights were random."""
+    return not provenance.steps.get("convert", {}).get("pretrained", True)
+
+
 def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = None, *, head: bool = False) -> DenseModel:
     """The dense model that a converted one came from.
 
@@ -47,15 +53,14 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
         return DenseModel(converted.backbone)
     if not provenance.source:
         return DenseModel(converted.backbone, "The model was converted in Python from a model that no name was given.")
-    settings = provenance.steps.get("convert", {})
-    if not settings.get("pretrained", True):
+    if has_random_source(provenance):
         return DenseModel(converted.backbone, "The model was finetuned from a source whose weights were random.")
     try:
         source = load_source(
             provenance.source,
             img_size=img_size or tuple(converted.patch_embed.img_size),  # type: ignore[arg-type]
             num_classes=converted.num_classes,
-            architecture=settings.get("architecture"),
+            architecture=provenance.steps.get("convert", {}).get("architecture"),
         )
     except InputError as error:
         raise SourceError(

@@ -48,6 +48,7 @@ class Source:
         revision: The revision that was asked for, if any.
         notes: What the user should know about how it was read, each a sentence.
         has_new_head: Whether its head is a new one, with random weights, as its own is of another number of classes.
+        pretrained: Whether its weights were loaded; without, they are random.
     """
 
     model: Backbone
@@ -56,6 +57,7 @@ class Source:
     revision: str | None = None
     notes: tuple[str, ...] = ()
     has_new_head: bool = False
+    pretrained: bool = True
 
 
 def load_source(
@@ -100,7 +102,7 @@ def load_source(
         own_classes = found.model.pretrained_cfg.get("num_classes")
         found = dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
     check_finite(found.model, source)
-    return found
+    return dataclasses.replace(found, pretrained=pretrained)
 
 
 def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
