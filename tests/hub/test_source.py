@@ -380,6 +380,14 @@ def test_a_file_without_a_head_gives_a_model_without_one(tmp_path: Path) -> None
     assert_same(loaded, model)
 
 
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_a_file_tells_the_number_of_channels(tmp_path: Path, in_chans: int) -> None:
+    model = make_vit(num_classes=5, in_chans=in_chans)
+    path = write_weights(tmp_path / "test_vit.safetensors", model.state_dict())
+    loaded, images = load_source(path).model, make_images().mean(1, keepdim=True).expand(-1, in_chans, -1, -1)
+    assert loaded.in_chans == in_chans and torch.equal(loaded(images), model(images))
+
+
 def test_size_and_classes_can_be_changed_for_a_file_too(tmp_path: Path, vit: nn.Module) -> None:
     path = write_weights(tmp_path / "test_vit.safetensors", vit.state_dict())
     model = load_source(path, img_size=(96, 128), num_classes=3).model

@@ -336,7 +336,9 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     own_classes, asked = 0 if head is None else len(head), args["num_classes"]
     num_classes = own_classes if asked is None else asked
     pool = {"global_pool": "avg"} if "fc_norm.weight" in state and "norm.weight" not in state else {}  # MAE finetuned
-    model = _build(name, str(path), False, {**args, **pool, "num_classes": num_classes}).eval()
+    patches = state.get("patch_embed.proj.weight")
+    channels = {"in_chans": patches.shape[1]} if patches is not None and patches.ndim == 4 else {}
+    model = _build(name, str(path), False, {**args, **pool, **channels, "num_classes": num_classes}).eval()
     if pretrained:
         _load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name, has_new_head=num_classes not in (0, own_classes))
