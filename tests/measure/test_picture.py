@@ -19,6 +19,7 @@ from tosa_cli.measure.page import PageEntry, render_page
 from tosa_cli.measure.photos import find_photos, photo_transform, read_photo, to_pixels
 from tosa_cli.measure.picture import draw_layer, make_picture
 from tosa_cli.measure.selection_maps import SelectionMap
+from tosa_cli.train.data import images_to_read, open_dataset
 
 
 class Axes:
@@ -88,15 +89,18 @@ def test_a_photo_is_read_as_evaluation_reads_it_and_shown_as_it_was(tmp_path: Pa
     assert torch.allclose(to_pixels(images, model), (expected.permute(1, 2, 0) * std + mean).clamp(0, 1), atol=1e-6)
 
 
-def test_a_photo_taken_sideways_stands_upright(tmp_path: Path) -> None:
+def test_a_photo_taken_sideways_is_seen_as_evaluation_sees_it(tmp_path: Path) -> None:
     model = make_tosa(make_vit(img_size=64))
     photo = Image.new("RGB", (64, 64), "black")
     photo.paste("white", (0, 0, 64, 32))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by a quarter, clockwise
     photo.save(tmp_path / "photo.png", exif=exif)
-    pixels = to_pixels(read_photo(tmp_path / "photo.png", model, photo_transform(model)), model)
-    assert pixels[:, 36:60].min() > 0.9 and pixels[:, 4:28].max() < 0.1
+    images = read_photo(tmp_path / "photo.png", model, photo_transform(model))
+    (batch,) = images_to_read(open_dataset(str(tmp_path)), model, batch_size=1).batches(strict=True)
+    assert torch.equal(images, batch.images)
+    pixels = to_pixels(images, model)
+    assert pixels[4:28].min() > 0.9 and pixels[36:60].max() < 0.1
 
 
 def test_gray_images_fit_models_of_one_channel(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor
 from torchvision.transforms import v2
@@ -75,7 +75,7 @@ def whole_photo_transform(
 
 
 def read_photo(path: Path, model: TosaViT | DensePredictor, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Read an image, upright, as a batch of one.
+    """Read an image as a batch of one.
 
     Args:
         path: The file.
@@ -92,7 +92,9 @@ def read_photo(path: Path, model: TosaViT | DensePredictor, transform: Callable[
 
 
 def open_photo(path: Path, model: TosaViT | DensePredictor) -> Image.Image:
-    """Open an image, upright, with the colors that a model takes.
+    """Open an image with the colors that a model takes.
+
+    As in timm, and so in training and `tosa eval`, the orientation that a camera noted is not applied.
 
     Raises:
         DataError: If it cannot be read, or image files do not have as many channels as the model takes.
@@ -100,7 +102,7 @@ def open_photo(path: Path, model: TosaViT | DensePredictor) -> Image.Image:
     mode = color_mode(model.in_chans)
     try:
         with Image.open(path) as image:
-            return to_color_mode(ImageOps.exif_transpose(image), mode)
+            return to_color_mode(image, mode)
     except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
         broken = isinstance(error, UnidentifiedImageError)
         reason = "it is not an image, or broken" if broken else " ".join(str(error).split()) or type(error).__name__
