@@ -1,5 +1,6 @@
 """Which images are trained on, and which are held out."""
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import torch
 from PIL import Image
 
 from tests.cli.test_data_sources import write_shards
+from tests.train import tiny_pairs
 from tests.train.tiny_runs import photos, tiny_tosa
 from tosa_cli.errors import DataError
 from tosa_cli.measure.photos import find_photos, open_photo, photo_transform, read_photo
+from tosa_cli.task import TaskConfig
 from tosa_cli.train.data import images_to_read, open_dataset, split_indices
+from tosa_cli.train.dense_data import pairs_to_read
 from tosa_cli.train.pairs import open_pairs
 
 
@@ -50,6 +54,24 @@ def test_every_usual_format_is_read(tmp_path: Path, suffix: str) -> None:
     opened = open_dataset(str(tmp_path))
     assert len(opened) == 1 and opened[0][0].convert("RGB").getpixel((4, 4))[0] > 200
     assert [path.suffix for path in find_photos([tmp_path])] == [suffix]
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_more_processes_load_data_than_there_are_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    folder = str(tiny_pairs.write_folder(tmp_path, 3))
+    for asked, used in ((8, 3), (2, 2), (0, 0)):
+        images = images_to_read(open_dataset(folder), tiny_tosa(), batch_size=1, workers=asked)
+        pairs = pairs_to_read(
+            open_pairs(folder, task="depth"),
+            tiny_tosa(),
+            TaskConfig(task="depth"),
+            data_format="folder",
+            img_size=(32, 32),
+            batch_size=1,
+            workers=asked,
+        )
+        assert images.loader.num_workers == pairs.loader.num_workers == used
 
 
 # ---------------------------------------------------------------------- greyscale of 16 bits

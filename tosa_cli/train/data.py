@@ -1,6 +1,7 @@
 """Images to tensors, through timm's data sets, transforms and loaders."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -249,7 +250,7 @@ def images_to_read(
         indices: Which images to read; None reads all.
         first: Of data that can only be read in order, read so many images; None reads all.
         batch_size: Images a step.
-        workers: Processes that load data.
+        workers: Processes that load data, at most one a core.
         seed: Seed of shuffling and augmentation.
         augment: Shuffle and augment for training; None reads each image once, in order, as for evaluation.
         img_size: Image size (height, width) in pixels; None takes the model's.
@@ -267,6 +268,7 @@ def images_to_read(
     names = class_names(model)
     order = match_names(classes or [], names)
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
+    workers = one_a_core(workers)
     samples: Any
     if is_streamed(opened):
         samples = StreamedSamples(opened, mode, seed, first)
@@ -358,6 +360,12 @@ def check_labels(images: Images, num_classes: int) -> None:
             f"{images.name} has {images.num_classes} classes, but the model's head has {num_classes}. Point --data-dir "
             f"at the right folder, or convert the source with --num-classes {images.num_classes}."
         )
+
+
+def one_a_core(workers: int) -> int:
+    """So many processes that load data, or as many as there are cores that this one may use: more of them only wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(workers, cores or 1)
 
 
 def start_worker(start: Callable[[int], None] | None, worker: int) -> None:

@@ -20,7 +20,7 @@ from tosa_cli.errors import DataError
 from tosa_cli.images import color_mode, to_color_mode
 from tosa_cli.measure.depth import measured_pixels
 from tosa_cli.task import TaskConfig
-from tosa_cli.train.data import Images, start_worker
+from tosa_cli.train.data import Images, one_a_core, start_worker
 from tosa_cli.train.dense_config import FORMATS, DenseConfig, FormatDefaults
 from tosa_cli.train.maps import IGNORED_LABEL, check_depth_unit, check_map
 from tosa_cli.train.pairs import Pairs
@@ -199,7 +199,7 @@ def pairs_to_read(
         data_format: `folder`, `nyu` or `kitti`.
         img_size: Image size (height, width) in pixels; None leaves the images of an evaluation as they are.
         batch_size: Images a step.
-        workers: Processes that load data.
+        workers: Processes that load data, at most one a core.
         indices: Which pairs to read; None reads all.
         augment: Shuffle and augment for training by these settings; None reads each pair once, in order.
         seed: Seed of shuffling and augmentation.
@@ -233,7 +233,7 @@ def pairs_to_read(
         batch_size=batch_size,
         shuffle=training,
         drop_last=training,
-        num_workers=workers,
+        num_workers=one_a_core(workers),
         collate_fn=_collate_training if training else _collate,
         worker_init_fn=partial(start_worker, None),
     )
