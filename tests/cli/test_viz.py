@@ -81,6 +81,8 @@ def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(con
         ("photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4,6."),
         ("photos/000.jpg --layers two", "--layers should be layer numbers"),
         ("photos -o all.png", "is one picture, but there are several images"),
+        ("photos -o photos/001.jpg", "photos/001.jpg is a file, but a folder is written: choose another name with -o."),
+        ("photos/000.jpg -o photos/001.jpg", "photos/001.jpg is a file, but a folder is written"),
         ("photos/000.jpg -o photos/000.jpg/cat.png", "cannot be written to"),
         ("nowhere photos", "There is no model folder nowhere."),
     ],

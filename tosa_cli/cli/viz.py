@@ -156,6 +156,8 @@ def plan_output(
     else:
         stem = default_output(model).name.removesuffix("-tosa")
         folder = output or Path(f"{stem}-{ending}")
+        if folder.is_file():
+            raise OutputError(f"{folder} is a file, but a folder is written: choose another name with -o.")
         target = Target(_picture_names(photos, folder), None if is_single else folder / PAGE)
     for path in (*target.pictures.values(), *filter(None, [target.page])):
         if path.is_dir() or (path.exists() and not overwrite):
@@ -222,7 +224,7 @@ def _tell(
     title = f"Pictures, and the cosine of the final tokens to {other}" if kinds else "Pictures"
     console.print_table(title, ["image", *kinds, *figures_of(reports[0]), "picture"], rows)
     if target.page is not None:
-        console.say(f"Wrote {len(reports)} pictures, and {target.page}, which holds all of them.")
+        console.say(f"Wrote {console.counted(len(reports), 'picture')}, and {target.page}, which holds all of them.")
     else:
         console.say(f"Wrote {reports[0]['picture']}.")
 
