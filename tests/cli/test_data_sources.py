@@ -98,7 +98,9 @@ def test_a_split_that_is_not_there_is_not_replaced_by_all_images(converted: Path
 
 def test_some_of_the_images_are_enough(converted: Path, tosa: Tosa) -> None:
     done = tosa(f"distill --data-dir photos --max-samples 12 {TRAIN}")
-    assert "on 11 images of photos; 1 images are held out" in done.err
+    assert "on 11 images of photos; 1 image is held out." in done.err
+    assert "Selectors on 1 held-out image " in done.out
+    assert "on 1 image of photos" in tosa("inspect dense --data-dir photos --max-samples 1").err
     assert tosa("eval --data-dir digits --max-samples 7 -b 3 -j 2 --json").json["samples"] == 7
 
 

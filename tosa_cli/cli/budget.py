@@ -31,7 +31,7 @@ def measure(
     name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
     indices = None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
     images = images_to_read(opened, model, indices=indices, first=count, batch_size=BATCH_SIZE, name=name)
-    console.say(f"Measuring what each layer can spare, on {images.num_images} images of {name} ...")
+    console.say(f"Measuring what each layer can spare, on {console.counted(images.num_images, 'image')} of {name} ...")
     with console.progress("Measuring") as progress:
         curves = measure_curves(make_accelerator(TrainConfig()), model, config, images, progress=progress)
     for name in images.failed:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tosa_cli.cli import console
 from tosa_cli.cli.dense import NAMES, measure_dense
-from tosa_cli.cli.training import Job, finish, start_job, tell_speed, watched_results
+from tosa_cli.cli.training import Job, finish, start_job, tell_images, tell_speed, watched_results
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.dense import is_dense, load_dense, make_dense
 from tosa_cli.model.dense import DensePredictor
@@ -40,10 +40,7 @@ def finetune_dense(
     encoder = model.encoder
     if isinstance(encoder, TosaViT) and len(encoder.selectors) and not model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
-    console.say(
-        f"Finetuning for {config.task} with the decoder {model.config.decoder} on {images.num_images} images of "
-        f"{images.name}; {held_out.num_images} images are held out."
-    )
+    tell_images(f"Finetuning for {config.task} with the decoder {model.config.decoder}", images, held_out)
 
     def measure() -> HeldOut:
         measured, figures = measure_dense({"tosa": model}, held_out, model.config, accelerator.device, config)
@@ -80,7 +77,7 @@ def finetune_dense(
     else:
         before, after = watch.history[0], watch.best
         console.print_table(
-            f"{config.task.capitalize()} on {after.samples} held-out images",
+            f"{config.task.capitalize()} on {console.counted(after.samples, 'held-out image')}",
             ["", *(NAMES[key] for key in before.figures)],
             [
                 [label, *(f"{value:.4f}" for value in seen.figures.values())]

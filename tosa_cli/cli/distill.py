@@ -50,6 +50,7 @@ def distill(
         features_held_out,
         finish,
         load_for_training,
+        tell_images,
         training_images,
         watched_results,
     )
@@ -69,10 +70,7 @@ def distill(
     )
     calibration = calibration_images(job.model, config, train_images)
     job.start_trackers(accelerator, config)
-    console.say(
-        f"Distilling on {train_images.num_images} images of {train_images.name}; {held_out.num_images} images are "
-        f"held out."
-    )
+    tell_images("Distilling", train_images, held_out)
 
     def features() -> HeldOut:
         return features_held_out(job.model, job.model.backbone, held_out, accelerator, config)
@@ -113,7 +111,8 @@ def distill(
         console.print_json(report)
     else:
         _show(results)
-        console.say(f"{done.updates} steps, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
+        steps = console.counted(done.updates, "step")
+        console.say(f"{steps}, {done.seconds:.1f} s in all, {done.images_per_second:.1f} images/s.")
     _warn_if_undone(results)
     reduction = count_flops(job.model).reduction
     console.say(f"Wrote {job.folder}: {reduction:.1%} fewer MACs.")
@@ -145,8 +144,9 @@ def _show(results: dict[str, Any]) -> None:
             [[str(layer), f"{error:.1%}"] for layer, error in results["bypass_errors"].items()],
         )
     if "patch_cosine_after" in results:
+        images = console.counted(results["samples"], "held-out image")
         console.print_table(
-            f"Cosine of the final tokens to the dense model's, on {results['samples']} held-out images",
+            f"Cosine of the final tokens to the dense model's, on {images}",
             ["", "patch", "class"],
             [
                 [which, *(_cosine(results.get(f"{kind}_cosine_{which}")) for kind in ("patch", "class"))]
@@ -170,7 +170,7 @@ def _cosine(value: float | None) -> str:
 
 def _show_selectors(results: dict[str, Any]) -> None:
     console.print_table(
-        f"Selectors on {results['samples']} held-out images",
+        f"Selectors on {console.counted(results['samples'], 'held-out image')}",
         ["layer", "KL before", "KL after", "top-K found", "by previous map", "by chance"],
         [
             [

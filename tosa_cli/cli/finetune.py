@@ -78,7 +78,7 @@ def finetune(
         return
     config = FinetuneConfig.from_dict(values)
 
-    from tosa_cli.cli.training import finish, load_for_training, tell_speed, training_images
+    from tosa_cli.cli.training import finish, load_for_training, tell_images, tell_speed, training_images
     from tosa_cli.train.finetune import finetune as run
     from tosa_cli.train.finetune import finetune_augmentation
     from tosa_cli.train.loop import make_accelerator
@@ -96,10 +96,7 @@ def finetune(
     job.start_trackers(accelerator, config)
     if len(job.model.selectors) and not job.model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
-    console.say(
-        f"Finetuning on {train_images.num_images} images of {train_images.name}; {held_out.num_images} images "
-        f"are held out."
-    )
+    tell_images("Finetuning", train_images, held_out)
 
     def measure() -> "HeldOut":
         return _measure(job.model, teacher, held_out, accelerator, config)
@@ -215,7 +212,7 @@ def _show(watch: "Watch", features: bool) -> None:
     decimals = 4 if features else 2
     measured = "Final tokens beside the dense model's" if features else "Accuracy"
     console.print_table(
-        f"{measured} on {after.samples} held-out images{'' if features else ', in percent'}",
+        f"{measured} on {console.counted(after.samples, 'held-out image')}{'' if features else ', in percent'}",
         ["", *(NAMES[name] for name in before.figures)],
         [
             [label, *(f"{value:.{decimals}f}" for value in seen.figures.values())]

@@ -238,8 +238,16 @@ def tell_speed(trained: TrainReport) -> None:
     """Tell how long a run took, and how many images a second it trained on."""
     measuring = f", {trained.measuring_seconds:.1f} s of it measuring" if trained.measuring_seconds else ""
     console.say(
-        f"{trained.updates} steps in {trained.seconds:.1f} s{measuring}; "
+        f"{console.counted(trained.updates, 'step')} in {trained.seconds:.1f} s{measuring}; "
         f"{trained.images_per_second:.1f} images/s while training."
+    )
+
+
+def tell_images(doing: str, training: Images, held_out: Images) -> None:
+    """Say what is done, on how many images, and how many are held out."""
+    console.say(
+        f"{doing} on {console.counted(training.num_images, 'image')} of {training.name}; "
+        f"{console.counted(held_out.num_images, 'image')} {'is' if held_out.num_images == 1 else 'are'} held out."
     )
 
 
