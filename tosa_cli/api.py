@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from tosa_cli.config import Provenance, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.dense import check_dense_config, save_dense
 from tosa_cli.hub.source import Source, check_finite, from_anywhere, load_source
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import Provenance
 from tosa_cli.task import DENSE_ARCHITECTURE
 
 __all__ = ["convert", "convert_source", "load", "save"]

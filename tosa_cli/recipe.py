@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from tosa_cli.config import TosaConfig, check_keys, command_of
+from tosa_cli.config import TosaConfig, check_keys
 from tosa_cli.errors import ConfigError
+from tosa_cli.provenance import command_of
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.dense_config import DenseConfig
 

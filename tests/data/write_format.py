@@ -16,8 +16,9 @@ from torch import Tensor
 
 import tosa_cli
 from tests.model.tiny_models import make_vit, randomize_
-from tosa_cli.config import FORMAT_VERSION, Provenance, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import FORMAT_VERSION, Provenance
 
 DATA = Path(__file__).parent
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2, "depth": 6, "num_classes": 5}

@@ -26,7 +26,7 @@ from torch import nn
 
 import tosa_cli
 from tosa_cli.api import convert, convert_source
-from tosa_cli.config import COMMANDS, FORMAT_VERSION, Provenance, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
@@ -34,6 +34,7 @@ from tosa_cli.hub.folder import write_file
 from tosa_cli.hub.source import load_source
 from tosa_cli.measure.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import COMMANDS, FORMAT_VERSION, Provenance
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 

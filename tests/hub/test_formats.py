@@ -11,7 +11,7 @@ from torch import nn
 
 import tosa_cli
 from tests.data.write_format import DATA, MODELS, run
-from tosa_cli.config import FORMAT_VERSION
+from tosa_cli.provenance import FORMAT_VERSION
 
 FOLDERS = sorted(path for path in DATA.glob("format_*") if path.is_dir())
 

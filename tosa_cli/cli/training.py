@@ -9,12 +9,12 @@ from torch import nn
 
 from tosa_cli.api import save
 from tosa_cli.cli import console
-from tosa_cli.config import COMMANDS, Stage
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.folder import check_output
 from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import COMMANDS, Stage
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices

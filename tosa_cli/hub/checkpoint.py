@@ -15,7 +15,7 @@ from timm.layers import to_2tuple
 from timm.models._hub import save_config_for_hf
 
 import tosa_cli
-from tosa_cli.config import ARCHITECTURE, FORMAT_VERSION, Provenance, TosaConfig
+from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
@@ -23,6 +23,7 @@ from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is
 from tosa_cli.hub.source import weights_error
 from tosa_cli.model.backbone import check_img_size
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
 from tosa_cli.task import DENSE_ARCHITECTURE
 

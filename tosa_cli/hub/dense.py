@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from tosa_cli.config import ARCHITECTURE, Provenance, command_of
+from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
 from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
@@ -18,6 +18,7 @@ from tosa_cli.hub.source import from_anywhere, load_source
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.registry import build_dense
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import Provenance, command_of
 from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
 
 PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tosa_cli.config import Provenance
 from tosa_cli.errors import InputError, SourceError
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import Provenance
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from timm.layers import Format
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.config import Provenance, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.backbone import (
     Backbone,
@@ -28,6 +28,7 @@ from tosa_cli.model.selection import choose_tokens, column_sum, num_kept
 from tosa_cli.model.selectors import AttentionSelector, MatchingKeys, Probe
 from tosa_cli.model.timm_interface import FinetunableViT, name_weights_as
 from tosa_cli.model.tosa_layer import Parts, bypass_reads, join_parts, run_parts, run_tosa_layer, split_tokens
+from tosa_cli.provenance import Provenance
 
 _BACKBONE = "backbone."
 _ADDED = ("selectors.", "keys.", "bypasses.")
