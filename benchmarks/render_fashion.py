@@ -59,8 +59,17 @@ def _head(results: dict[str, Any]) -> str:
         f"models take error curves from {settings['curve_images']} and their fit from "
         f"{settings['calibration_images']:,} training images, without labels.\n\n"
         f"A seed draws all these images and their order, and the weights of untrained selectors. The teacher is one "
-        f"and the same. ± is the standard deviation over the seeds.\n\nMachine: {machine}."
+        f"and the same. ± is the standard deviation over the seeds.\n\nMachine: {machine}. "
+        f"Teacher apart, all that is on this page took {_hours(results):.1f} hours of one process, of which several "
+        f"may run at once."
     )
+
+
+def _hours(results: dict[str, Any]) -> float:
+    """Hours that the measurements took, one after the other."""
+    parts = ("rates", "distill", "runs", "curves", "selectors", "speed", "pictures")
+    rows = (row for part in parts for row in results.get(part, {}).values())
+    return sum(row.get("total_seconds", row.get("seconds", 0.0)) for row in rows) / 3600
 
 
 def _rate(rates: dict[str, Row]) -> str:

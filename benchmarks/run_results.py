@@ -22,7 +22,7 @@ from render_grid import BYPASSES, SELECTORS
 from render_results import render
 from results_bounds import run_bounds
 from results_lab import ELEVEN, FIVE, HERE, RESULTS, Lab, chosen, describe, distilled, fetch
-from results_speed import run_grid_speed, run_profile, run_speed
+from results_speed import run_attention, run_grid_speed, run_profile, run_speed, run_speed_kept
 
 DRAWS = (1, 2, 3)
 """Seeds of the draws of calibration photos."""
@@ -215,8 +215,10 @@ PARTS = {
     "bounds": run_bounds,
     "finetune": run_finetune,
     "speed": run_speed,
+    "speed_kept": run_speed_kept,
     "grid_speed": run_grid_speed,
     "profile": run_profile,
+    "attention": run_attention,
 }
 
 
