@@ -8,7 +8,8 @@ from torch import nn
 from tosa_cli.config import TosaConfig
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.dense import check_dense_config, save_dense
-from tosa_cli.hub.source import Source, check_finite, from_anywhere, load_source
+from tosa_cli.hub.source import Source, from_anywhere, load_source
+from tosa_cli.hub.weights import check_finite
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.dense import DensePredictor
 from tosa_cli.model.tosa_vit import TosaViT

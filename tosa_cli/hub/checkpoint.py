@@ -20,7 +20,7 @@ from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceErr
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
-from tosa_cli.hub.source import weights_error
+from tosa_cli.hub.weights import weights_error
 from tosa_cli.model.backbone import check_img_size
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance

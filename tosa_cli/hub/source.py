@@ -2,34 +2,29 @@
 
 import dataclasses
 import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from timm.models import load_state_dict
-from timm.models._hub import load_state_dict_from_path
-from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
 from tosa_cli.hub.download import check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
-from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
+from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
-from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm, unwrap
+from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
+from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
 from tosa_cli.model.backbone import Backbone, check_img_size, check_supported, fit_checkpoint
 from tosa_cli.model.registry import set_norm_eps_
 from tosa_cli.task import DENSE_ARCHITECTURE
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
-
-_HEADS = ("head.", "head_dist.")
 
 _MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos")
 """timm's files whose names are proposed for one that is misspelt."""
@@ -119,24 +114,6 @@ def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) 
     return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
 
 
-def check_finite(model: nn.Module, shown: str) -> None:
-    """Check the weights of a source, which a run that diverged may have spoilt.
-
-    Args:
-        model: The source.
-        shown: What to call it in an error.
-
-    Raises:
-        CheckpointError: If a value is infinite or not a number.
-    """
-    for key, value in model.state_dict().items():
-        if not value.isfinite().all():
-            raise CheckpointError(
-                f"The weights of {shown} hold values that are not finite, the first of them under {key!r}: take a "
-                f"checkpoint from before they were spoilt."
-            )
-
-
 def from_anywhere(source: str) -> str:
     """A source by a name that holds in every directory: a local one by its whole path, any other as it is."""
     prefix = "local-dir:" if source.startswith("local-dir:") else ""
@@ -164,34 +141,6 @@ def resolve_name(name: str) -> str:
     known += sorted({model.removesuffix("_patch16_224") for model in known if model.endswith("_patch16_224")})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
     raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
-
-
-def weights_error(error: Exception, what: str) -> TosaError:
-    """Say in one sentence why weights could not be read or do not fit."""
-    text = " ".join(str(error).split())
-    if isinstance(error, SafetensorError):
-        return CheckpointError(f"The weights of {what} are broken or cut short ({text}). Download or copy them again.")
-    if "weights_only" in text or "UnpicklingError" in type(error).__name__:
-        return CheckpointError(
-            f"The weights of {what} are a pickle that holds more than tensors, and were not loaded: unpickling them "
-            f"could run code. Ask for a .safetensors file."
-        )
-    if "size mismatch" in text:
-        mismatch = re.search(r"size mismatch for (\S+): .*?torch.Size\((\[.*?\])\).*?torch.Size\((\[.*?\])\)", text)
-        if mismatch:
-            key, found, expected = mismatch.groups()
-            key = key.removeprefix("backbone.")
-            return CheckpointError(
-                f"The weights of {what} do not fit its configuration: {key} has shape {found}, expected {expected}."
-            )
-    keys = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: \"([^\"]+)\"", text)
-    if keys:
-        problem = {"Missing": "lack the key", "Unexpected": "have the unknown key"}[keys.group(1)]
-        key = keys.group(2).removeprefix("backbone.")
-        return CheckpointError(f"The weights of {what} do not fit: they {problem} {key!r}.")
-    if isinstance(error, (EOFError, AttributeError, TypeError)) or "PytorchStreamReader" in text:
-        return CheckpointError(f"The weights of {what} are broken or cut short. Download or copy them again.")
-    return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}).")
 
 
 def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
@@ -263,7 +212,7 @@ def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
     _check_config(config, str(path))
     model = _create(f"local-dir:{path}", str(path), False, args)
     if pretrained:
-        _load_weights(model, _read_state(path), str(path), args["num_classes"])
+        load_weights(model, read_weights(path), str(path), args["num_classes"])
     return Source(model, config["architecture"])
 
 
@@ -294,7 +243,7 @@ def _from_transformers(
         state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
         # Position embeddings of another image size are resampled as transformers does it.
         state = fit_checkpoint(state, model, antialias=plan.family.antialias)
-        _load_weights(model, state, shown, args["num_classes"])
+        load_weights(model, state, shown, args["num_classes"])
     return model, plan.architecture, notes
 
 
@@ -327,7 +276,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
         raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")
     name = resolve_name(architecture) if architecture else _name_from_file(path)
     _planned(name, str(path), args)
-    state = _read_state(path)
+    state = read_weights(path)
     if is_named_by_transformers(state):
         raise CheckpointError(
             f"{path} is in transformers' naming: name the folder that holds it with its config.json instead."
@@ -340,21 +289,8 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     channels = {"in_chans": patches.shape[1]} if patches is not None and patches.ndim == 4 else {}
     model = _build(name, str(path), False, {**args, **pool, **channels, "num_classes": num_classes}).eval()
     if pretrained:
-        _load_weights(model, state, str(path), args["num_classes"])
+        load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name, has_new_head=num_classes not in (0, own_classes))
-
-
-def _load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_classes: int | None) -> None:
-    """Load weights strictly; a head of another size is left as it is only if a new one was asked for."""
-    try:
-        state = fit_checkpoint(state, model, adapt_layer_scale=True)
-        head = state.get("head.weight")
-        if num_classes is not None and (0 if head is None else len(head)) != num_classes:
-            new = {key: value for key, value in model.state_dict().items() if key.startswith(_HEADS)}
-            state = {key: value for key, value in state.items() if not key.startswith(_HEADS)} | new
-        model.load_state_dict(state)
-    except Exception as error:
-        raise weights_error(error, shown) from error
 
 
 def _name_from_file(path: Path) -> str:
@@ -365,26 +301,6 @@ def _name_from_file(path: Path) -> str:
             f"--architecture deit_tiny_patch16_224."
         )
     return max(known, key=len)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = unwrap(_read_folder(path) if path.is_dir() else load_state_dict(str(path), weights_only=True))
-        if not all(isinstance(key, str) for key in state):
-            raise TypeError("its keys are no names")
-        return state
-    except TosaError:
-        raise
-    except Exception as error:
-        raise weights_error(error, str(path)) from error
-
-
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    files = folder_files(folder)
-    if any(files.find(name) for name in WEIGHTS_FILES):
-        return files.weights(lambda _: False)
-    # timm finds weights under more names.
-    return load_state_dict_from_path(folder, weights_only=True)
 
 
 def _looks_like_path(source: str) -> bool:
