@@ -3,7 +3,7 @@
 from typing import Any
 
 from fashion_figures import Row, best_rate, cost, differences, found, spread, top1, verdict
-from fashion_variants import KEEP_RATES, LOW_RATE, PAPER_REDUCTION, tosa
+from fashion_variants import KEEP_RATES, LOW_CALIBRATED, LOW_RATE, tosa
 
 VERDICTS = {
     "ahead": "ahead beyond the spread",
@@ -65,7 +65,7 @@ def _learning_rate(rates: dict[str, Row]) -> str:
 
 
 def _calibrated(runs: dict[str, Row]) -> str:
-    name = f"calibrated, -{PAPER_REDUCTION:.1%}"
+    name = LOW_CALIBRATED
     own = found(runs, name)
     if not own:
         return ""

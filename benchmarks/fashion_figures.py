@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fashion_variants import KEEP_RATES, LOW_RATE, tosa, variants
+from fashion_variants import KEEP_RATES, LOW_CALIBRATED, LOW_RATE, tosa, variants
 from results_file import table
 
 PLOT, TEACHER_PLOT = "fashion_accuracy.png", "fashion_teacher.png"
@@ -57,7 +57,7 @@ def comparisons(runs: dict[str, Row]) -> str:
     rows = []
     for rate in KEEP_RATES:
         own = tosa(rate).name
-        low = "calibrated, -25.8%" if rate == LOW_RATE else f"calibrated, MACs of {rate}"
+        low = LOW_CALIBRATED if rate == LOW_RATE else f"calibrated, MACs of {rate}"
         pairs = [(own, other) for other in ("dense", f"random {rate}", f"previous {rate}")]
         pairs += [(own, f"{peer}, MACs of {rate}") for peer in ("merging", "pruning")]
         pairs += [(own, tosa(rate, **settings).name) for settings in ({"query_rows": 16}, {"selection": "per-head"})]

@@ -7,7 +7,7 @@ from typing import Any
 from fashion_answer import answer
 from fashion_figures import Row, best_rate, comparisons, cost, differences, found, plotted, plotted_log, spread, top1
 from fashion_variants import Settings, Variant, variants
-from results_file import table
+from results_file import speedup, table
 
 PUBLISHED = (
     "[The data set's own README](https://github.com/zalandoresearch/fashion-mnist) (Xiao et al. 2017, arXiv "
@@ -231,7 +231,7 @@ def _speed(speed: dict[str, Row]) -> str:
         [
             name,
             f"{row['images_per_second']:.0f} ({row['slowest']:.0f} to {row['fastest']:.0f})",
-            f"{row['speedup']:.2f}x ({row['speedup_min']:.2f} to {row['speedup_max']:.2f})",
+            speedup(row),
         ]
         for name, row in models.items()
     ]

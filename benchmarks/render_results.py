@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from render_grid import BYPASSES, SHOWN, draws_section, grid_section, large_grid_section, pair
-from results_file import table
+from results_file import speedup, table
 
 
 def render(results: dict[str, Any], folder: Path) -> None:
@@ -152,9 +152,9 @@ def _speed(speed: dict[str, Any], kept: dict[str, Any]) -> str:
             name,
             f"{row['reduction']:.1%}",
             f"{row['ideal_speedup']:.2f}x",
-            _speedup(row),
+            speedup(row),
             f"{row['speedup'] / row['ideal_speedup']:.0%}",
-            _speedup(kept[name]) if name in kept else "",
+            speedup(kept[name]) if name in kept else "",
             f"{row['tosa']['peak_memory_mb']:.0f} / {row['dense']['peak_memory_mb']:.0f}",
         ]
         for name, row in speed.items()
@@ -177,10 +177,6 @@ def _speed(speed: dict[str, Any], kept: dict[str, Any]) -> str:
             table(head, rows),
         ]
     )
-
-
-def _speedup(row: dict[str, Any]) -> str:
-    return f"{row['speedup']:.2f}x ({row['speedup_min']:.2f} to {row['speedup_max']:.2f})"
 
 
 def _grid_speed(grid: dict[str, Any]) -> str:
@@ -246,9 +242,8 @@ def _bounds(bounds: dict[str, Any]) -> str:
 def _attention(attention: dict[str, Any]) -> str:
     if not attention:
         return ""
-    one = attention["batch 8, 6 heads of 64"]["milliseconds"]
-    pairs = {tokens: 1e3 * ms / int(tokens) ** 2 for tokens, ms in one.items()}
-    rows = [[tokens, f"{ms:.2f}", f"{pairs[tokens]:.3f}"] for tokens, ms in one.items()]
+    milliseconds = next(iter(attention.values()))["milliseconds"]
+    rows = [[tokens, f"{ms:.2f}", f"{1e3 * ms / int(tokens) ** 2:.3f}"] for tokens, ms in milliseconds.items()]
     return "\n\n".join(
         [
             "## Attention by the number of tokens",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain JSON values."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def speedup(row: Mapping[str, Any]) -> str:
+    """A speed against another as text: the median, and its range turn by turn."""
+    return f"{row['speedup']:.2f}x ({row['speedup_min']:.2f} to {row['speedup_max']:.2f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fashion_lab import Lab
-from fashion_variants import Settings, Variant, variants
+from fashion_variants import LOW_CALIBRATED, LOW_RATE, Settings, Variant, tosa, variants
 from filelock import FileLock
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ RESULTS = HERE / "results" / "fashion.json"
 TEACHER = HERE / "results" / "fashion_teacher"
 """The teacher that the results were made with: with another one they could not go on."""
 PARTS = ("teacher", "rates", "runs", "selectors", "speed", "pictures")
-PICTURES = ("ToSA 0.4, shared, all rows", "previous 0.4", "calibrated, -25.8%")
+PICTURES = (tosa(LOW_RATE).name, f"previous {LOW_RATE}", LOW_CALIBRATED)
 """Models whose computed patches are drawn."""
 SHOWN = 5
 """Test images in each picture."""

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from results_file import table, write_json
+from results_file import speedup, table, write_json
 from results_lab import FIVE
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def render(results: dict[str, Any]) -> str:
             conditions = row["conditions"]
             for label, timing in row["timings"].items():
                 ratio = row["speedups"][label]
-                speed = f"{ratio['speedup']:.2f}x ({ratio['speedup_min']:.2f} to {ratio['speedup_max']:.2f})"
+                speed = speedup(ratio)
                 ideal = "" if label == "dense" else f"{1 / (1 - row['reductions'][label]):.2f}x"
                 rate = conditions["batch_size"] / timing["median_s"]
                 cells = [name, str(conditions["batch_size"]), label, f"{rate:,.0f}", speed, ideal]

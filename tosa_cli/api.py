@@ -113,14 +113,15 @@ def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
     cfg = getattr(source.model, "pretrained_cfg", None) or {}
     kept = from_anywhere(named)
     settings = {"source": kept, **config.to_dict()}
-    provenance = Provenance(
-        source=kept,
-        base_model=source.name,
-        base_hub_id=source.hub_id,
-        base_revision=source.revision,
-        license=cfg.get("license"),
-    )
-    if not source.pretrained:
+    if source.pretrained:
+        provenance = Provenance(
+            source=kept,
+            base_model=source.name,
+            base_hub_id=source.hub_id,
+            base_revision=source.revision,
+            license=cfg.get("license"),
+        )
+    else:
         # Nothing of the weights that the source's name stands for is inside.
         provenance = Provenance(source=kept, base_model=cfg.get("architecture") or source.name)
         settings["pretrained"] = False
