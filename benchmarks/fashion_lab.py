@@ -23,13 +23,14 @@ from run_real import machine
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tosa_cli.data.datasets import open_dataset, split_indices
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
+from tosa_cli.fit.budget import ErrorCurve, measure_curves
 from tosa_cli.measure.accuracy import measure_accuracy
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.measure.speed import time_in_turns
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.budget import ErrorCurve, measure_curves
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
-from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset, split_indices
 from tosa_cli.train.distill import distill
 from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.loop import make_accelerator

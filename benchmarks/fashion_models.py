@@ -8,11 +8,11 @@ from fashion_variants import CALIBRATED, PAPER_REDUCTION, Variant, paper
 from torch import nn
 
 from tosa_cli.config import TosaConfig
-from tosa_cli.measure.flops import count_flops
-from tosa_cli.measure.peers import make_peer
+from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.budget import ErrorCurve, allocate
+from tosa_cli.peers.compare import make_peer
 
 
 def build_model(

@@ -25,10 +25,11 @@ from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.measure.accuracy import measure_accuracy
 from tosa_cli.train.checkpoint import read_checkpoint
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
 from tosa_cli.train.loop import make_accelerator, train
 from tosa_cli.train.objectives import FinetuneObjective
 from tosa_cli.train.schedule import make_scheduler

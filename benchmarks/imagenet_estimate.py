@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
-from tosa_cli.measure.flops import count_flops
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import images_to_read
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
-from tosa_cli.train.data import images_to_read, open_dataset
 from tosa_cli.train.distill import distill_augmentation
 from tosa_cli.train.finetune import finetune_augmentation
 from tosa_cli.train.objectives import DistillObjective, FinetuneObjective

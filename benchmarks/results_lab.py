@@ -59,7 +59,8 @@ class Lab:
 
     def photos(self, split: str, model: Any, count: int, seed: int | None = None) -> Any:
         """Some photos of a split: evenly spread, or drawn with a seed."""
-        from tosa_cli.train.data import images_to_read, open_dataset, split_indices
+        from tosa_cli.data.datasets import open_dataset, split_indices
+        from tosa_cli.data.loading import images_to_read
 
         opened = open_dataset(str(self.work / "photos" / split))
         indices, _ = split_indices(len(opened), count, hold_out=False)
@@ -112,10 +113,10 @@ def distilled(
     Selectors that are trained step by step are trained at 224 on `at_small` photos, whatever the size they are used at:
     with a kernel of 1 they depend on no size, and training them at 518 takes hours on two cores.
     """
+    from tosa_cli.data.loading import Augmentation, images_to_read
+    from tosa_cli.fit.calibrate import calibrate
     from tosa_cli.model.convert import insert_selectors
-    from tosa_cli.train.calibrate import calibrate
     from tosa_cli.train.config import DistillConfig
-    from tosa_cli.train.data import Augmentation, images_to_read
     from tosa_cli.train.distill import distill
 
     model = insert_selectors(copy.deepcopy(source), config)
@@ -146,7 +147,7 @@ def distilled(
 
 def describe(model: Any, seconds: float, quality: dict[str, Any]) -> dict[str, Any]:
     """What is written down of a model."""
-    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.model.flops import count_flops
 
     flops = count_flops(model)
     added = (flops.selector_gmacs + flops.bypass_gmacs) / flops.dense_gmacs

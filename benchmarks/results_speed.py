@@ -37,8 +37,8 @@ def run_speed(lab: Lab, part: str = "speed") -> None:
     import torch
 
     from tosa_cli.config import TosaConfig
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.speed import compare_speed
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.model.tosa_vit import TosaViT
 
     def one(name: str, size: int, batch: int, config: Any, dtype: Any, compiled: bool) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def run_grid_speed(lab: Lab) -> None:
     import torch
 
     from tosa_cli.config import TosaConfig
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.speed import time_in_turns
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.model.tosa_vit import TosaViT
 
     def one() -> dict[str, Any]:

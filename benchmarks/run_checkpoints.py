@@ -149,8 +149,8 @@ def measure(dense: Any) -> dict[str, Any]:
     from tosa_cli.errors import ExportError
     from tosa_cli.export.config import ExportConfig
     from tosa_cli.export.export import export_model
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.model.convert import check_identity
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.model.tosa_vit import TosaViT
 
     reduction = {

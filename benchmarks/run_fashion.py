@@ -103,9 +103,9 @@ def draw(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     """Draw which patches each layer of a finetuned model computes in a few test images."""
     from matplotlib.figure import Figure
 
-    from tosa_cli.measure.photos import to_pixels
-    from tosa_cli.measure.picture import draw_layer
-    from tosa_cli.measure.selection_maps import read_selection
+    from tosa_cli.data.photos import to_pixels
+    from tosa_cli.draw.picture import draw_layer
+    from tosa_cli.draw.selection_maps import read_selection
 
     model = lab.finetuned(variant, seed)
     batches = list(lab.test_images(SHOWN).batches(True))

@@ -100,8 +100,8 @@ def _measured(name: str, size: int, mode: str, batch: int, rounds: int, device: 
     import torch
 
     from tosa_cli.config import TosaConfig
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.speed import time_in_turns
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.model.tosa_vit import TosaViT
 
     torch.manual_seed(0)

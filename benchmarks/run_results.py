@@ -104,8 +104,8 @@ def grid_cell(
 def run_budget(lab: Lab) -> None:
     """Layers and keep rates by measurement, for several targets, beside eleven layers at one rate."""
     from tosa_cli.config import TosaConfig
-    from tosa_cli.measure.flops import solve_keep_rate
-    from tosa_cli.train.budget import ErrorCurve, allocate, measure_curves
+    from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
+    from tosa_cli.model.flops import solve_keep_rate
 
     source = lab.source(224)
 

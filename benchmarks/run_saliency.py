@@ -150,7 +150,7 @@ def file_name(setting: str) -> str:
 def run_size(lab: SaliencyLab, size: int) -> None:
     """Every setting at one image size."""
     from tosa_cli.config import TosaConfig
-    from tosa_cli.measure.flops import solve_keep_rate
+    from tosa_cli.model.flops import solve_keep_rate
 
     source = lab.source(size)
     settings: dict[str, Any] = {
@@ -185,7 +185,7 @@ def run_size(lab: SaliencyLab, size: int) -> None:
 def measured(lab: SaliencyLab, source: Any, target: float) -> Any:
     """The preset `calibrated` for a target: layers and keep rates by error curves measured at 224."""
     from tosa_cli.config import TosaConfig
-    from tosa_cli.train.budget import ErrorCurve, allocate, measure_curves
+    from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
 
     config = TosaConfig(layers=ELEVEN, selector="similarity", bypass="nearest+affine", span=2)
 

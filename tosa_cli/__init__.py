@@ -17,15 +17,15 @@ from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.api import convert, load, save
-    from tosa_cli.model.dense import DensePredictor
+    from tosa_cli.model.predictor import Predictor
     from tosa_cli.model.tosa_vit import TosaViT
 
 __version__ = "0.1.0"
 
-__all__ = ["DensePredictor", "TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
+__all__ = ["Predictor", "TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
 
 _LAZY = {
-    "DensePredictor": "tosa_cli.model.dense",
+    "Predictor": "tosa_cli.model.predictor",
     "convert": "tosa_cli.api",
     "load": "tosa_cli.api",
     "save": "tosa_cli.api",
@@ -33,7 +33,12 @@ _LAZY = {
 }
 
 
+_FORMER = {"DensePredictor": "Predictor"}
+"""Former names, which go on working."""
+
+
 def __getattr__(name: str) -> Any:
+    name = _FORMER.get(name, name)
     if name in _LAZY:
         import importlib
 

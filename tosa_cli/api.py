@@ -7,14 +7,14 @@ from torch import nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.hub import checkpoint
-from tosa_cli.hub.dense import check_dense_config, save_dense
+from tosa_cli.hub.predictor import check_predictor_config, save_predictor
 from tosa_cli.hub.source import Source, from_anywhere, load_source
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.model.convert import insert_selectors
-from tosa_cli.model.dense import DensePredictor
+from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
-from tosa_cli.task import DENSE_ARCHITECTURE
+from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 __all__ = ["convert", "convert_source", "load", "save"]
 
@@ -26,7 +26,7 @@ def load(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
-) -> TosaViT | DensePredictor:
+) -> TosaViT | Predictor:
     """Load a converted model, or one with a decoder, strictly: a missing or unknown key is an error.
 
     Args:
@@ -43,7 +43,7 @@ def load(
     Raises:
         TosaError: If there is none, or it is broken; the subclass and the message say which.
     """
-    model: TosaViT | DensePredictor = checkpoint.load_checked(
+    model: TosaViT | Predictor = checkpoint.load_checked(
         folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token
     )
     if img_size is not None and isinstance(model, TosaViT):
@@ -52,11 +52,11 @@ def load(
 
 
 def _check_config(config: dict[str, Any], folder: str) -> Provenance:
-    is_dense = config.get("architecture") == DENSE_ARCHITECTURE
-    return check_dense_config(config, folder) if is_dense else checkpoint.check_config(config, folder)
+    is_predictor = config.get("architecture") == PREDICTOR_ARCHITECTURE
+    return check_predictor_config(config, folder) if is_predictor else checkpoint.check_config(config, folder)
 
 
-def save(model: TosaViT | DensePredictor, folder: str | Path, *, overwrite: bool = False) -> Path:
+def save(model: TosaViT | Predictor, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
 
     Args:
@@ -70,8 +70,8 @@ def save(model: TosaViT | DensePredictor, folder: str | Path, *, overwrite: bool
     Raises:
         OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
     """
-    if isinstance(model, DensePredictor):
-        return save_dense(model, folder, overwrite=overwrite)
+    if isinstance(model, Predictor):
+        return save_predictor(model, folder, overwrite=overwrite)
     return checkpoint.save(model, folder, overwrite=overwrite)
 
 

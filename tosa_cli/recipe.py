@@ -19,7 +19,7 @@ from tosa_cli.config import TosaConfig, check_keys
 from tosa_cli.errors import ConfigError
 from tosa_cli.provenance import command_of
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
-from tosa_cli.train.dense_config import DenseConfig
+from tosa_cli.train.predictor_config import PredictorConfig
 
 CONVERT_KEYS = (
     *TosaConfig.field_names(),
@@ -37,7 +37,7 @@ CONVERT_KEYS = (
 SECTIONS = {
     "convert": CONVERT_KEYS,
     "distill": DistillConfig.field_names(),
-    "finetune": tuple(dict.fromkeys((*FinetuneConfig.field_names(), *DenseConfig.field_names()))),
+    "finetune": tuple(dict.fromkeys((*FinetuneConfig.field_names(), *PredictorConfig.field_names()))),
 }
 HEADER = ("name", "description", "expected", "command")
 

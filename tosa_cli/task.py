@@ -1,4 +1,4 @@
-"""What a dense model predicts, as one frozen, strict object. Imports no torch."""
+"""What a predictor predicts, as one frozen, strict object. Imports no torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from typing import Any, Literal, get_args
 from tosa_cli.config import check_keys
 from tosa_cli.errors import ConfigError
 
-DENSE_ARCHITECTURE = "tosa_dense"
-"""Name of dense models (encoder and decoder) in timm's registry."""
+PREDICTOR_ARCHITECTURE = "tosa_dense"
+"""Name of predictors (encoder and decoder) in timm's registry."""
 
-DenseTask = Literal["depth", "segmentation"]
-Decoder = Literal["linear", "dpt", "newcrfs"]
+PredictorTask = Literal["depth", "segmentation"]
+DecoderName = Literal["linear", "dpt", "newcrfs"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What a dense model predicts, and with which decoder.
+    """What a predictor predicts, and with which decoder.
 
     Attributes:
         task: `depth` in metres, or `segmentation` into classes.
@@ -33,15 +33,15 @@ class TaskConfig:
         ConfigError: If a value is out of range.
     """
 
-    task: DenseTask = "depth"
-    decoder: Decoder = "dpt"
+    task: PredictorTask = "depth"
+    decoder: DecoderName = "dpt"
     decoder_dim: int = 0
     min_depth: float = 1e-3
     max_depth: float = 10.0
     num_labels: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("task", DenseTask), ("decoder", Decoder)):
+        for name, choices in (("task", PredictorTask), ("decoder", DecoderName)):
             value = getattr(self, name)
             if value not in get_args(choices):
                 raise ConfigError(f"{name} must be one of: {', '.join(get_args(choices))}; not {value!r}.")

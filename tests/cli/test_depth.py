@@ -10,10 +10,10 @@ from timm.models import save_for_hf
 
 import tosa_cli
 from tests.cli.conftest import Tosa
+from tests.data.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
 from tests.model.tiny_models import make_vit
-from tests.train.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
 from tests.train.tiny_runs import StopAt
-from tosa_cli.model.dense import DensePredictor
+from tosa_cli.model.predictor import Predictor
 
 TRAIN = "--decoder-dim 16 -b 4 -j 0 --device cpu --lr 2e-3 --color-jitter 0"
 FIGURES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "d1", "d2", "d3")
@@ -147,7 +147,7 @@ def test_segmentation_is_learned(converted: Path, scenes: Path, tosa: Tosa) -> N
     report = tosa("eval dense-tosa-segmentation --data-dir scenes -j 0 --device cpu --compare --json").json
     assert report["miou"] == pytest.approx(held_out["miou_after"], abs=1e-6) and "miou" in report["dense"]
     model = tosa_cli.load("dense-tosa-segmentation")
-    assert isinstance(model, DensePredictor) and model.config.num_labels == 2
+    assert isinstance(model, Predictor) and model.config.num_labels == 2
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_the_recipes_of_the_paper_run_on_files_in_the_real_formats(
     done = tosa(f"finetune tiny --recipe {recipe} {data} {held_out} {small} -o depth")
     assert done.code == 0, done.err
     model = tosa_cli.load("depth")
-    assert isinstance(model, DensePredictor) and model.config.decoder == "newcrfs" and model.img_size == size
+    assert isinstance(model, Predictor) and model.config.decoder == "newcrfs" and model.img_size == size
     steps = json.loads(Path("depth/config.json").read_text())["tosa"]["steps"]["finetune"]
     assert steps["task"] == "depth" and steps["data_format"] == recipe.partition("_")[0]
     evaluate = data.replace(str(split), "val.txt")

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Done, Tosa
-from tests.train.tiny_pairs import write_folder
+from tests.data.tiny_pairs import write_folder
 from tosa_cli import load
+from tosa_cli.data.datasets import split_indices
 from tosa_cli.hub import checkpoint
 from tosa_cli.train import checkpoint as checkpoints
-from tosa_cli.train.data import split_indices
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 

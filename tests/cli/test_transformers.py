@@ -15,8 +15,10 @@ from tests.hub.stub_hub import (
 )
 from tests.hub.transformers_models import make, make_pixels, output_of, published, save
 from tosa_cli import load
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.labels import match_names
+from tosa_cli.data.loading import Augmentation, images_to_read
 from tosa_cli.hub.source import load_source
-from tosa_cli.train.data import Augmentation, images_to_read, match_names, open_dataset
 
 DIGITS = {index: str((3 * index + 5) % 10) for index in range(10)}
 """Class names in an order that is not the alphabet's."""

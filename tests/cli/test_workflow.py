@@ -18,11 +18,12 @@ from tests.model.tiny_models import make_vit
 from tosa_cli import TosaConfig, load
 from tosa_cli.cli import demo
 from tosa_cli.cli.app import app
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import images_to_read
 from tosa_cli.measure.accuracy import Accuracy, AccuracyReport
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.recipe import Recipe, list_recipes, load_recipe
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.data import images_to_read, open_dataset
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 

@@ -32,7 +32,7 @@ from tosa_cli.hub import checkpoint
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
 from tosa_cli.hub.folder import write_file
 from tosa_cli.hub.source import load_source
-from tosa_cli.measure.flops import count_flops
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import COMMANDS, FORMAT_VERSION, Provenance
 from tosa_cli.recipe import load_recipe

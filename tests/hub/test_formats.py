@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tosa_cli
-from tests.data.write_format import DATA, MODELS, run
+from tests.fixtures.write_format import DATA, MODELS, run
 from tosa_cli.provenance import FORMAT_VERSION
 
 FOLDERS = sorted(path for path in DATA.glob("format_*") if path.is_dir())
@@ -19,7 +19,7 @@ FOLDERS = sorted(path for path in DATA.glob("format_*") if path.is_dir())
 def test_each_format_so_far_has_its_folders() -> None:
     wanted = {f"format_{version}_{name}" for version in range(1, FORMAT_VERSION + 1) for name in MODELS}
     missing = sorted(wanted - {folder.name for folder in FOLDERS})
-    assert not missing, f"run `python -m tests.data.write_format` and commit what it writes: {', '.join(missing)}"
+    assert not missing, f"run `python -m tests.fixtures.write_format` and commit what it writes: {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.model.tiny_models import randomize_
 
-PUBLISHED = Path(__file__).parent.parent / "data" / "transformers"
+PUBLISHED = Path(__file__).parent.parent / "fixtures" / "transformers"
 NAMES = tuple(sorted(folder.name.replace("--", "/") for folder in PUBLISHED.iterdir() if folder.is_dir()))
 
 SMALL: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 160}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.train.tiny_runs import read, tiny_tosa, write_digits
+from tosa_cli.data.loading import Images
 from tosa_cli.errors import DataError
 from tosa_cli.measure.accuracy import measure_accuracy
 from tosa_cli.measure.features import measure_features
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Images
 
 
 def digits(folder: Path, batch_size: int) -> Images:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tosa_cli.measure.depth import DEPTH_FIGURES, depth_errors, flip_averaged, measure_depth, measured_pixels
+from tosa_cli.data.maps import measured_pixels
+from tosa_cli.measure.depth import DEPTH_FIGURES, depth_errors, flip_averaged, measure_depth
 
 
 def errors(predicted: list[float], depth: list[float]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure import speed
-from tosa_cli.measure.flops import count_flops
 from tosa_cli.measure.speed import compare_speed, time_in_turns
 from tosa_cli.measure.sweep import sweep_speed, with_keep_rate
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 
 from ..model.tiny_models import make_images

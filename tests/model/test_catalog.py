@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.measure.flops import count_flops
 from tosa_cli.model.backbone import SUPPORTED_MODELS, check_supported, why_unsupported
 from tosa_cli.model.catalog import Architecture, find_architectures, look_up
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 
 look_up_once = cache(look_up)

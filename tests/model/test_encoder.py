@@ -46,13 +46,13 @@ kinds_with_every_option = pytest.mark.parametrize("kind", [kind for kind in KIND
 settings = pytest.mark.parametrize("setting", SETTINGS)
 
 
-def make_dense(kind: str, **args: Any) -> Any:
+def make_predictor(kind: str, **args: Any) -> Any:
     return make_vit(kind, **{**KINDS[kind], **args})
 
 
 def make_pair(kind: str, setting: str, keep_rate: float = 0.5, **args: Any) -> tuple[Any, Any]:
     """A dense model, and a converted one with bypasses as if fitted."""
-    dense = make_dense(kind, **args)
+    dense = make_predictor(kind, **args)
     model = make_tosa(dense, **{**SETTINGS[setting], "keep_rate": keep_rate})
     randomize_(model.bypasses, seed=2)
     return dense, model
@@ -60,7 +60,7 @@ def make_pair(kind: str, setting: str, keep_rate: float = 0.5, **args: Any) -> t
 
 def sizes_of(kind: str) -> list[tuple[int, int]]:
     """Sizes that a model's patches divide: its own, wide, tall, and the least that there is."""
-    patch = make_dense(kind).patch_embed.patch_size[0]
+    patch = make_predictor(kind).patch_embed.patch_size[0]
     return [(4 * patch, 4 * patch), (3 * patch, 5 * patch), (7 * patch, 2 * patch), (patch, 2 * patch), (patch, patch)]
 
 
@@ -158,7 +158,7 @@ OPTIONS: list[dict[str, Any]] = [
 @kinds_with_every_option
 @torch.no_grad()
 def test_every_option_means_what_it_means_to_timm(kind: str) -> None:
-    images = make_images(size=make_dense(kind).patch_embed.img_size)
+    images = make_images(size=make_predictor(kind).patch_embed.img_size)
     for setting in ("paper", "calibrated"):
         dense, model = make_pair(kind, setting)
         _, whole = make_pair(kind, setting, keep_rate=1.0)
@@ -185,7 +185,7 @@ def test_the_options_hold_for_selection_a_head(name: str) -> None:
 @kinds_with_every_option
 @torch.no_grad()
 def test_the_older_interface_of_dino_means_what_it_means_to_timm(kind: str) -> None:
-    images = make_images(size=make_dense(kind).patch_embed.img_size)
+    images = make_images(size=make_predictor(kind).patch_embed.img_size)
     dense, model = make_pair(kind, "calibrated")
     _, whole = make_pair(kind, "calibrated", keep_rate=1.0)
     for n in (1, 3, [0, 4], (1, -1)):

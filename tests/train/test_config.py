@@ -9,7 +9,7 @@ import yaml
 from tosa_cli.errors import ConfigError
 from tosa_cli.recipe import list_recipes, load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
-from tosa_cli.train.dense_config import DenseConfig
+from tosa_cli.train.predictor_config import PredictorConfig
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
@@ -48,7 +48,7 @@ def test_a_wrong_value_is_named(values: dict[str, Any], sentence: str) -> None:
         FinetuneConfig.from_dict(values)
 
 
-KINDS = (TrainConfig, DistillConfig, FinetuneConfig, DenseConfig)
+KINDS = (TrainConfig, DistillConfig, FinetuneConfig, PredictorConfig)
 OUT_OF_RANGE = (
     ("must be 1 or more", (0, -1), "epochs batch_size grad_accum_steps max_samples max_watched"),
     ("must be above 0,", (0, -1), "lr max_minutes"),
@@ -104,5 +104,5 @@ def test_what_is_recorded_is_short() -> None:
 def test_the_settings_of_every_recipe_are_valid(name: str) -> None:
     sections = load_recipe(name).sections
     assert DistillConfig.from_dict(sections["distill"]).lr > 0
-    kind = DenseConfig if "task" in sections["finetune"] else FinetuneConfig
+    kind = PredictorConfig if "task" in sections["finetune"] else FinetuneConfig
     assert kind.from_dict(sections["finetune"]).lr > 0

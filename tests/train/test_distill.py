@@ -8,11 +8,11 @@ import torch
 
 from tests.train.tiny_runs import photos as sample_photos
 from tests.train.tiny_runs import read, run_distill, same, tiny_tosa, weights, write_photos
+from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import ConfigError, DataError, TrainingError
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.data import images_to_read
 from tosa_cli.train.objectives import DistillObjective
 
 
@@ -184,7 +184,7 @@ def test_weights_that_the_last_step_broke_are_not_kept(photos: Path, tmp_path: P
 
 def test_held_out_images_are_read_whole_and_in_order(photos: Path) -> None:
     model = tiny_tosa()
-    from tosa_cli.train.data import open_dataset
+    from tosa_cli.data.datasets import open_dataset
 
     images = images_to_read(open_dataset(str(photos)), model, batch_size=7, name="photos")
     assert [len(batch.images) for batch in images.batches(True)] == [7, 7, 7, 3]

@@ -12,8 +12,8 @@ from tests.model.test_families import ReadSoftmax, images_of
 from tests.model.tiny_models import make_tosa
 from tests.train.tiny_runs import fit_one, read, run_distill, write_photos
 from tosa_cli.config import TosaConfig
+from tosa_cli.fit.budget import measure_curves
 from tosa_cli.measure.oracle import with_oracle
-from tosa_cli.train.budget import measure_curves
 from tosa_cli.train.config import DistillConfig, TrainConfig
 from tosa_cli.train.loop import make_accelerator
 

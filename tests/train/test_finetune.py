@@ -152,7 +152,7 @@ def test_a_rate_that_is_not_scheduled_stays_after_its_warmup(warmup: float) -> N
 
 
 def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
-    from tosa_cli.train.data import check_labels
+    from tosa_cli.data.labels import check_labels
 
     model = tiny_tosa()
     images = read(model, write_photos(tmp_path / "photos", 3), FinetuneConfig(workers=0), None)

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from tests.model.tiny_models import make_tosa, make_vit
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
+from tosa_cli.fit.budget import measure_curves
+from tosa_cli.fit.calibrate import CalibrationReport, calibrate
 from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.budget import measure_curves
-from tosa_cli.train.calibrate import CalibrationReport, calibrate
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
-from tosa_cli.train.data import Augmentation, Images, images_to_read, open_dataset
 from tosa_cli.train.distill import distill, distill_augmentation
 from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.loop import TrainReport, make_accelerator

@@ -23,11 +23,11 @@ from tests.train.tiny_runs import (
     tiny_tosa,
     weights,
 )
+from tosa_cli.data.samples import ImageSamples, Sample
 from tosa_cli.errors import DataError, TrainingError
 from tosa_cli.train import calibrate as calibration
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import make_accelerator
-from tosa_cli.train.samples import ImageSamples, Sample
 
 torch.set_num_threads(1)
 PARTS = ("selectors", "bypasses")

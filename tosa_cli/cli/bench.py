@@ -160,8 +160,8 @@ def say_conditions(report: Any) -> None:
 def _bench_alone(setup: Setup, runtime: Literal["torch", "onnxruntime"]) -> None:
     import torch
 
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.speed import compare_speed
+    from tosa_cli.model.flops import count_flops
 
     compare: Callable[..., SpeedReport] = partial(compare_speed, compiled=setup.compile)
     version = ""

@@ -8,9 +8,10 @@ import torch
 from tosa_cli.cli import console
 from tosa_cli.cli.bench import Setup, say_conditions, spread
 from tosa_cli.cli.training import choose_indices, tell_skipped
-from tosa_cli.measure.flops import count_flops
-from tosa_cli.measure.peers import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
-from tosa_cli.train.data import images_to_read, open_dataset
+from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import images_to_read
+from tosa_cli.model.flops import count_flops
+from tosa_cli.peers.compare import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
 
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT

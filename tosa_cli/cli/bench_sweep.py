@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tosa_cli.cli import console
 from tosa_cli.cli.bench import ImgSize, Setup, say_conditions, spread
-from tosa_cli.measure.plot import check_can_plot, plot_sweep
+from tosa_cli.draw.plot import check_can_plot, plot_sweep
 from tosa_cli.measure.sweep import SweepRow, sweep_speed
 
 

@@ -7,7 +7,7 @@ from tosa_cli.cli import console
 from tosa_cli.config import TosaConfig
 
 if TYPE_CHECKING:
-    from tosa_cli.train.budget import ErrorCurve
+    from tosa_cli.fit.budget import ErrorCurve
 
 DEFAULT_SAMPLES = 32
 BATCH_SIZE = 8
@@ -22,9 +22,10 @@ def measure(
         DataError: If there are none.
         ConfigError: If the selector says nothing before it is trained.
     """
-    from tosa_cli.train.budget import measure_curves
+    from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
+    from tosa_cli.data.loading import images_to_read
+    from tosa_cli.fit.budget import measure_curves
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import images_to_read, is_streamed, open_dataset, split_indices
     from tosa_cli.train.loop import make_accelerator
 
     opened = open_dataset(data_dir, dataset, split)
@@ -57,7 +58,7 @@ def show_curves(curves: "list[ErrorCurve]", config: TosaConfig | None = None) ->
 
 def plot_curves(curves: "list[ErrorCurve]", path: Path) -> None:
     """Draw the curves into a PNG."""
-    from tosa_cli.measure.plot import plot_error_curves
+    from tosa_cli.draw.plot import plot_error_curves
 
     plot_error_curves(curves, path)
     console.say(f"Wrote {path}.")

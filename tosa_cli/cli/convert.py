@@ -27,12 +27,12 @@ from tosa_cli.cli.options import (
     settings_from,
 )
 from tosa_cli.config import TosaConfig, is_int
+from tosa_cli.data.images import COLOR_MODES
 from tosa_cli.errors import ConfigError
-from tosa_cli.images import COLOR_MODES
 
 if TYPE_CHECKING:
+    from tosa_cli.fit.budget import ErrorCurve
     from tosa_cli.model.tosa_vit import TosaViT
-    from tosa_cli.train.budget import ErrorCurve
 
 
 LEAST = {"num_classes": 0, "max_samples": 1}
@@ -207,11 +207,11 @@ def _convert(
     folder = output or default_output(settings["source"])
 
     from tosa_cli.api import convert_source
+    from tosa_cli.fit.budget import allocate
     from tosa_cli.hub.checkpoint import save, with_results
     from tosa_cli.hub.folder import check_output
     from tosa_cli.hub.source import load_source
-    from tosa_cli.measure.flops import count_flops, solve_keep_rate
-    from tosa_cli.train.budget import allocate
+    from tosa_cli.model.flops import count_flops, solve_keep_rate
 
     size = settings.get("img_size")
     if not dry_run:

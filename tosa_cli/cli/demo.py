@@ -12,7 +12,7 @@ from tosa_cli.cli.options import OverwriteOption
 from tosa_cli.errors import OutputError
 
 if TYPE_CHECKING:
-    from tosa_cli.train.data import Images
+    from tosa_cli.data.loading import Images
 
 DENSE_EPOCHS = 16
 MARKER = ".tosa-demo"
@@ -69,8 +69,9 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     from timm.optim import create_optimizer_v2
     from torch import nn
 
+    from tosa_cli.data.datasets import open_dataset
+    from tosa_cli.data.loading import Augmentation, images_to_read
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import Augmentation, images_to_read, open_dataset
     from tosa_cli.train.loop import make_accelerator, train
     from tosa_cli.train.schedule import make_scheduler
 
@@ -149,10 +150,11 @@ def _run(*words: str | Path) -> None:
 def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
     import timm
 
+    from tosa_cli.data.datasets import open_dataset
+    from tosa_cli.data.loading import images_to_read
     from tosa_cli.hub.checkpoint import load
     from tosa_cli.measure.accuracy import measure_accuracy
-    from tosa_cli.measure.flops import count_flops
-    from tosa_cli.train.data import images_to_read, open_dataset
+    from tosa_cli.model.flops import count_flops
 
     models: dict[str, Any] = {"dense": timm.create_model(f"local-dir:{dense}", pretrained=True)}
     models |= {folder.name: load(folder) for folder in folders}

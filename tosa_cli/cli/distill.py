@@ -54,8 +54,8 @@ def distill(
         training_images,
         watched_results,
     )
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.measure.selectors import measure_selectors
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.train.distill import check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
     from tosa_cli.train.loop import make_accelerator

@@ -79,18 +79,18 @@ def evaluate(
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
 
-    from tosa_cli.hub.dense import is_dense
+    from tosa_cli.hub.predictor import is_predictor
 
-    if is_dense(name):
-        from tosa_cli.cli.dense_evaluate import DenseEvaluation, evaluate_dense
+    if is_predictor(name):
+        from tosa_cli.cli.predictor_evaluate import PredictorEvaluation, evaluate_predictor
 
         if dataset or selector == "oracle" or task in ("classification", "features"):
             raise InputError(
                 f"{name} is a model with a decoder: it is measured on --data-dir by its own selector, and "
                 f"--dataset, --selector oracle and --task {task} do not go with it."
             )
-        evaluate_dense(
-            DenseEvaluation(
+        evaluate_predictor(
+            PredictorEvaluation(
                 model=name,
                 task=task,
                 data_dir=data_dir,
@@ -127,12 +127,14 @@ def evaluate(
     )
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
+    from tosa_cli.data.datasets import is_streamed, open_dataset
+    from tosa_cli.data.labels import check_labels
+    from tosa_cli.data.loading import images_to_read
     from tosa_cli.hub.card import why_unpublished
     from tosa_cli.hub.checkpoint import load, save, with_results
     from tosa_cli.hub.original import dense_model
-    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.model.flops import count_flops
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.data import check_labels, images_to_read, is_streamed, open_dataset
     from tosa_cli.train.loop import make_accelerator
 
     converted = load(name, img_size=size)

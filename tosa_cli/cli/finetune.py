@@ -20,15 +20,15 @@ from tosa_cli.cli.options import (
 )
 from tosa_cli.errors import ConfigError, DataError, InputError
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.dense_config import DenseConfig
+from tosa_cli.train.predictor_config import PredictorConfig
 from tosa_cli.train.ranges import option_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from tosa_cli.data.loading import Images
     from tosa_cli.model.tosa_vit import TosaViT
-    from tosa_cli.train.data import Images
     from tosa_cli.train.weights import HeldOut, Watch
 
 MAX_WATCHED = 200
@@ -37,7 +37,7 @@ MAX_WATCHED = 200
 NAMES = {"top1": "top-1", "top5": "top-5", "patch_cosine": "patch cosine", "class_cosine": "class cosine"}
 
 
-@with_settings(FinetuneConfig, DenseConfig)
+@with_settings(FinetuneConfig, PredictorConfig)
 def finetune(
     settings: dict[str, Any],
     model: ModelArgument = None,
@@ -67,14 +67,14 @@ def finetune(
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
 
-    from tosa_cli.hub.dense import task_of
+    from tosa_cli.hub.predictor import task_of
 
     chosen = values.pop("task", None) or task_of(name) or "classification"
     check_settings(values, chosen)
     if chosen != "classification":
-        from tosa_cli.cli.dense_finetune import finetune_dense
+        from tosa_cli.cli.predictor_finetune import finetune_predictor
 
-        finetune_dense(name, {**values, "task": chosen}, output, overwrite, resume, json)
+        finetune_predictor(name, {**values, "task": chosen}, output, overwrite, resume, json)
         return
     config = FinetuneConfig.from_dict(values)
 
@@ -142,7 +142,7 @@ def check_settings(values: dict[str, Any], task: str) -> None:
         ConfigError: Naming the first one that does.
     """
     dense = task != "classification"
-    fields, others = (DenseConfig, FinetuneConfig) if dense else (FinetuneConfig, DenseConfig)
+    fields, others = (PredictorConfig, FinetuneConfig) if dense else (FinetuneConfig, PredictorConfig)
     for key in values:
         if key not in fields.field_names() and key in others.field_names():
             valid = "the task classification" if dense else "--task depth or --task segmentation"
@@ -177,7 +177,7 @@ def _teacher(model: "TosaViT") -> "nn.Module":
 
 
 def _check_classes(train_images: "Images", held_out: "Images", num_classes: int) -> None:
-    from tosa_cli.train.data import check_labels
+    from tosa_cli.data.labels import check_labels
 
     check_labels(train_images, num_classes)
     check_labels(held_out, num_classes)

@@ -10,8 +10,8 @@ from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, reso
 from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
-    from tosa_cli.measure.dense_flops import DenseFlops
-    from tosa_cli.measure.flops import FlopsReport
+    from tosa_cli.model.flops import FlopsReport
+    from tosa_cli.model.predictor_flops import PredictorFlops
 
 
 def flops(
@@ -31,12 +31,12 @@ def flops(
     size = parse_img_size(img_size)
 
     from tosa_cli.hub.checkpoint import load
-    from tosa_cli.hub.dense import is_dense
+    from tosa_cli.hub.predictor import is_predictor
     from tosa_cli.hub.source import load_source
-    from tosa_cli.measure.flops import count_flops
+    from tosa_cli.model.flops import count_flops
 
-    if is_dense(name):
-        _count_dense(name, size, json)
+    if is_predictor(name):
+        _count_predictor(name, size, json)
         return
     if _is_converted(name):
         report = count_flops(load(name, img_size=size), name=name)
@@ -63,19 +63,19 @@ def _is_converted(name: str) -> bool:
         return False  # whoever loads it tells why it cannot be loaded
 
 
-def _count_dense(name: str, size: int | tuple[int, int] | None, json: bool) -> None:
-    from tosa_cli.hub.dense import load_dense
-    from tosa_cli.measure.dense_flops import count_dense_flops
+def _count_predictor(name: str, size: int | tuple[int, int] | None, json: bool) -> None:
+    from tosa_cli.hub.predictor import load_predictor
+    from tosa_cli.model.predictor_flops import count_predictor_flops
 
-    model = load_dense(name)
-    report = count_dense_flops(model, (size, size) if isinstance(size, int) else size, name)
+    model = load_predictor(name)
+    report = count_predictor_flops(model, (size, size) if isinstance(size, int) else size, name)
     if json:
         console.print_json({**report.to_dict(), "task": model.config.task, "decoder": model.config.decoder})
     else:
         show_flops(report.encoder, report, model.config.decoder)
 
 
-def show_flops(report: "FlopsReport", whole: "DenseFlops | None" = None, decoder: str = "") -> None:
+def show_flops(report: "FlopsReport", whole: "PredictorFlops | None" = None, decoder: str = "") -> None:
     """Print the table of a report.
 
     Args:

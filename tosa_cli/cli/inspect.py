@@ -11,7 +11,7 @@ from tosa_cli.config import Bypass, Selection, Selector, TosaConfig
 from tosa_cli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from tosa_cli.train.budget import ErrorCurve
+    from tosa_cli.fit.budget import ErrorCurve
 
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 TARGETS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -43,7 +43,7 @@ def inspect(
     """
     size = parse_img_size(img_size)
     if plot is not None:
-        from tosa_cli.measure.plot import check_can_plot
+        from tosa_cli.draw.plot import check_can_plot
 
         if not data_dir:
             raise InputError("--plot draws what is measured on images: pass --data-dir PHOTOS too.")
@@ -51,8 +51,8 @@ def inspect(
     measured = TosaConfig(layers=(2,), selector=selector, bypass=bypass)
 
     from tosa_cli.hub.source import load_source
-    from tosa_cli.measure.flops import count_flops
     from tosa_cli.model.backbone import is_supported, num_heads
+    from tosa_cli.model.flops import count_flops
 
     loaded = load_source(source, pretrained=bool(data_dir), img_size=size)
     for note in loaded.notes:
@@ -145,7 +145,7 @@ def inspect(
 
 def _allocations(model: Any, config: TosaConfig, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:
     """What would be chosen for each target that can be reached."""
-    from tosa_cli.train.budget import allocate
+    from tosa_cli.fit.budget import allocate
 
     found = {}
     for target in TARGETS:

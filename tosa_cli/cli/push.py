@@ -118,19 +118,19 @@ def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:
         DataError: If a photo cannot be read.
         InputError: If matplotlib is not installed.
     """
-    from tosa_cli.hub.dense import is_dense
-    from tosa_cli.measure.picture import require_matplotlib
+    from tosa_cli.draw.picture import require_matplotlib
+    from tosa_cli.hub.predictor import is_predictor
 
     require_matplotlib()
-    draw = _draw_with_decoder(folder) if is_dense(folder) else _draw_converted(folder)
+    draw = _draw_with_decoder(folder) if is_predictor(folder) else _draw_converted(folder)
     names = ["selection.png", *(f"selection-{number}.png" for number in range(2, len(images) + 1))]
     return {name: draw(image) for name, image in zip(names, images, strict=True)}
 
 
 def _draw_converted(folder: str) -> Callable[[Path], bytes]:
+    from tosa_cli.data.photos import photo_transform, read_photo
+    from tosa_cli.draw.picture import make_picture
     from tosa_cli.hub.checkpoint import load
-    from tosa_cli.measure.photos import photo_transform, read_photo
-    from tosa_cli.measure.picture import make_picture
 
     model = load(folder)
     transform = photo_transform(model)
@@ -140,12 +140,12 @@ def _draw_converted(folder: str) -> Callable[[Path], bytes]:
 
 
 def _draw_with_decoder(folder: str) -> Callable[[Path], bytes]:
-    from tosa_cli.hub.dense import load_dense
-    from tosa_cli.measure.photos import open_photo, whole_photo_transform
-    from tosa_cli.measure.picture import make_dense_picture
+    from tosa_cli.data.photos import open_photo, whole_photo_transform
+    from tosa_cli.draw.picture import make_predicted_picture
+    from tosa_cli.hub.predictor import load_predictor
     from tosa_cli.model.tosa_vit import TosaViT
 
-    model = load_dense(folder)
+    model = load_predictor(folder)
     transform = whole_photo_transform(model)
     converted = isinstance(model.encoder, TosaViT)
     layers = evenly_spread(list(model.encoder.keep_rates), MAX_LAYERS) if converted else None
@@ -153,7 +153,7 @@ def _draw_with_decoder(folder: str) -> Callable[[Path], bytes]:
     def draw(image: Path) -> bytes:
         photo = open_photo(image, model)
         ratio = photo.height / photo.width
-        return make_dense_picture(model, transform(photo)[None], layers=layers, ratio=ratio).png
+        return make_predicted_picture(model, transform(photo)[None], layers=layers, ratio=ratio).png
 
     return draw
 

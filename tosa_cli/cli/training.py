@@ -9,6 +9,8 @@ from torch import nn
 
 from tosa_cli.api import save
 from tosa_cli.cli import console
+from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.folder import check_output
@@ -17,7 +19,6 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import COMMANDS, Stage
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Augmentation, Images, images_to_read, is_streamed, open_dataset, split_indices
 from tosa_cli.train.distill import DistillReport
 from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.weights import HeldOut, Watch
@@ -28,7 +29,7 @@ class Job:
     """A model to train and where it goes.
 
     Attributes:
-        model: The model: a `TosaViT`, or a `DensePredictor`.
+        model: The model: a `TosaViT`, or a `Predictor`.
         folder: Folder to write.
         checkpoint: Where the checkpoint of the run lies.
         overwrite: Whether the folder may be replaced: it is the model's own, or the user said so.

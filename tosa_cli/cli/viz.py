@@ -10,11 +10,11 @@ import typer
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
 from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
+from tosa_cli.data.images import IMAGE_SUFFIXES
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
-from tosa_cli.images import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from tosa_cli.measure.picture import Picture
+    from tosa_cli.draw.picture import Picture
 
 PAGE = "index.html"
 
@@ -75,14 +75,14 @@ def viz(
     size = parse_img_size(img_size)
     name = resolve_model(model_name)
 
-    from tosa_cli.hub.dense import is_dense
+    from tosa_cli.data.photos import find_photos
+    from tosa_cli.draw.picture import require_matplotlib
     from tosa_cli.hub.folder import write_file
-    from tosa_cli.measure.photos import find_photos
-    from tosa_cli.measure.picture import require_matplotlib
+    from tosa_cli.hub.predictor import is_predictor
 
     require_matplotlib()
     photos = find_photos(paths)
-    ending = "maps" if is_dense(name) else "selection"
+    ending = "maps" if is_predictor(name) else "selection"
     target = plan_output(photos, any(path.is_dir() for path in paths), output, name, ending, overwrite)
     subject = load_subject(name, wanted, size, compare, device)
     reports: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def viz(
         if target.page is not None:
             entries.append(_entry(photo, picture, subject, reports[-1]))
     if target.page is not None:
-        from tosa_cli.measure.page import render_page
+        from tosa_cli.draw.page import render_page
 
         write_file(target.page, render_page(subject.title, subject.about, entries).encode())
     _tell(name, target, subject, reports, skipped, json)
@@ -199,7 +199,7 @@ def _pictures(
 
 
 def _entry(photo: Path, picture: "Picture", subject: Subject, report: dict[str, Any]) -> Any:
-    from tosa_cli.measure.page import PageEntry
+    from tosa_cli.draw.page import PageEntry
 
     cosines = report["patch_cosine"], report["class_cosine"]
     return PageEntry(photo.name, picture.png, *cosines, figures_of(report), subject.shows)

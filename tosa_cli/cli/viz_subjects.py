@@ -11,7 +11,7 @@ from tosa_cli.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from tosa_cli.measure.picture import Picture
+    from tosa_cli.draw.picture import Picture
     from tosa_cli.model.tosa_vit import TosaViT
 
 ALL_THERE = "Patches as in the image are computed, dimmed ones skip the layer; all of them are there at the end."
@@ -58,17 +58,17 @@ def load_subject(
     Raises:
         TosaError: If the model cannot be loaded, or has no such layers or nothing to be compared with.
     """
-    from tosa_cli.hub.dense import is_dense
+    from tosa_cli.hub.predictor import is_predictor
     from tosa_cli.train.config import TrainConfig
     from tosa_cli.train.loop import make_accelerator
 
-    load = _with_decoder if is_dense(name) else _converted
+    load = _with_decoder if is_predictor(name) else _converted
     return load(name, layers, img_size, compare, make_accelerator(TrainConfig(device=device)).device)
 
 
 def report_picture(photo: Path, written: Path, picture: "Picture") -> dict[str, Any]:
     """What is reported of a picture, as JSON values."""
-    from tosa_cli.measure.dense_maps import class_shares
+    from tosa_cli.draw.predicted_maps import class_shares
 
     tokens, maps = picture.tokens, picture.predicted
     report: dict[str, Any] = {
@@ -115,11 +115,11 @@ def figures_of(report: dict[str, Any]) -> dict[str, str]:
 def _converted(
     name: str, layers: Iterable[int] | None, img_size: ImgSize, compare: bool | None, device: Any
 ) -> Subject:
+    from tosa_cli.data.photos import photo_transform, read_photo
+    from tosa_cli.draw.picture import make_picture
+    from tosa_cli.draw.selection_maps import check_layers
     from tosa_cli.hub.checkpoint import load
-    from tosa_cli.measure.flops import count_flops
-    from tosa_cli.measure.photos import photo_transform, read_photo
-    from tosa_cli.measure.picture import make_picture
-    from tosa_cli.measure.selection_maps import check_layers
+    from tosa_cli.model.flops import count_flops
 
     model = load(name, img_size=img_size)
     check_layers(model, layers or ())
@@ -164,14 +164,14 @@ def _dense(converted: "TosaViT", size: ImgSize, compare: bool | None) -> "nn.Mod
 def _with_decoder(
     name: str, layers: Iterable[int] | None, img_size: ImgSize, compare: bool | None, device: Any
 ) -> Subject:
-    from tosa_cli.hub.dense import load_dense
-    from tosa_cli.measure.dense_flops import count_dense_flops
-    from tosa_cli.measure.photos import open_photo, whole_photo_transform
-    from tosa_cli.measure.picture import make_dense_picture
-    from tosa_cli.measure.selection_maps import check_layers
+    from tosa_cli.data.photos import open_photo, whole_photo_transform
+    from tosa_cli.draw.picture import make_predicted_picture
+    from tosa_cli.draw.selection_maps import check_layers
+    from tosa_cli.hub.predictor import load_predictor
+    from tosa_cli.model.predictor_flops import count_predictor_flops
     from tosa_cli.model.tosa_vit import TosaViT
 
-    model = load_dense(name)
+    model = load_predictor(name)
     encoder = model.encoder if isinstance(model.encoder, TosaViT) else None
     if encoder is not None:
         check_layers(encoder, layers or ())
@@ -181,14 +181,14 @@ def _with_decoder(
         raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
     model.to(device)
     asked = (img_size, img_size) if isinstance(img_size, int) else img_size
-    flops = count_dense_flops(model, asked)
+    flops = count_predictor_flops(model, asked)
     if asked not in (None, flops.img_size):
         console.say("Images are brought to {}x{} pixels, which are whole patches.".format(*flops.img_size))
     transform = whole_photo_transform(model, flops.img_size)
 
     def draw(photo: Path) -> "Picture":
         image = open_photo(photo, model)
-        return make_dense_picture(
+        return make_predicted_picture(
             model,
             transform(image)[None].to(device),
             compare=compare is not False,
@@ -237,7 +237,7 @@ def _settings(model: "TosaViT") -> str:
 
 
 def _score_meaning(model: "TosaViT") -> list[str]:
-    from tosa_cli.measure.selection_maps import SCORE_MEANINGS
+    from tosa_cli.draw.selection_maps import SCORE_MEANINGS
 
     meaning = SCORE_MEANINGS.get(model.config.selector)
     return [f"Score: {meaning}."] if meaning else []

@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
-from tosa_cli.measure.flops import FlopsReport, count_flops
+from tosa_cli.model.flops import FlopsReport, count_flops
 from tosa_cli.model.timm_interface import class_names
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance

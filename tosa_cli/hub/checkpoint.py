@@ -25,7 +25,7 @@ from tosa_cli.model.backbone import check_img_size
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
-from tosa_cli.task import DENSE_ARCHITECTURE
+from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 __all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
 
@@ -235,7 +235,7 @@ def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
 def check_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
-    if config.get("architecture") == DENSE_ARCHITECTURE:
+    if config.get("architecture") == PREDICTOR_ARCHITECTURE:
         raise CheckpointError(
             f"{folder} holds a model with a decoder, which only `tosa eval`, `finetune`, `flops`, `viz` and `push` "
             f"take: name the converted model that its encoder came from."

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, OutputError
-from tosa_cli.task import DENSE_ARCHITECTURE
+from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
 
@@ -43,7 +43,7 @@ def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a model that tosa wrote."""
     try:
-        return read_json(folder / CONFIG).get("architecture") in (ARCHITECTURE, DENSE_ARCHITECTURE)
+        return read_json(folder / CONFIG).get("architecture") in (ARCHITECTURE, PREDICTOR_ARCHITECTURE)
     except CheckpointError:
         return False
 

@@ -91,7 +91,7 @@ def how_to_load(name: str, repo_id: str | None = None) -> str:
     )
 
 
-def how_to_load_dense(name: str, repo_id: str | None = None) -> str:
+def how_to_load_predictor(name: str, repo_id: str | None = None) -> str:
     """The same of a model with a decoder."""
     return (
         f'## How to load it\n\n```python\nimport tosa_cli\n\nmodel = tosa_cli.load("{repo_id or name}")\n'
@@ -110,7 +110,7 @@ def address_card(card: str, repo_id: str, before: str | None = None) -> str:
     title = re.search(r"^# (.+)$", card, flags=re.MULTILINE)
     if title is None:
         return card
-    for section in (how_to_load, how_to_load_dense):
+    for section in (how_to_load, how_to_load_predictor):
         card = card.replace(section(title.group(1), before), section(title.group(1), repo_id))
     return card
 

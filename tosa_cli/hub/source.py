@@ -21,7 +21,7 @@ from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
 from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
 from tosa_cli.model.backbone import Backbone, check_img_size, check_supported, fit_checkpoint
 from tosa_cli.model.registry import set_norm_eps_
-from tosa_cli.task import DENSE_ARCHITECTURE
+from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 """How a short name such as `deit_tiny` is completed, in this order."""
@@ -254,7 +254,7 @@ def _check_config(config: dict[str, Any], shown: str) -> None:
         raise SourceError(
             f"{shown} is already a converted model. Convert its source instead, or run `tosa flops {shown}`."
         )
-    if architecture == DENSE_ARCHITECTURE:
+    if architecture == PREDICTOR_ARCHITECTURE:
         raise SourceError(
             f"{shown} holds a model with a decoder: name the model that its encoder came from, or run `tosa flops "
             f"{shown}`."

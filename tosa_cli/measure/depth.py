@@ -7,21 +7,13 @@ first averaged over an image and then over the images.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.measure.turns import Clock, run_in_turns
-
-Crop = Literal["none", "eigen", "garg"]
-
-EIGEN_CROP = (45, 471, 41, 601)
-"""Rows and columns of a 480x640 map of NYU Depth v2 that are measured (Eigen et al. 2014): top, bottom, left, right."""
-
-GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
-"""The same for KITTI as shares of height and width (Garg et al. 2016)."""
 
 
 @dataclass(frozen=True)
@@ -69,37 +61,6 @@ class DepthReport:
     data_seconds: float
     models: dict[str, DepthErrors]
     images_per_second: dict[str, float]
-
-
-def measured_pixels(depth: Tensor, min_depth: float, max_depth: float, crop: Crop = "none") -> Tensor:
-    """Which pixels of a depth map count.
-
-    Args:
-        depth: True depth in metres (height, width); 0 where nothing was measured.
-        min_depth: Depths from here up count, in metres.
-        max_depth: Depths up to here count, in metres: the cap.
-        crop: `eigen` for NYU Depth v2, `garg` for KITTI, or `none`.
-
-    Returns:
-        A mask (height, width).
-    """
-    valid = (depth > min_depth) & (depth < max_depth)
-    if crop == "none":
-        return valid
-    height, width = depth.shape
-    if crop == "eigen":
-        # The crop is of maps of 480x640; of other sizes, the same shares.
-        rows, columns = height / 480, width / 640
-        top, bottom, left, right = (
-            round(edge * scale) for edge, scale in zip(EIGEN_CROP, (rows, rows, columns, columns), strict=True)
-        )
-    else:
-        top, bottom, left, right = (
-            int(share * size) for share, size in zip(GARG_CROP, (height, height, width, width), strict=True)
-        )
-    inside = torch.zeros_like(valid)
-    inside[top:bottom, left:right] = True
-    return valid & inside
 
 
 def depth_errors(predicted: Tensor, depth: Tensor) -> Tensor:

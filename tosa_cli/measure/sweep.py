@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tosa_cli.measure.flops import count_flops
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 
 ImgSize = int | tuple[int, int] | None

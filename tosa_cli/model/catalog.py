@@ -10,7 +10,7 @@ from timm.models import model_entrypoint
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.model.backbone import Backbone, is_supported_kind, why_unsupported
 from tosa_cli.model.refusals import reason_against
-from tosa_cli.task import DENSE_ARCHITECTURE
+from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_architectures(pattern: str = "") -> list[str]:
     """Names of timm's architectures that match a pattern as `vit_*dinov3`; one without wildcards is part of a name."""
     if pattern and not set("*?[") & set(pattern):
         pattern = f"*{pattern}*"
-    return [name for name in timm.list_models(pattern) if name not in (ARCHITECTURE, DENSE_ARCHITECTURE)]
+    return [name for name in timm.list_models(pattern) if name not in (ARCHITECTURE, PREDICTOR_ARCHITECTURE)]
 
 
 def look_up(name: str) -> Architecture:

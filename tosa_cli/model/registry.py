@@ -7,10 +7,10 @@ from timm.models._builder import build_model_with_cfg
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
-from tosa_cli.task import DENSE_ARCHITECTURE, TaskConfig
+from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
 
 if TYPE_CHECKING:
-    from tosa_cli.model.dense import DensePredictor
+    from tosa_cli.model.predictor import Predictor
     from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -59,8 +59,8 @@ def set_norm_eps_(model: nn.Module, eps: float) -> None:
     model.norm_eps = eps  # type: ignore[assignment]
 
 
-def build_dense(base_architecture: str, **model_args: Any) -> "DensePredictor":
-    """Build a dense model, encoder and decoder, without its weights.
+def build_predictor(base_architecture: str, **model_args: Any) -> "Predictor":
+    """Build a predictor, encoder and decoder, without its weights.
 
     Args:
         base_architecture: timm's name of the encoder's source architecture.
@@ -71,12 +71,12 @@ def build_dense(base_architecture: str, **model_args: Any) -> "DensePredictor":
         ConfigError: If a setting is wrong.
         UnsupportedModelError: If the architecture cannot be converted.
     """
-    from tosa_cli.model.dense import DensePredictor
+    from tosa_cli.model.predictor import Predictor
 
     names = TaskConfig.field_names()
     config = TaskConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
     make = build if "layers" in model_args else build_backbone
-    return DensePredictor(make(base_architecture, **model_args), config)
+    return Predictor(make(base_architecture, **model_args), config)
 
 
 @register_model
@@ -94,8 +94,8 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """timm's entry point for dense models, encoder and decoder."""
-    return build_model_with_cfg(build_dense, DENSE_ARCHITECTURE, pretrained, **kwargs)
+    """timm's entry point for predictors, encoder and decoder."""
+    return build_model_with_cfg(build_predictor, PREDICTOR_ARCHITECTURE, pretrained, **kwargs)
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:

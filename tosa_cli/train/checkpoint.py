@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
-from tosa_cli.model.dense import DensePredictor
+from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -115,11 +115,11 @@ def read_checkpoint(path: Path) -> TrainState:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
 
 
-def fingerprint(model: FinetunableViT | DensePredictor) -> str:
+def fingerprint(model: FinetunableViT | Predictor) -> str:
     """What tells a model from others: a hash of its settings and weights."""
-    settings = model.config.to_dict() if isinstance(model, DensePredictor) else model.settings
+    settings = model.config.to_dict() if isinstance(model, Predictor) else model.settings
     digest = hashlib.sha256(json.dumps(settings).encode())
-    if isinstance(model, DensePredictor) and isinstance(model.encoder, TosaViT):
+    if isinstance(model, Predictor) and isinstance(model.encoder, TosaViT):
         digest.update(json.dumps(model.encoder.config.to_dict()).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())

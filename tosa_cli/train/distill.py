@@ -6,13 +6,14 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
+from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
+from tosa_cli.fit.calibrate import CalibrationReport, calibrate
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.calibrate import CalibrationReport, calibrate
+from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.data import Augmentation, Images
-from tosa_cli.train.loop import Progress, TrainReport, train
+from tosa_cli.train.loop import TrainReport, train
 from tosa_cli.train.objectives import DistillObjective
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler

@@ -9,13 +9,14 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.timm_interface import FinetunableViT, TimmInterface
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.data import Augmentation, Images
-from tosa_cli.train.loop import Progress, TrainReport, train
+from tosa_cli.train.loop import TrainReport, train
 from tosa_cli.train.objectives import FeaturesObjective, FinetuneObjective
 from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
 from tosa_cli.train.schedule import make_scheduler

@@ -9,40 +9,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, gather_object, set_seed
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
+from tosa_cli.data.datasets import is_streamed
+from tosa_cli.data.loading import Images
+from tosa_cli.data.samples import Batch
 from tosa_cli.errors import ConfigError, DataError, TrainingError
+from tosa_cli.progress import NoProgress, Progress
+from tosa_cli.seeding import seed_step
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.data import Images, is_streamed
-from tosa_cli.train.samples import Batch
 from tosa_cli.train.saver import Saver
 from tosa_cli.train.schedule import Clock
 from tosa_cli.train.weights import Average, Watch
-
-
-class Progress(Protocol):
-    """What the loop tells about its advance."""
-
-    def start(self, total: int, done: int) -> None:
-        """A run of `total` batches starts, of which `done` are behind it."""
-
-    def advance(self, num_images: int, text: str) -> None:
-        """One more batch is done."""
-
-
-class NoProgress:
-    """Tells nothing."""
-
-    def start(self, total: int, done: int) -> None:
-        """Do nothing."""
-
-    def advance(self, num_images: int, text: str) -> None:
-        """Do nothing."""
 
 
 @dataclass
@@ -223,11 +206,6 @@ def train(
     report.updates, report.seconds, report.failed = update, time.perf_counter() - started, list(images.failed)
     report.measuring_seconds = watch.seconds if watch is not None else 0.0
     return report
-
-
-def seed_step(seed: int, epoch: int, batch: int, process: int) -> None:
-    """Set all random numbers of a step, so that none depends on the steps before."""
-    set_seed((seed * 1_000_003 + epoch * 10_007 + batch * 101 + process) % 2**31)
 
 
 def _prepare(

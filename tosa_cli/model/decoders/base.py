@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class DenseFeatures(NamedTuple):
+class DecoderFeatures(NamedTuple):
     """What a decoder reads.
 
     Attributes:
@@ -19,7 +19,7 @@ class DenseFeatures(NamedTuple):
     class_tokens: Sequence[Tensor] | None
 
 
-class DenseDecoder(nn.Module):
+class Decoder(nn.Module):
     """A decoder: from features to a map (B, out_channels, height, width), finer than the patches.
 
     Args:
@@ -40,7 +40,7 @@ class DenseDecoder(nn.Module):
         """The layers that are read of an encoder of `depth` layers, counted from 0 as in timm."""
         return [depth - 1]
 
-    def forward(self, features: DenseFeatures) -> Tensor:
+    def forward(self, features: DecoderFeatures) -> Tensor:
         """Turn features into a map (B, out_channels, height, width)."""
         raise NotImplementedError
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tosa_cli.model.decoders.base import DenseDecoder, DenseFeatures, resize
+from tosa_cli.model.decoders.base import Decoder, DecoderFeatures, resize
 
 DIM = 256
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """How much finer than the patches the map of each level is."""
 
 
-class DptDecoder(DenseDecoder):
+class DptDecoder(Decoder):
     """Tokens of four evenly spread layers become maps of four scales, which are fused from coarse to fine."""
 
     reads_norm = False
@@ -36,7 +36,7 @@ class DptDecoder(DenseDecoder):
         """Four evenly spread layers, the last among them."""
         return [depth * level // len(SCALES) - 1 for level in range(1, len(SCALES) + 1)]
 
-    def forward(self, features: DenseFeatures) -> Tensor:
+    def forward(self, features: DecoderFeatures) -> Tensor:
         """Turn features into a map (B, out_channels, 16 * rows, 16 * columns)."""
         class_tokens: Sequence[Tensor | None] = features.class_tokens or [None] * len(SCALES)
         levels = [

@@ -2,13 +2,13 @@
 
 from torch import Tensor, cat, nn
 
-from tosa_cli.model.decoders.base import DenseDecoder, DenseFeatures, resize
+from tosa_cli.model.decoders.base import Decoder, DecoderFeatures, resize
 
 UPSAMPLING = 4
 """How much finer than the patches its map is."""
 
 
-class LinearDecoder(DenseDecoder):
+class LinearDecoder(Decoder):
     """A linear map of the last normalised patch tokens, each beside the class token where there is one.
 
     DINOv2 brings the tokens to four times as many rows and columns first, bilinearly; a linear map gives the same
@@ -23,7 +23,7 @@ class LinearDecoder(DenseDecoder):
         nn.init.normal_(self.proj.weight, std=0.01)
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: DenseFeatures) -> Tensor:
+    def forward(self, features: DecoderFeatures) -> Tensor:
         """Turn features into a map (B, out_channels, 4 * rows, 4 * columns)."""
         tokens = features.maps[-1]
         if features.class_tokens is not None:

@@ -13,7 +13,7 @@ from timm.models.swin_transformer import get_relative_position_index, window_par
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.decoders.base import DenseDecoder, DenseFeatures, resize
+from tosa_cli.model.decoders.base import Decoder, DecoderFeatures, resize
 
 DIM = 128
 """Width at the finest level; it doubles with each coarser one."""
@@ -25,7 +25,7 @@ POOL_SIZES = (1, 2, 3, 6)
 """Rows and columns of the pooled maps of the pyramid pooling module (Zhao et al. 2017)."""
 
 
-class NewcrfsDecoder(DenseDecoder):
+class NewcrfsDecoder(Decoder):
     """Window CRFs at four levels, from coarse to fine: features give the pairwise potentials, the level before the map.
 
     The coarsest map comes from a pyramid pooling module. Between two levels pixels are rearranged into four times as
@@ -48,7 +48,7 @@ class NewcrfsDecoder(DenseDecoder):
         self.shuffle = nn.PixelShuffle(2)
         self.head = nn.Conv2d(dim, out_channels, 3, padding=1)
 
-    def forward(self, features: DenseFeatures) -> Tensor:
+    def forward(self, features: DecoderFeatures) -> Tensor:
         """Turn features into a map (B, out_channels, 4 * rows, 4 * columns)."""
         levels = self.pyramid(features.maps[-1])
         maps = self.pooling(levels[-1])

@@ -1,0 +1,351 @@
+"""Fits what has a closed form: bypasses, layer by layer on the converted stream, and probes. No labels are read.
+
+The tokens of all images between two layers lie on disk, a file a batch, so each layer runs once an image and memory
+does not depend on their number. Sums are added in the order of the batches, whichever process made them: one process
+and several come to the same numbers.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tosa_cli.data.loading import Images
+from tosa_cli.errors import OutputError, TrainingError
+from tosa_cli.fit import regression
+from tosa_cli.fit.candidates import (
+    Partners,
+    apply_bypass,
+    bypass_errors,
+    candidate_features,
+    candidate_partners,
+    skipped_features,
+)
+from tosa_cli.fit.regression import Sums
+from tosa_cli.model.backbone import attention_input, embed_with_places
+from tosa_cli.model.matching import Choice
+from tosa_cli.model.places import Places
+from tosa_cli.model.selection import gather_tokens, scatter_tokens
+from tosa_cli.model.selectors import Probe
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.progress import NoProgress, Progress
+from tosa_cli.seeding import seed_step
+
+
+@dataclass
+class CalibrationReport:
+    """What a calibration did.
+
+    Attributes:
+        images: Images that were read, in all processes.
+        seconds: Time it took.
+        errors: Of each ToSA layer, the error of the fitted bypass on the images it was fitted on: norm of the
+            difference from the layer's true update, as a share of the norm of that update.
+        failed: Images that could not be read, with the reason.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    errors: dict[int, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def calibrate(
+    accelerator: Accelerator,
+    model: TosaViT,
+    images: Images,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> CalibrationReport:
+    """Fit the bypasses of a model in place, and its probes before them.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        model: The ToSA model; its backbone is not changed.
+        images: Calibration images, in order and not augmented. Every process reads all, and computes its share.
+        strict: Stop at an image that cannot be read.
+        progress: Told about the advance.
+
+    Raises:
+        DataError: If no image can be read, or one cannot and `strict` is set.
+        TrainingError: If a fit is not finite.
+    """
+    report = CalibrationReport()
+    if not model.config.is_fitted:
+        return report
+    started = time.perf_counter()
+    with Calibration(accelerator, model, images, strict, progress) as run:
+        has_probes = model.config.selector == "probe"
+        passes = len(model.keep_rates) + 1 + has_probes * (1 + has_parameters(model))
+        run.progress.start(run.num_batches * passes, 0)
+        if has_probes:
+            fit_candidates(run)
+            fit_probes(run)
+        report.errors = fit_bypasses(run)
+        report.images = run.num_images
+        report.failed = list(images.failed)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+class Calibration:
+    """One calibration: its images, where it keeps tokens, and how sums of several processes come together.
+
+    Used as a context: what it keeps on disk is removed at the end.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        model: The ToSA model.
+        images: Calibration images, in order and not augmented.
+        strict: Stop at an image that cannot be read.
+        progress: Told about the advance.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, model: TosaViT, images: Images, strict: bool, progress: Progress | None
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model.to(accelerator.device).eval()
+        self.images = images
+        self.strict = strict
+        self.progress = progress or NoProgress()
+        self.num_batches = -(-images.num_images // (images.loader.batch_size or 1))
+        self.num_images = 0
+        self.places = Places((0, 0))
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="tosa-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def read(self) -> Iterator[tuple[int, Tensor]]:
+        """The batches of this process: number, and embedded tokens (B, N, D)."""
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        self.num_images = 0
+        batches = enumerate(self.images.batches(self.strict))
+        # A turn is read whole before any of it is computed: an image that stops one process stops all of them.
+        while turn := list(itertools.islice(batches, processes)):
+            for number, batch in turn:
+                self.num_images += len(batch.images)
+                if number % processes == own:
+                    pixels = batch.images.to(self.accelerator.device)
+                    tokens, self.places = embed_with_places(self.model.backbone, pixels)
+                    yield number, tokens
+                self.progress.advance(len(batch.images), "")
+
+    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The batches of this process that were kept: number, and tensors by name."""
+        for path in sorted(Path(self._folder.name).iterdir()):
+            values = {name: value.to(self.accelerator.device) for name, value in load_file(path).items()}
+            yield int(path.stem), values
+            for _ in range(min(self.accelerator.num_processes, self.num_batches - int(path.stem))):
+                self.progress.advance(len(values["tokens"]), "")
+
+    def keep(self, number: int, values: dict[str, Tensor]) -> None:
+        """Keep tensors of a batch, in the place of those kept before."""
+        path = Path(self._folder.name, f"{number:08d}.safetensors")
+        # The tensors kept before may still be read from their file: it goes when they go.
+        path.unlink(missing_ok=True)
+        try:
+            save_file({name: value.contiguous() for name, value in values.items()}, path)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"The tokens of the calibration images do not fit into {path.parent} ({error}). Use fewer images "
+                f"(--max-samples), or set TMPDIR to a folder with more space."
+            ) from error
+
+    def sum_up(self, sums: Iterator[dict[Any, Sums]]) -> dict[Any, Sums]:
+        """Add sums of all batches of all processes, in the order of the batches."""
+        total: dict[Any, Sums] = {}
+        while True:
+            mine = next(sums, None)
+            everyone = gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]
+            if all(one is None for one in everyone):
+                return total
+            for one in everyone:
+                for key, parts in (one or {}).items():
+                    for name, value in parts.items():
+                        held = total.setdefault(key, {})
+                        held[name] = held[name] + value if name in held else value
+
+
+def has_parameters(model: TosaViT) -> bool:
+    """Whether the bypass of a model has something to fit."""
+    return next(model.bypass_parameters(), None) is not None
+
+
+@torch.no_grad()
+def fit_candidates(run: Calibration) -> None:
+    """Fit every bypass on the dense model's tokens, each patch matched with those around it.
+
+    What comes out tells how wrong the bypass is about any token, before it is known which ones are skipped. A bypass
+    without parameters needs no look at the images.
+    """
+    model = run.model
+    if not has_parameters(model):
+        return
+
+    def sums(layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Sums:
+        return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, partners))
+
+    for layer, total in run.sum_up(_dense_pass(run, sums)).items():
+        set_bypass(model, layer, total)
+
+
+@torch.no_grad()
+def fit_probes(run: Calibration) -> None:
+    """Fit every probe to the logarithm of the error of the bypass, on the dense model's tokens."""
+    model = run.model
+
+    def sums(layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Sums:
+        if str(layer) not in model.selectors:
+            return {}
+        errors = bypass_errors(model, layer, tokens, updates, partners)
+        inputs = attention_input(model.blocks[layer - 1], tokens)[:, model.num_prefix_tokens :]
+        return regression.linear_sums(inputs, errors.log().unsqueeze(-1))
+
+    for layer, total in run.sum_up(_dense_pass(run, sums)).items():
+        probe = model.selectors[str(layer)]
+        if isinstance(probe, Probe):
+            weight, bias = regression.solve_linear(total)
+            _set(probe, layer, weight=weight, bias=bias)
+
+
+def _dense_pass(
+    run: Calibration, sums: Callable[[int, Tensor, Tensor, list[Partners]], Sums]
+) -> Iterator[dict[Any, Sums]]:
+    """Sums of each ToSA layer on the dense model's tokens, batch by batch.
+
+    Args:
+        run: The calibration.
+        sums: Makes them from the layer, the tokens (B, N, D) that enter it, what it adds to them, (B, N, D), and the
+            partners of every patch.
+    """
+    model = run.model
+    for _, tokens in run.read():
+        found = {}
+        for layer in range(1, len(model.blocks) + 1):
+            after = model.run_block(layer, tokens, run.places)
+            if layer in model.keep_rates:
+                if model.choosing_layers[layer] == layer:
+                    partners = candidate_partners(model, layer, tokens, run.places.grid)
+                found[layer] = sums(layer, tokens, after - tokens, partners)
+            tokens = after
+        yield found
+
+
+@torch.no_grad()
+def fit_bypasses(run: Calibration) -> dict[int, float]:
+    """Fit the bypasses one after the other, each on what reaches its layer once those before it are fitted.
+
+    Returns:
+        Error of each, as a share of the norm of the true updates.
+    """
+    model = run.model
+    errors: dict[int, float] = {}
+    before: int | None = None
+    for layer in [*model.keep_rates, None]:
+        total = run.sum_up(_layer_pass(run, before, layer))
+        if before is not None:
+            error = total["error"]
+            errors[before] = (error["wrong"] / error["all"].clamp_min(1e-30)).sqrt().item()
+        if layer is not None:
+            set_bypass(model, layer, total.get(layer, {}))
+        before = layer
+    return errors
+
+
+def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iterator[dict[Any, Sums]]:
+    """Update the tokens that `before` skipped, bring all to `layer`, and sum up what its bypass reads.
+
+    Args:
+        run: The calibration.
+        before: The ToSA layer that was fitted last; None at the start.
+        layer: The next one; None at the end.
+    """
+    model = run.model
+    first: Iterator[tuple[int, dict[str, Tensor]]] = ((number, {"tokens": tokens}) for number, tokens in run.read())
+    for number, kept in first if before is None else run.kept():
+        tokens = kept["tokens"]
+        sums: dict[Any, Sums] = {}
+        if before is not None:
+            made = apply_bypass(model, before, kept["inputs"], kept.get("updates"))
+            wrong = (made - kept["truth"]).double().square().sum()
+            sums["error"] = {"wrong": wrong.cpu(), "all": kept["truth"].double().square().sum().cpu()}
+            tokens = scatter_tokens(tokens, kept["skip"], gather_tokens(tokens, kept["skip"]) + made)
+        if layer is not None:
+            scores = None
+            for standard in range((before or 0) + 1, layer):
+                tokens, scores = model.run_standard_layer(standard, tokens, run.places)
+            if model.choosing_layers[layer] == layer:
+                seed_step(0, layer, number, 0)  # for the selector `random`
+                choice = model.choose(layer, tokens, run.places, scores)
+            else:
+                choice = Choice(kept["keep"], kept["skip"], kept.get("partners"), kept.get("weights"))
+            after, values = skipped_features(model, layer, tokens, choice, run.places)
+            sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
+            values["tokens"] = after
+            if model.choosing_layers.get(layer + 1, layer + 1) <= layer:  # the next layer shares the choice
+                values["keep"] = choice.keep_indices
+                if choice.partners is not None and choice.weights is not None:
+                    values |= {"partners": choice.partners, "weights": choice.weights}
+            run.keep(number, values)
+        yield sums
+
+
+def bypass_sums(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | None, truth: Tensor) -> Sums:
+    """Sums that the bypass of a layer is solved from; none if it has nothing to fit, or no token is skipped."""
+    if not truth.numel():
+        return {}
+    if model.config.bypass == "linear":
+        sums = regression.linear_sums(inputs, truth)
+    elif updates is None or model.config.bypass == "nearest":
+        return {}
+    elif model.config.bypass == "nearest+affine":
+        sums = regression.affine_sums(updates, inputs, truth)
+    else:
+        sums = regression.scaled_linear_sums(updates, inputs, truth)
+    return {name: value.cpu() for name, value in sums.items()}
+
+
+def set_bypass(model: TosaViT, layer: int, sums: Sums) -> None:
+    """Solve for the bypass of a layer and put the solution in; without sums it stays as it is.
+
+    Raises:
+        TrainingError: If it is not finite.
+    """
+    if not sums:
+        return
+    kind = model.config.bypass
+    if kind == "linear":
+        weight, bias = regression.solve_linear(sums)
+        _set(model.bypasses[str(layer)], layer, weight=weight, bias=bias)
+    elif kind == "nearest+affine":
+        scale, input_scale, bias = regression.solve_affine(sums)
+        _set(model.bypasses[str(layer)], layer, update_scale=scale, input_scale=input_scale, bias=bias)
+    elif kind == "nearest+linear":
+        scale, weight, bias = regression.solve_scaled_linear(sums)
+        _set(model.bypasses[str(layer)], layer, update_scale=scale, weight=weight, bias=bias)
+
+
+def _set(module: nn.Module, layer: int, **values: Tensor) -> None:
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise TrainingError(
+                f"The fit of layer {layer} is not finite: its tokens are not, or there are too few images. Use more "
+                f"images, or check the model."
+            )
+        getattr(module, name).copy_(value)

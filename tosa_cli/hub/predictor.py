@@ -1,0 +1,229 @@
+"""Predictors (encoder and decoder) on disk: one folder as for converted models, with an architecture of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+from torch import nn
+
+from tosa_cli.config import ARCHITECTURE
+from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
+from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
+from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
+from tosa_cli.hub.download import fetch_file
+from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.public import how_to_load_predictor
+from tosa_cli.hub.source import from_anywhere, load_source
+from tosa_cli.model.predictor import Predictor
+from tosa_cli.model.registry import build_predictor
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import Provenance, command_of
+from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
+
+PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}
+
+
+def make_predictor(name: str, config: TaskConfig, img_size: tuple[int, int] | None = None, seed: int = 0) -> Predictor:
+    """Put a new decoder on an encoder.
+
+    The encoder takes images of any size from then on; its position embedding is brought to `img_size` once.
+
+    Args:
+        name: A converted model (folder or Hub id), or a dense source as `tosa convert` takes it.
+        config: What is predicted, and with which decoder.
+        img_size: Image size (height, width) in pixels, brought to whole patches; None keeps the encoder's.
+        seed: Seed of the decoder's first weights.
+
+    Raises:
+        TosaError: If the encoder cannot be found or read, or does not take images of any size.
+    """
+    encoder, provenance = _load_encoder(name)
+    backbone = encoder.backbone if isinstance(encoder, TosaViT) else encoder
+    patch = backbone.patch_embed.patch_size
+    size = img_size or backbone.patch_embed.img_size
+    backbone.reset_classifier(0)
+    backbone.set_input_size(tuple(max(side, round(s / side) * side) for s, side in zip(size, patch, strict=True)))
+    args = {**_encoder_args(encoder), "dynamic_img_size": True}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = build_predictor(**args, **config.to_dict())
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"{name} is a {args['base_architecture']}, which takes images of one size only, so it cannot be an encoder "
+            f"for dense tasks ({error})."
+        ) from error
+    weights = {key: value for key, value in encoder.state_dict().items() if key in model.state_dict()}
+    decoder = {key: value for key, value in model.state_dict().items() if key.startswith("decoder.")}
+    model.load_state_dict({**weights, **decoder})
+    model.pretrained_cfg = backbone.pretrained_cfg
+    model.provenance = provenance
+    return model.eval()
+
+
+def is_predictor(name: str) -> bool:
+    """Whether a folder or Hub repository holds a predictor."""
+    return _config(name).get("architecture") == PREDICTOR_ARCHITECTURE
+
+
+def task_of(name: str) -> str | None:
+    """The task of the predictor in a folder or Hub repository; None if there is none."""
+    config = _config(name)
+    if config.get("architecture") != PREDICTOR_ARCHITECTURE:
+        return None
+    args = config.get("model_args")
+    return args.get("task", TaskConfig.task) if isinstance(args, dict) else TaskConfig.task
+
+
+def save_predictor(model: Predictor, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
+
+    Raises:
+        OutputError: If it exists and may not be overwritten, or cannot be written.
+    """
+    return write_model(model, Path(folder), describe_predictor, _render_card, overwrite)
+
+
+def describe_predictor(model: Predictor) -> dict[str, Any]:
+    """The config.json of a predictor, in timm's shape: the task's settings are in `model_args`."""
+    config = timm_config(model.backbone)
+    args = {**_encoder_args(model.encoder), "dynamic_img_size": True, **model.config.to_dict()}
+    config.update(architecture=PREDICTOR_ARCHITECTURE, model_args=args, tosa=model.provenance.to_dict())
+    return config
+
+
+def load_predictor(folder_or_repo: str | Path) -> Predictor:
+    """Load a predictor, strictly: a missing or unknown key is an error.
+
+    Args:
+        folder_or_repo: A model folder, or the id of a Hub repository, `org/name[@revision]`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        SourceError: If there is no such folder or repository.
+        CheckpointError: If the folder is broken, foreign, or of a newer format.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    return load_checked(folder_or_repo, check_predictor_config)
+
+
+def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
+    """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
+    path = f"{folder}/{CONFIG}"
+    if config.get("architecture") != PREDICTOR_ARCHITECTURE:
+        raise CheckpointError(f"{folder} holds no model with a decoder: train one with `tosa finetune --task depth`.")
+    if not isinstance(config.get("model_args"), dict) or not isinstance(config.get("tosa"), dict):
+        raise CheckpointError(f"{path} should hold objects under 'model_args' and 'tosa'.")
+    try:
+        return Provenance.from_dict(config["tosa"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def _load_encoder(name: str) -> tuple[Any, Provenance]:
+    if _config(name).get("architecture") == ARCHITECTURE:
+        converted = load(name)
+        return converted, converted.provenance
+    source = load_source(name)
+    license_name = (source.model.pretrained_cfg or {}).get("license")
+    return source.model, Provenance(
+        source=from_anywhere(name),
+        base_model=source.name,
+        base_hub_id=source.hub_id,
+        base_revision=source.revision,
+        license=license_name,
+    )
+
+
+def _config(name: str) -> dict[str, Any]:
+    """The config.json of a folder or Hub repository; empty without one, or where it cannot be read."""
+    folder = Path(name.removeprefix("local-dir:"))
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
+    try:
+        if folder.is_dir():
+            return read_json(folder / CONFIG)
+        if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
+            return {}
+        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None))
+    except TosaError:
+        return {}  # whoever loads it tells why it cannot be loaded
+
+
+def _encoder_args(encoder: nn.Module) -> dict[str, Any]:
+    """What rebuilds an encoder, by the names of the registry."""
+    backbone: Any = encoder.backbone if isinstance(encoder, TosaViT) else encoder
+    config = timm_config(backbone)
+    settings = encoder.config.to_dict() if isinstance(encoder, TosaViT) else {}
+    norm_eps = {"norm_eps": backbone.norm_eps} if hasattr(backbone, "norm_eps") else {}
+    return {
+        "base_architecture": config["architecture"],
+        **settings,
+        **config.get("model_args", {}),
+        **norm_eps,
+        "img_size": list(backbone.patch_embed.img_size),
+        "num_classes": 0,
+    }
+
+
+def _render_card(model: Predictor, name: str) -> str:
+    """The model card: what it predicts, how it was made, what was measured, how to load it."""
+    provenance, config = model.provenance, model.config
+    metadata = ModelCardData(
+        license=provenance.license,
+        library_name="tosa",
+        tags=["tosa", "timm", "vision-transformer", config.task],
+        pipeline_tag=PIPELINES[config.task],
+        base_model=provenance.base_hub_id,
+        base_model_relation="finetune" if provenance.base_hub_id else None,
+    )
+    converted = isinstance(model.encoder, TosaViT)
+    kind = "a [ToSA](https://arxiv.org/abs/2406.08816) encoder" if converted else "a dense encoder"
+    what = (
+        f"depth between {config.min_depth:g} and {config.max_depth:g} m"
+        if config.task == "depth"
+        else f"{config.num_labels} classes"
+    )
+    height, width = model.img_size
+    sections = [
+        f"# {name}",
+        f"{what[0].upper()}{what[1:]} for every pixel: {kind} made from {describe_base(provenance)}, with the decoder "
+        f"`{config.decoder}`, trained on images of {height}x{width} pixels.",
+        _measured(provenance.results),
+        "## How it was made\n\n`recipe.yaml` has every step with its settings: "
+        + ", ".join(f"`tosa {command_of(step)}`" for step in provenance.steps)
+        + ".",
+        how_to_load_predictor(name),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
+
+
+def _measured(results: Any) -> str:
+    rows = [
+        f"| `tosa {command}` | {key} | {value:.4f} |"
+        for command, figures in results.items()
+        for key, value in figures.items()
+        if isinstance(value, float)
+    ]
+    if not rows:
+        return ""
+    chosen = how_chosen(results.get("finetune") or {})
+    sections = [
+        "## Measured",
+        f"`tosa finetune`, on held-out images: {chosen}" if chosen else "",
+        f"`tosa eval`: {_conditions(results['eval'])}" if results.get("eval") else "",
+        "| by | figure | value |\n|---|---|---|\n" + "\n".join(rows),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _conditions(measured: Any) -> str:
+    said = [describe_conditions(measured)]
+    if "max_depth" in measured:
+        said.append(f"Depths from {measured['min_depth']:g} to {measured['max_depth']:g} m, crop {measured['crop']}.")
+    if measured.get("flip"):
+        said.append("Each map is averaged with that of the mirrored image.")
+    return " ".join(said)

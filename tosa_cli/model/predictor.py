@@ -1,0 +1,134 @@
+"""A predictor: a ViT, converted or not, with a decoder that turns its tokens into a map."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tosa_cli.model.backbone import has_class_token
+from tosa_cli.model.decoders import DECODERS, Decoder, DecoderFeatures
+from tosa_cli.model.decoders.base import resize
+from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.provenance import Provenance
+from tosa_cli.task import TaskConfig
+
+DEPTH_BINS = 256
+"""Depths among which the linear decoder weighs (DINOv2, section 7.4)."""
+
+BIN_EPS = 0.1
+"""Added to the weight of each depth, so that no pixel is without any."""
+
+
+class Predictor(TimmInterface):
+    """An encoder and a decoder: depth in metres, or class logits, for every pixel.
+
+    The state dict has the encoder under its own key names, and the decoder under `decoder.`.
+
+    Args:
+        encoder: A dense timm ViT or a `TosaViT`, which becomes part of the new model; what classifies is taken off.
+        config: What is predicted, and with which decoder.
+    """
+
+    def __init__(self, encoder: nn.Module, config: TaskConfig) -> None:
+        super().__init__()
+        self.encoder: Any = encoder
+        self.config = config
+        backbone = self.backbone
+        _take_off_head(backbone)
+        kind = DECODERS[config.decoder]
+        self.feature_indices = kind.indices(len(backbone.blocks))
+        self.decoder: Decoder = kind(
+            backbone.embed_dim, has_class_token(backbone), _out_channels(config), config.decoder_dim
+        )
+        self.provenance = Provenance()
+        name_weights_as(self, "encoder.", ("decoder.",))
+
+    @property
+    def backbone(self) -> Any:  # type: ignore[override]
+        """The timm ViT."""
+        return self.encoder.backbone if isinstance(self.encoder, TosaViT) else self.encoder
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """The image size (height, width) in pixels that it was trained on; it takes any."""
+        height, width = self.backbone.patch_embed.img_size
+        return height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predict a map of the size of the images.
+
+        Where that is no multiple of the patch, the images are brought to the nearest one first.
+
+        Args:
+            images: Images (B, C, height, width).
+
+        Returns:
+            Depth in metres (B, 1, height, width), or class logits (B, num_labels, height, width).
+        """
+        size = images.shape[-2:]
+        maps = self.decoder(self.forward_features(_to_whole_patches(images, self.backbone.patch_embed.patch_size)))
+        if self.config.task == "depth":
+            maps = self._depth(maps.float())
+        return resize(maps, size)
+
+    def forward_features(self, images: Tensor) -> DecoderFeatures:
+        """What the decoder reads of images (B, C, height, width), whose size is a multiple of the patch."""
+        taken = self.encoder.forward_intermediates(
+            images,
+            indices=self.feature_indices,
+            return_prefix_tokens=True,
+            norm=self.decoder.reads_norm,
+            intermediates_only=True,
+        )
+        if not self.backbone.num_prefix_tokens:
+            return DecoderFeatures(taken, None)
+        maps = [spatial for spatial, _ in taken]
+        return DecoderFeatures(maps, [prefix[:, 0] for _, prefix in taken] if has_class_token(self.backbone) else None)
+
+    def with_dense_encoder(self) -> "Predictor":
+        """This model with every token computed in every layer; it shares all weights with this one."""
+        dense = Predictor.__new__(Predictor)
+        nn.Module.__init__(dense)
+        dense.encoder, dense.config, dense.decoder = self.backbone, self.config, self.decoder
+        dense.feature_indices, dense.provenance = self.feature_indices, self.provenance
+        return dense
+
+    def _depth(self, maps: Tensor) -> Tensor:
+        """Turn a decoder's map (B, channels, h, w) into depth in metres (B, 1, h, w)."""
+        low, high = self.config.min_depth, self.config.max_depth
+        if maps.shape[1] == 1:
+            return low + (high - low) * maps.sigmoid()
+        # The linear normalisation of AdaBins (Bhat et al. 2021), with bins of one width.
+        weights = maps.relu() + BIN_EPS
+        depths = torch.linspace(low, high, maps.shape[1], device=maps.device).view(1, -1, 1, 1)
+        return (weights * depths).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+
+
+def _out_channels(config: TaskConfig) -> int:
+    if config.task == "segmentation":
+        return config.num_labels
+    return DEPTH_BINS if config.decoder == "linear" else 1
+
+
+def _take_off_head(backbone: Any) -> None:
+    """Take off what only classification reads."""
+    backbone.reset_classifier(0)
+    if getattr(backbone, "attn_pool", None) is not None:
+        backbone.attn_pool = None
+    if getattr(backbone, "fc_norm", None) is not None:
+        backbone.fc_norm = nn.Identity()
+
+
+def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """The image size (height, width) in whole patches (height, width) that is nearest to `size`, all in pixels."""
+    height, width = (max(side, round(extent / side) * side) for extent, side in zip(size, patch, strict=True))
+    return height, width
+
+
+def _to_whole_patches(images: Tensor, patch: tuple[int, int]) -> Tensor:
+    size = whole_patches((images.shape[-2], images.shape[-1]), patch)
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,116 @@
+"""Multiply-accumulates (MACs) of token merging, by arithmetic on shapes, and the schedule that reaches a budget."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from tosa_cli.errors import ConfigError
+from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.flops import GIGA, count_flops
+from tosa_cli.peers.merging import MergeMode, check_mergeable, num_mergeable
+
+
+def count_merged_macs(backbone: Backbone, mode: MergeMode, num_merged: Sequence[int]) -> int:
+    """Count the MACs of a `MergedViT` for one image of the backbone's size, matching included.
+
+    Args:
+        backbone: A dense timm ViT.
+        mode: `merge` or `merge-unmerge`.
+        num_merged: Number of tokens to merge in each layer.
+    """
+    check_mergeable(backbone)
+    return _MergedMacs(backbone, mode).count(num_merged)
+
+
+def solve_num_merged(backbone: Backbone, mode: MergeMode, target_reduction: float) -> tuple[int, ...]:
+    """Find how many tokens to merge in each layer to save a share of the dense MACs, matching included.
+
+    The number is the same in every layer but for rounding, as in ToMe; a layer with fewer tokens merges half of them.
+
+    Args:
+        backbone: A dense timm ViT.
+        mode: `merge` or `merge-unmerge`.
+        target_reduction: Share of the dense MACs to save, as 0.25 for 25 %.
+
+    Returns:
+        The smallest numbers that save at least as much.
+
+    Raises:
+        UnsupportedModelError: If tokens cannot be merged in the backbone's blocks.
+        ConfigError: If merging cannot save as much.
+    """
+    check_mergeable(backbone)
+    macs = _MergedMacs(backbone, mode)
+    most = 0.0
+    for total in range(macs.depth * (macs.tokens + 1)):
+        num_merged = macs.schedule(total)
+        reduction = 1 - macs.count(num_merged) / macs.dense
+        if reduction >= target_reduction:
+            return num_merged
+        most = max(most, reduction)
+    raise ConfigError(
+        f"The reduction {target_reduction:.1%} cannot be reached: {mode} saves at most {most:.1%} of this model's MACs."
+    )
+
+
+class DenseMacs:
+    """MACs of a timm ViT in parts, by arithmetic; its shapes are read once, as solvers count many times.
+
+    Attributes:
+        tokens: Number of tokens N.
+        prefix: Number of prefix tokens.
+        dense: All MACs.
+        outside: MACs of what is around the layers.
+        shapes: Of each layer the MACs of its attention's linear layers for one token, the width of its heads together,
+            and the MACs of its MLP for one token.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        report = count_flops(backbone)
+        self.tokens = report.layers[0].tokens
+        self.prefix: int = backbone.num_prefix_tokens
+        self.dense = round(report.dense_gmacs * GIGA)
+        self.outside = self.dense - sum(layer.dense_macs for layer in report.layers)
+        self.shapes = [
+            (_linear_macs(block.attn), block.attn.num_heads * block.attn.head_dim, _linear_macs(block.mlp))
+            for block in backbone.blocks
+        ]
+
+
+class _MergedMacs(DenseMacs):
+    """MACs of a `MergedViT`."""
+
+    def __init__(self, backbone: Backbone, mode: MergeMode) -> None:
+        super().__init__(backbone)
+        self.mode = mode
+        self.depth = len(self.shapes)
+        self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in backbone.blocks]
+
+    def schedule(self, total: int) -> tuple[int, ...]:
+        """Spread a number of tokens evenly over the layers; no layer merges more than it can."""
+        tokens, schedule = self.tokens, []
+        for layer in range(self.depth):
+            even = (layer + 1) * total // self.depth - layer * total // self.depth
+            merged = min(even, num_mergeable(tokens, self.prefix))
+            schedule.append(merged)
+            tokens -= merged if self.mode == "merge" else 0
+        return tuple(schedule)
+
+    def count(self, num_merged: Sequence[int]) -> int:
+        """MACs of all layers and of what is around them."""
+        tokens, macs = self.tokens, self.outside
+        for merged, (attention, dim, mlp), (head_dim, width) in zip(num_merged, self.shapes, self.keys, strict=True):
+            left = tokens - merged
+            attending = tokens if self.mode == "merge" else left
+            macs += attending * attention + 2 * attending * attending * dim + left * mlp
+            if merged:
+                patches = tokens - self.prefix
+                macs += (patches + 1) // 2 * (patches // 2) * head_dim
+                macs += tokens * width * head_dim if self.mode == "merge-unmerge" else 0
+            tokens = left if self.mode == "merge" else tokens
+        return macs
+
+
+def _linear_macs(module: nn.Module) -> int:
+    """MACs of all linear layers of a module for one token."""
+    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
