@@ -507,7 +507,7 @@ def test_ctrl_c_keeps_the_model_and_a_checkpoint_to_go_on_from(converted: Path, 
 def test_ctrl_c_before_the_training_is_told_as_well(
     converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tosa_cli.measure import flops
+    from tosa_cli.model import flops
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -524,7 +524,7 @@ def test_debug_shows_the_traceback(work: Path, tosa: Tosa) -> None:
 
 
 def test_a_fault_of_tosa_asks_for_a_report(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tosa_cli.measure import flops
+    from tosa_cli.model import flops
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("something\nunforeseen")

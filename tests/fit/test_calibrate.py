@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError, TrainingError
+from tosa_cli.fit import calibrate as calibration
 from tosa_cli.fit.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
 from tosa_cli.fit.candidates import bypass_errors, candidate_features, candidate_partners
 from tosa_cli.fit.regression import Sums
 from tosa_cli.model.backbone import attention_input, embed, embed_with_places
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train import calibrate as calibration
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation
 from tosa_cli.train.loop import make_accelerator

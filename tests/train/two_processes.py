@@ -25,7 +25,7 @@ from tests.train.tiny_runs import (
 )
 from tosa_cli.data.samples import ImageSamples, Sample
 from tosa_cli.errors import DataError, TrainingError
-from tosa_cli.train import calibrate as calibration
+from tosa_cli.fit import calibrate as calibration
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import make_accelerator
 
