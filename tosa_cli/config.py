@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tosa_cli.errors import ConfigError
+from tosa_cli.methods import BYPASSES, SELECTORS, Bypass, Selection, Selector
 
 ARCHITECTURE = "tosa_vit"
 """Name of converted models in timm's registry."""
-
-Selector = Literal["attention", "similarity", "probe", "previous", "random"]
-Selection = Literal["shared", "per-head"]
-Bypass = Literal["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]
-
-# Selectors that read the attention logits of the layer before, and so need a standard layer there.
-MAP_READING_SELECTORS: frozenset[str] = frozenset({"attention", "previous"})
-PER_HEAD_SELECTORS: frozenset[str] = frozenset({"attention", "previous", "random"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,27 +86,27 @@ class TosaConfig:
     @property
     def reads_maps(self) -> bool:
         """Whether the selector reads the attention logits of a feeding layer."""
-        return self.selector in MAP_READING_SELECTORS
+        return SELECTORS[self.selector].reads_maps
 
     @property
     def matches_tokens(self) -> bool:
         """Whether skipped tokens are matched with kept ones."""
-        return self.bypass.startswith("nearest")
+        return BYPASSES[self.bypass].matches_tokens
 
     @property
     def needs_keys(self) -> bool:
         """Whether tokens are compared by keys."""
-        return self.matches_tokens or self.selector == "similarity"
+        return self.matches_tokens or SELECTORS[self.selector].compares_keys
 
     @property
     def is_fitted(self) -> bool:
-        """Whether something is fitted in closed form: a bypass that has parameters, or the probe."""
-        return self.bypass not in ("identity", "nearest") or self.selector == "probe"
+        """Whether the bypass or the selector has parameters that are fitted in closed form."""
+        return BYPASSES[self.bypass].is_fitted or SELECTORS[self.selector].is_fitted
 
     @property
     def needs_distill(self) -> bool:
         """Whether `tosa distill` has something to do: selectors to train, or something to fit."""
-        return self.selector == "attention" or self.is_fitted
+        return SELECTORS[self.selector].is_trained or self.is_fitted
 
     @property
     def unread(self) -> dict[str, str]:
@@ -123,7 +116,7 @@ class TosaConfig:
             found["neighbors"] = f"the bypass {self.bypass!r} takes nothing from other tokens"
         if not self.reads_maps:
             found["query_rows"] = f"the selector {self.selector!r} reads no attention logits"
-        if self.selector != "attention":
+        if not SELECTORS[self.selector].is_trained:
             found["selector_kernel"] = f"the selector {self.selector!r} has no convolutions"
         return found
 
@@ -170,15 +163,16 @@ class TosaConfig:
             if value not in get_args(choices):
                 valid = ", ".join(get_args(choices))
                 raise ConfigError(f"{name} must be one of: {valid}; not {value!r}.")
-        if self.selection == "per-head" and self.bypass != "identity":
+        if self.selection == "per-head" and not BYPASSES[self.bypass].per_head:
             raise ConfigError(
                 f"Per-head selection skips a token in some heads only, so it has no bypass {self.bypass!r}: leave out "
                 f"--bypass, or use --selection shared."
             )
-        if self.selection == "per-head" and self.selector not in PER_HEAD_SELECTORS:
+        if self.selection == "per-head" and not SELECTORS[self.selector].per_head:
+            others = ", ".join(sorted(name for name, facts in SELECTORS.items() if facts.per_head))
             raise ConfigError(
                 f"The selector {self.selector!r} has one score a token, not one a head: use --selection shared, or one "
-                f"of the selectors {', '.join(sorted(PER_HEAD_SELECTORS))}."
+                f"of the selectors {others}."
             )
 
     def _check_layers(self) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tests.model.families import make_family
 from tests.model.tiny_models import make_images, make_tosa
-from tosa_cli.config import Bypass, Selector, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, ExportError, InputError, OutputError
 from tosa_cli.export import export as export_module
 from tosa_cli.export import onnx_file
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.export import ExportReport, export_model
+from tosa_cli.methods import BYPASSES, SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 from .tiny import tiny_tosa
@@ -34,8 +35,8 @@ SETTINGS: list[dict[str, Any]] = [
 def every_setting() -> list[dict[str, Any]]:
     """Selectors, bypasses and kinds of selection that go together."""
     found = []
-    for selector in Selector.__args__:  # type: ignore[attr-defined]
-        for bypass in Bypass.__args__:  # type: ignore[attr-defined]
+    for selector in SELECTORS:
+        for bypass in BYPASSES:
             for selection in ("shared", "per-head"):
                 settings = {"selector": selector, "bypass": bypass, "selection": selection}
                 try:

@@ -7,8 +7,9 @@ import typer
 
 from tosa_cli.cli import budget, console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size
-from tosa_cli.config import Bypass, Selection, Selector, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.methods import Bypass, Selection, Selector
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.config import Bypass
+from tosa_cli.methods import Bypass
 
 
 class LinearBypass(nn.Module):
