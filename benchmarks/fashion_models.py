@@ -9,7 +9,7 @@ from torch import nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.fit.budget import ErrorCurve, allocate
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.peers.compare import make_peer

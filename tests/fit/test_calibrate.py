@@ -18,7 +18,7 @@ from tosa_cli.fit import calibrate as calibration
 from tosa_cli.fit.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
 from tosa_cli.fit.candidates import bypass_errors, candidate_features, candidate_partners
 from tosa_cli.fit.regression import Sums
-from tosa_cli.model.backbone import attention_input, embed, embed_with_places
+from tosa_cli.model.families import attention_input, embed, embed_with_places
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation

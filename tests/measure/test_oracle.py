@@ -6,7 +6,7 @@ import torch
 from tests.model.tiny_models import make_images, make_tosa
 from tosa_cli.errors import ConfigError
 from tosa_cli.measure.oracle import with_oracle
-from tosa_cli.model.backbone import embed_with_places
+from tosa_cli.model.families import embed_with_places
 
 
 @pytest.mark.parametrize("bypass", ["identity", "linear", "nearest", "nearest+linear"])

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.backbone import check_supported, embed
+from tosa_cli.model.families import check_supported, embed
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.selection import choose_tokens
 

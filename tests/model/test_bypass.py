@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import tosa_cli
 from tosa_cli.errors import TosaError
-from tosa_cli.model.backbone import attention_input, embed_with_places, mean_key_projection
 from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
+from tosa_cli.model.families import attention_input, embed_with_places, mean_key_projection
 from tosa_cli.model.matching import Choice, match_with_kept, other_indices
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens

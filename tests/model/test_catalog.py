@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.backbone import SUPPORTED_MODELS, check_supported, why_unsupported
 from tosa_cli.model.catalog import Architecture, find_architectures, look_up
+from tosa_cli.model.families import check_supported, is_supported_kind, why_unsupported
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -98,7 +98,7 @@ def kind_of(name: str) -> type[nn.Module]:
 def test_the_architectures_that_are_not_built_are_of_no_supported_type(type_only: None) -> None:
     kinds = {name: kind_of(name) for name in find_architectures() if look_up_once(name).reason is not None}
     assert len(set(kinds.values())) > 80
-    assert {name for name, kind in kinds.items() if kind in SUPPORTED_MODELS} == {
+    assert {name for name, kind in kinds.items() if is_supported_kind(kind)} == {
         f"vit_{size}_patch16_reg1_gap_256" for size in ("dwee", "dpwee", "dlittle")
     }
 
@@ -114,7 +114,7 @@ def test_the_architectures_that_convert_do_so_whole(no_random_weights: None) -> 
     for name in find_architectures():
         if look_up_once(name).reason is None:
             model = timm.create_model(name, device="meta")
-            assert type(model) in SUPPORTED_MODELS and why_unsupported(model) is None, name
+            assert is_supported_kind(type(model)) and why_unsupported(model) is None, name
 
 
 @pytest.mark.slow

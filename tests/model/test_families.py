@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -15,12 +16,13 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.hub.checkpoint import load, save
 from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.backbone import attention_input, check_supported, embed_with_places, mean_key_projection
 from tosa_cli.model.convert import check_identity, insert_selectors
+from tosa_cli.model.families import attention_input, check_supported, embed_with_places, mean_key_projection
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places, gather_bias, gather_rope
 from tosa_cli.model.selection import choose_tokens
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.finetune import set_drop_path
 
 from .families import FAMILIES, MECHANISMS, make_family
 from .test_timm_interface import flatten
@@ -276,7 +278,7 @@ def test_the_check_of_conversion_finds_places_that_are_not_gathered(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = convert_family(family)
-    monkeypatch.setattr("tosa_cli.model.tosa_layer.gather_rope", lambda rope, indices: rope)
+    monkeypatch.setattr("tosa_cli.model.families.timm_eva.gather_rope", lambda rope, indices: rope)
     monkeypatch.setattr("tosa_cli.model.places.gather_bias", lambda bias, indices: bias)
     with pytest.raises(Exception, match="layer 2 on shuffled tokens should equal"):
         check_identity(model)
@@ -411,6 +413,24 @@ def test_it_runs_in_half_precision(family: str) -> None:
     assert whole.dtype == torch.bfloat16
     for tokens in (mixed, whole):
         assert F.cosine_similarity(tokens.float(), expected, dim=-1).mean() > 0.9
+
+
+# ---------------------------------------------------------------------- stochastic depth
+
+
+def drop_rates(model: nn.Module) -> dict[str, float]:
+    """The rate of every place where a model drops a branch at random."""
+    return {name: module.drop_prob for name, module in model.named_modules() if isinstance(module, DropPath)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_is_given_its_rate_of_stochastic_depth(family: str) -> None:
+    expected = drop_rates(make_family(family, drop_path_rate=0.3))
+    model = convert_family(family)
+    set_drop_path(model, 0.3)
+    assert drop_rates(model.backbone) == pytest.approx(expected) and len(expected) >= 3
+    set_drop_path(model, 0.0)
+    assert drop_rates(model.backbone) == {}
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.backbone import embed, embed_with_places
+from tosa_cli.model.families import embed, embed_with_places
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.selection import choose_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT

@@ -52,7 +52,7 @@ def inspect(
     measured = TosaConfig(layers=(2,), selector=selector, bypass=bypass)
 
     from tosa_cli.hub.source import load_source
-    from tosa_cli.model.backbone import is_supported, num_heads
+    from tosa_cli.model.families import is_supported, num_heads
     from tosa_cli.model.flops import count_flops
 
     loaded = load_source(source, pretrained=bool(data_dir), img_size=size)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import attention_input, embed_with_places, has_class_token
+from tosa_cli.model.families import attention_input, embed_with_places, has_class_token
 from tosa_cli.model.matching import similarity_sets, squared_distances
 from tosa_cli.model.selection import num_kept
 from tosa_cli.model.tosa_vit import TosaViT

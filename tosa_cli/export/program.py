@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tosa_cli.export.quiet import quiet
-from tosa_cli.model.backbone import embed_with_places
+from tosa_cli.model.families import embed_with_places
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.tosa_vit import TosaViT
 

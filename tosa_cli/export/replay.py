@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tosa_cli.model.backbone import attention_input, embed_with_places
+from tosa_cli.model.families import attention_input, embed_with_places
 from tosa_cli.model.matching import Choice, other_indices, partner_weights, similarity_sets
 from tosa_cli.model.selection import gather_tokens, num_kept
 from tosa_cli.model.tosa_vit import TosaViT

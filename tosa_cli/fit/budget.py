@@ -22,7 +22,7 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_probes
 from tosa_cli.fit.regression import Sums
-from tosa_cli.model.backbone import Backbone, has_class_token
+from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.flops import count_flops, count_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress

@@ -32,7 +32,7 @@ from tosa_cli.fit.candidates import (
     skipped_features,
 )
 from tosa_cli.fit.regression import Sums
-from tosa_cli.model.backbone import attention_input, embed_with_places
+from tosa_cli.model.families import attention_input, embed_with_places
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens

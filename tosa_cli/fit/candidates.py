@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.backbone import attention_input
 from tosa_cli.model.bypass import NearestBypass
+from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import (
     Choice,
     mean_of_partners,

@@ -10,7 +10,7 @@ from torch import nn
 
 from tosa_cli.errors import CheckpointError, UnsupportedModelError
 from tosa_cli.hub.state_dict import CLIP, DEIT, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, Naming
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 
 ACTIVATIONS = {
     "gelu": "gelu",

@@ -19,15 +19,9 @@ from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
 from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
-from tosa_cli.model.backbone import Backbone, check_img_size, check_supported, fit_checkpoint
+from tosa_cli.model.families import FAMILIES, Backbone, check_supported, family_of
 from tosa_cli.model.registry import set_norm_eps_
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
-
-SHORT_NAMES = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
-"""How a short name such as `deit_tiny` is completed, in this order."""
-
-_MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_relpos")
-"""timm's files whose names are proposed for one that is misspelt."""
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -133,11 +127,12 @@ def resolve_name(name: str) -> str:
     base = name.partition(".")[0]
     if timm.is_model(base):
         return name
-    for template in SHORT_NAMES:
+    for template in (template for family in FAMILIES for template in family.short_names):
         for short in (name, name.removeprefix("dinov2_")):
             if timm.is_model(template.format(short)):
                 return template.format(short)
-    known = [name for module in _MODULES for name in timm.list_models(module=module)]
+    modules = [module for family in FAMILIES for module in family.modules]
+    known = [name for module in modules for name in timm.list_models(module=module)]
     known += sorted({model.removesuffix("_patch16_224") for model in known if model.endswith("_patch16_224")})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
     raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
@@ -157,7 +152,7 @@ def _planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] |
     planned = _build(name, source, False, own or {}, device="meta")
     check_supported(planned)
     if args["img_size"] is not None:
-        check_img_size(planned, args["img_size"])
+        family_of(planned).check_img_size(planned, args["img_size"])
     return planned
 
 
@@ -242,7 +237,7 @@ def _from_transformers(
             raise weights_error(error, shown) from error
         state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
         # Position embeddings of another image size are resampled as transformers does it.
-        state = fit_checkpoint(state, model, antialias=plan.family.antialias)
+        state = family_of(model).fit_checkpoint(state, model, antialias=plan.family.antialias)
         load_weights(model, state, shown, args["num_classes"])
     return model, plan.architecture, notes
 

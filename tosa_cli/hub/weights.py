@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tosa_cli.errors import CheckpointError, TosaError
 from tosa_cli.hub.files import WEIGHTS_FILES, folder_files
 from tosa_cli.hub.state_dict import unwrap
-from tosa_cli.model.backbone import Backbone, fit_checkpoint
+from tosa_cli.model.families import Backbone, family_of
 
 _HEADS = ("head.", "head_dist.")
 
@@ -54,7 +54,7 @@ def load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_clas
         CheckpointError: If they do not fit.
     """
     try:
-        state = fit_checkpoint(state, model, adapt_layer_scale=True)
+        state = family_of(model).fit_checkpoint(state, model, adapt_layer_scale=True)
         head = state.get("head.weight")
         if num_classes is not None and (0 if head is None else len(head)) != num_classes:
             new = {key: value for key, value in model.state_dict().items() if key.startswith(_HEADS)}

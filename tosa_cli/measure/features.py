@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tosa_cli.measure.turns import Clock, run_in_turns
-from tosa_cli.model.backbone import has_class_token
+from tosa_cli.model.families import has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 
 

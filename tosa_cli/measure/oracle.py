@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.candidates import bypass_errors, candidate_partners
-from tosa_cli.model.backbone import attention_input
+from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, num_kept

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.backbone import Backbone, num_attentions
+from tosa_cli.model.families import Backbone, kind_of, num_attentions
 from tosa_cli.model.selection import num_query_rows, take_query_rows
 
 
@@ -93,7 +93,7 @@ def run_and_tap(
     """
     tap = AttentionTap(query_rows, read, num_attentions(block))
     with tap:
-        output = block(tokens, **(extras or {}))
+        output = kind_of(block).run(block, tokens, extras or {})
     if tap.result is None:
         raise UnsupportedModelError(
             f"{type(block).__name__} ran without PyTorch's fused attention, so its logits cannot be read. "

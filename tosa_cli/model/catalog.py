@@ -8,7 +8,7 @@ import timm
 from timm.models import model_entrypoint
 
 from tosa_cli.config import ARCHITECTURE
-from tosa_cli.model.backbone import Backbone, is_supported_kind, why_unsupported
+from tosa_cli.model.families import Backbone, is_supported_kind, why_unsupported
 from tosa_cli.model.refusals import reason_against
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
 

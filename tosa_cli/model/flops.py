@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone, check_supported, head_dim, key_dim, num_heads
+from tosa_cli.model.families import Backbone, check_supported, family_of, head_dim, key_dim, kind_of, num_heads
 from tosa_cli.model.matching import num_partners, partner_spacing
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
@@ -119,7 +119,7 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
     outside = (
         _embed_macs(backbone)
         + head_macs(backbone, _num_tokens(backbone))
-        + _bias_macs(getattr(backbone, "shared_rel_pos", None))
+        + _bias_macs(family_of(backbone).position_bias(backbone))
     )
     dense = outside + sum(layer.dense_macs for layer in layers)
     selector = sum(layer.selector_macs for layer in layers)
@@ -219,14 +219,14 @@ def _linear_macs(module: Backbone) -> int:
 
 
 def _block_macs(block: Backbone, tokens: int) -> int:
-    bias = getattr(getattr(block, "attn", None), "rel_pos", None)
+    bias = kind_of(block).position_bias(block)
     linear = _linear_macs(block) - (0 if bias is None else _linear_macs(bias))
     return tokens * linear + 2 * tokens * tokens * _attention_dim(block) + _bias_macs(bias)
 
 
-def _bias_macs(bias: Backbone) -> int:
+def _bias_macs(bias: nn.Module | None) -> int:
     """MACs of a position bias: a small network may make it, for every distance of two patches, in any kind of layer."""
-    if type(bias) is not RelPosMlp:
+    if not isinstance(bias, RelPosMlp):
         return 0
     rows, columns = bias.window_size
     return (2 * rows - 1) * (2 * columns - 1) * _linear_macs(bias)

@@ -5,7 +5,7 @@ from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 
 
 def run_block_per_head(block: Backbone, tokens: Tensor, keep_indices: Tensor) -> Tensor:

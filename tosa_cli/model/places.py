@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ROPE = "rope"
-"""What timm's blocks call the rotary table."""
+Extras = Mapping[str, Tensor]
+"""What a block is given beside the tokens, by the block's own names."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Places:
     """
 
     grid: tuple[int, int]
-    extras: tuple[Mapping[str, Tensor], ...] = ()
+    extras: tuple[Extras, ...] = ()
 
-    def of(self, layer: int) -> Mapping[str, Tensor]:
+    def of(self, layer: int) -> Extras:
         """What the block of a layer, counted from 1, is given beside the tokens."""
         return self.extras[layer - 1] if self.extras else {}
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.backbone import has_class_token
 from tosa_cli.model.decoders import DECODERS, Decoder, DecoderFeatures
 from tosa_cli.model.decoders.base import resize
+from tosa_cli.model.families import has_class_token
 from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance

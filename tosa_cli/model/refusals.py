@@ -37,12 +37,6 @@ _BY_MODULE = {
 
 _OTHER = "it is not built of transformer blocks that all work on one grid of tokens"
 
-DIFFERENTIAL = "it takes one map of attention off another, so its logits do not tell what a token receives"
-NOT_FUSED = (
-    "its position bias can be fitted to the selected tokens only in PyTorch's fused attention, which is off: unset "
-    "TIMM_FUSED_ATTN"
-)
-
 
 def reason_against(module: str) -> str:
     """Why the models of one of timm's files are not converted.

@@ -99,9 +99,9 @@ def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
-    from tosa_cli.model.backbone import fit_checkpoint
+    from tosa_cli.model.families import family_of
 
     # timm's own filter resamples the position embedding where the model is built for another image size; it reads
     # the size of the saved one from here.
     model.backbone.pretrained_model_args = model.pretrained_model_args
-    return fit_checkpoint(state, model.backbone)
+    return family_of(model.backbone).fit_checkpoint(state, model.backbone)

@@ -8,7 +8,7 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 
 
 def class_names(model: Any) -> list[str]:

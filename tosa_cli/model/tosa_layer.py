@@ -1,14 +1,13 @@
 """A ToSA layer (paper Eq. 4): the selected tokens go through the untouched block, the others through the bypass."""
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from tosa_cli.model.backbone import Backbone, attention_input, has_bias
 from tosa_cli.model.bypass import LinearBypass, NearestBypass
+from tosa_cli.model.families import Backbone, attention_input, kind_of
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
-from tosa_cli.model.places import ROPE, SelectedBias, gather_rope
+from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
 
 
@@ -31,7 +30,7 @@ def run_tosa_layer(
     tokens: Tensor,
     choice: Choice,
     bypass: LinearBypass | NearestBypass | None,
-    extras: Mapping[str, Tensor] | None = None,
+    extras: Extras | None = None,
 ) -> Tensor:
     """Run a block on the selected tokens and put everything back in its old place.
 
@@ -66,7 +65,7 @@ def run_parts(
     parts: Parts,
     choice: Choice,
     bypass: LinearBypass | NearestBypass | None,
-    extras: Mapping[str, Tensor] | None = None,
+    extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
     selected, others, reads = parts
@@ -83,9 +82,7 @@ def run_parts(
     return Parts(computed, (others + updates).to(others.dtype))
 
 
-def run_selected(
-    block: Backbone, selected: Tensor, choice: Choice, extras: Mapping[str, Tensor] | None = None
-) -> Tensor:
+def run_selected(block: Backbone, selected: Tensor, choice: Choice, extras: Extras | None = None) -> Tensor:
     """Run a block on the selected tokens (B, K, D), each of which stands for the skipped ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section
@@ -99,16 +96,7 @@ def run_selected(
     if choice.partners is not None and choice.weights is not None:
         sizes = token_sizes(selected.shape[1], choice.partners, choice.weights)
         size_bias = sizes.log()[:, None, None, :].to(selected.dtype)
-    given = dict(extras or {})
-    if has_bias(block):
-        with SelectedBias(choice.keep_indices, size_bias):
-            return block(selected, **given)
-    if ROPE in given:
-        prefix = block.attn.num_prefix_tokens
-        given[ROPE] = gather_rope(given[ROPE], choice.keep_indices[:, prefix:] - prefix)
-    if size_bias is not None:
-        given["attn_mask"] = size_bias
-    return block(selected, **given)
+    return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 
 
 def bypass_reads(inputs: Parts, choice: Choice) -> Tensor:

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.backbone import (
+from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
+from tosa_cli.model.families import (
     Backbone,
     attention_input,
     check_supported,
     embed_with_places,
+    kind_of,
     matching_projection,
     num_heads,
 )
-from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
 from tosa_cli.model.matching import Choice, choose_by_similarity, match_with_kept, other_indices
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
@@ -249,7 +250,8 @@ class TosaViT(FinetunableViT):
 
     def run_block(self, layer: int, tokens: Tensor, places: Places) -> Tensor:
         """Run the block of a layer on all tokens (B, N, D), which stand at `places`, as the source model does."""
-        return self.blocks[layer - 1](tokens, **places.of(layer))
+        block = self.blocks[layer - 1]
+        return kind_of(block).run(block, tokens, places.of(layer))
 
     def run_standard_layer(self, layer: int, tokens: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
         """Run a layer in which every token is computed.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.backbone import Backbone, check_supported
+from tosa_cli.model.families import Backbone, check_supported
 
 
 class Attended(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import GIGA, count_flops
 from tosa_cli.peers.merging import MergeMode, check_mergeable, num_mergeable
 

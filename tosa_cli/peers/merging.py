@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone, embed, mean_key_projection
+from tosa_cli.model.families import Backbone, embed, mean_key_projection
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import MatchingKeys
 from tosa_cli.model.timm_interface import FinetunableViT

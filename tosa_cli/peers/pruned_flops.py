@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.backbone import Backbone
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import head_macs
 from tosa_cli.peers.merged_flops import DenseMacs
 from tosa_cli.peers.pruning import check_prunable, check_pruning, num_attentive, num_left

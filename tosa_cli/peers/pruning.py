@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.backbone import Backbone, embed, has_class_token
+from tosa_cli.model.families import Backbone, embed, has_class_token
 from tosa_cli.model.selection import choose_tokens, gather_tokens
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.block_halves import check_blocks, run_attention, run_mlp

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from timm.data import Mixup
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import calculate_drop_path_rates
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.families import kind_of
 from tosa_cli.model.timm_interface import FinetunableViT, TimmInterface
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
@@ -135,6 +136,4 @@ def set_drop_path(model: TimmInterface, rate: float) -> None:
     """Set the stochastic depth rate of a model's blocks, which rises to `rate` from the first to the last."""
     rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
     for block, probability in zip(model.blocks, rates, strict=True):
-        for name in ("drop_path1", "drop_path2"):
-            if hasattr(block, name):
-                setattr(block, name, DropPath(probability) if probability > 0 else nn.Identity())
+        kind_of(block).set_drop_path(block, probability)

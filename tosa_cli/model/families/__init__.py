@@ -1,0 +1,40 @@
+"""Families of backbones: one file each says all that the rest of the package knows of its models and blocks."""
+
+from tosa_cli.model.families.base import Backbone, BlockKind, Family
+from tosa_cli.model.families.eligibility import check_supported, is_supported, why_unsupported
+from tosa_cli.model.families.parts import (
+    attention_input,
+    embed,
+    embed_with_places,
+    has_class_token,
+    head_dim,
+    key_dim,
+    matching_projection,
+    mean_key_projection,
+    num_attentions,
+    num_heads,
+)
+from tosa_cli.model.families.registry import FAMILIES, family_of, is_supported_kind, kind_of
+
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "BlockKind",
+    "Family",
+    "attention_input",
+    "check_supported",
+    "embed",
+    "embed_with_places",
+    "family_of",
+    "has_class_token",
+    "head_dim",
+    "is_supported",
+    "is_supported_kind",
+    "key_dim",
+    "kind_of",
+    "matching_projection",
+    "mean_key_projection",
+    "num_attentions",
+    "num_heads",
+    "why_unsupported",
+]

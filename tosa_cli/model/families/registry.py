@@ -1,0 +1,53 @@
+"""The families of backbones that can be converted, in one list, and what of them a model or a block belongs to."""
+
+from tosa_cli.errors import UnsupportedModelError
+from tosa_cli.model.families.base import Backbone, BlockKind, Family, OpaqueBlock
+from tosa_cli.model.families.timm_beit import TimmBeit
+from tosa_cli.model.families.timm_eva import TimmEva
+from tosa_cli.model.families.timm_relpos import TimmRelPos
+from tosa_cli.model.families.timm_vit import TimmVit
+from tosa_cli.model.refusals import reason_against
+
+FAMILIES: tuple[Family, ...] = (TimmVit(), TimmEva(), TimmBeit(), TimmRelPos())
+
+_UNKNOWN = OpaqueBlock()
+
+
+def family_of(model: Backbone) -> Family:
+    """The family of a model, by its exact type.
+
+    Raises:
+        UnsupportedModelError: If it is of no family: a sentence with its type and the reason.
+    """
+    for family in FAMILIES:
+        if type(model) in family.models:
+            return family
+    raise UnsupportedModelError(f"{why_unknown(model)} Type `tosa list` to see what can be.")
+
+
+def kind_of(block: Backbone) -> BlockKind:
+    """What is known of a block, by its exact type."""
+    for family in FAMILIES:
+        if type(block) in family.blocks:
+            return family.blocks[type(block)]
+    return _UNKNOWN
+
+
+def is_supported_kind(kind: object) -> bool:
+    """Whether something is one of the types of models that can be converted."""
+    return any(kind is supported for family in FAMILIES for supported in family.models)
+
+
+def why_unknown(model: Backbone) -> str | None:
+    """One sentence that says why a model is of no family; None if it is of one."""
+    kind = type(model)
+    if is_supported_kind(kind):
+        return None
+    is_subclass = any(isinstance(model, family.models) for family in FAMILIES)
+    own = "it is a subclass, which may compute something else" if is_subclass else reason_against(kind.__module__)
+    return f"{name_of(model)} is a {kind.__name__}, which cannot be converted: {own}."
+
+
+def name_of(model: Backbone) -> str:
+    """timm's name of a model, to begin a sentence with."""
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"
