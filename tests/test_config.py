@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tosa_cli.config import TosaConfig, check_keys
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.settings import check_keys
 
 
 @pytest.mark.parametrize(
@@ -47,13 +48,13 @@ from tosa_cli.errors import ConfigError, InputError
         ({"query_rows": True}, "query_rows must be 'all' or a number from 1 up, not True."),
         ({"query_rows": "some"}, "query_rows must be 'all' or a number from 1 up, not 'some'."),
         ({"query_rows": None}, "query_rows must be 'all' or a number from 1 up, not None."),
-        ({"neighbors": 0}, "neighbors must be a whole number from 1 up, not 0."),
-        ({"neighbors": -3}, "neighbors must be a whole number from 1 up, not -3."),
-        ({"neighbors": 1.5}, "neighbors must be a whole number from 1 up, not 1.5."),
-        ({"neighbors": True}, "neighbors must be a whole number from 1 up, not True."),
-        ({"neighbors": None}, "neighbors must be a whole number from 1 up, not None."),
-        ({"span": 0}, "span must be a whole number from 1 up, not 0."),
-        ({"span": 2.0}, "span must be a whole number from 1 up, not 2.0."),
+        ({"neighbors": 0}, "neighbors must be 1 or more, not 0."),
+        ({"neighbors": -3}, "neighbors must be 1 or more, not -3."),
+        ({"neighbors": 1.5}, "neighbors must be a whole number, not 1.5."),
+        ({"neighbors": True}, "neighbors must be a whole number, not True."),
+        ({"neighbors": None}, "neighbors must be a whole number, not None."),
+        ({"span": 0}, "span must be 1 or more, not 0."),
+        ({"span": 2.0}, "span must be a whole number, not 2.0."),
         ({"span": 2}, "The selector 'attention' chooses anew in each ToSA layer, so no layers share a choice"),
         (
             {"layers": (1, 2), "selector": "similarity", "span": 2, "keep_rate": (0.9, 0.8)},

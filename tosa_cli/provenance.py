@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tosa_cli.config import check_keys
 from tosa_cli.errors import ConfigError
+from tosa_cli.settings import check_keys
 
 FORMAT_VERSION = 1
 """Version of the format of model folders."""

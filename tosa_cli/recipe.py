@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from tosa_cli.config import TosaConfig, check_keys
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.provenance import command_of
+from tosa_cli.settings import check_keys
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 

@@ -204,7 +204,7 @@ def test_the_labelled_file_of_nyu_is_trained_on_and_evaluated_by_its_own_split(
         ("finetune --task depth --mixup 0.8 --data-dir scenes", "--mixup (0.8) goes with the task classification"),
         ("finetune --task depth --data-dir photos", "photos has no folder rgb"),
         ("finetune --task segmentation --data-dir scenes", "num_labels must be 2 or more for segmentation"),
-        ("finetune --task depth --img-size x --data-dir scenes", "--img-size should be a number of pixels"),
+        ("finetune --task depth --img-size x --data-dir scenes", "--img-size must be a number of pixels"),
         ("finetune --task depth --data-dir scenes -o photos", "photos already exists"),
         ("finetune --task depth --data-dir scenes --val-dir scenes/train --val-split train", "would be the training"),
         ("eval --task depth --data-dir scenes", "dense-tosa has no decoder: train one with `tosa finetune dense-tosa"),

@@ -65,7 +65,7 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
             "dense --layers 2 --selector best",
             "selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
         ),
-        ("dense --layers 2 --img-size big", "--img-size should be a number of pixels, or height,width; not 'big'."),
+        ("dense --layers 2 --img-size big", "--img-size must be a number of pixels, or height,width; not 'big'."),
         ("dense --layers 2 --img-size 65", "is no whole number of patches of 8x8: use 64x64 or 72x72."),
         ("deit_tiny --layers 2 --img-size 200,224 --no-pretrained", "of 16x16: use 192x224 or 208x224."),
         ("dense --layers 2 --architecture vit_tiny_patch16_224", "is no weights file, so its architecture is known"),
@@ -326,7 +326,7 @@ def test_a_setting_that_cannot_be_meant_is_refused(converted: Path, tosa: Tosa, 
 def test_a_recipe_with_a_number_out_of_range_is_refused(converted: Path, tosa: Tosa) -> None:
     Path("mine.yaml").write_text("finetune:\n  model_ema_decay: 2\n")
     done = tosa("finetune --recipe mine.yaml --data-dir digits")
-    check_refused(done, "--model-ema-decay must be 0 or more and below 1, not 2.0.")
+    check_refused(done, "--model-ema-decay must be 0 or more and below 1, not 2.")
 
 
 def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:

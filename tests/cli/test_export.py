@@ -54,7 +54,7 @@ def test_int8_is_told_in_sentences(converted: Path, tosa: Tosa, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("--outputs tokens", "outputs must be among logits"),
+        ("--outputs tokens", "outputs must be one of: logits"),
         ("--opset 9", "opset must be from 18"),
         ("-o model.txt", "written to a .onnx file"),
         ("-o model.pt2 --quantize int8", "quantize is for ONNX files"),

@@ -193,10 +193,10 @@ def test_defaults_depend_on_the_objective_and_are_recorded() -> None:
         ({"smoothing": 0.1}, r"--smoothing \(0.1\) needs labels"),
         ({"color_jitter": 0.4}, r"--color-jitter \(0.4\) does not go with the objective features, which crops"),
         ({"drop_path": 0.1}, r"--drop-path \(0.1\) does not go with"),
-        ({"max_minutes": 0}, r"--max-minutes must be above 0, not 0.0."),
+        ({"max_minutes": 0}, r"--max-minutes must be above 0, not 0."),
         ({"eval_every": -1}, r"--eval-every must be 0 or more, not -1."),
         ({"feature_layers": -1}, r"--feature-layers must be 0 or more, not -1."),
-        ({"objective": "tokens"}, r"--objective must be one of labels, features; not 'tokens'."),
+        ({"objective": "tokens"}, r"--objective must be one of: labels, features; not 'tokens'."),
         ({"objective": "labels", "feature_layers": 2}, r"--feature-layers needs the objective features"),
     ],
 )

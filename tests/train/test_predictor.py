@@ -180,9 +180,9 @@ def test_mixed_precision_and_recomputed_layers_train_too(scenes: Path, tmp_path:
     ("settings", "sentence"),
     [
         ({"decoder": "mlp"}, "decoder must be one of: linear, dpt, newcrfs; not 'mlp'"),
-        ({"data_format": "scannet"}, "--data-format must be one of folder, nyu, kitti; not 'scannet'"),
-        ({"img_size": "0"}, "--img-size should be a number of pixels"),
-        ({"decoder_dim": 12}, "decoder_dim must be 0 or a multiple of 8, not 12"),
+        ({"data_format": "scannet"}, "--data-format must be one of: folder, nyu, kitti; not 'scannet'"),
+        ({"img_size": "0"}, "--img-size must be a number of pixels"),
+        ({"decoder_dim": 12}, "--decoder-dim must be 0 or a multiple of 8, not 12"),
         ({"min_depth": 20.0}, r"min_depth \(20.0\) must be above 0 and below max_depth \(10.0\)"),
         ({"crop_scale": 0.0}, "--crop-scale must be above 0"),
         ({"rotation": -1.0}, "--rotation must be 0 or more"),
@@ -195,4 +195,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: s
 
 def test_a_format_brings_its_own_cap() -> None:
     assert PredictorConfig().max_depth == 10 and PredictorConfig(data_format="kitti").max_depth == 80
-    assert PredictorConfig(img_size="480,640").size == (480, 640) and PredictorConfig(img_size=224).size == (224, 224)  # type: ignore[arg-type]
+    assert PredictorConfig.from_dict({"img_size": "480,640"}).size == (480, 640) and PredictorConfig(
+        img_size=224
+    ).size == (224, 224)

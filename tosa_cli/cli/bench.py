@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, parse_img_size, resolve_model
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
+from tosa_cli.data.images import ImgSize, read_img_size
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tosa_cli.measure.speed import SpeedReport
     from tosa_cli.model.tosa_vit import TosaViT
 
-ImgSize = int | tuple[int, int] | None
 _T = TypeVar("_T")
 
 KEEP_RATES = "0.9,0.8,0.7,0.6,0.5,0.4"
@@ -108,7 +108,7 @@ def bench(
     batches = _parse_list(batch_sizes or str(batch_size), int, "--batch-sizes", "numbers of images, as in 1,8,16")
     if min(batches) < 1:
         raise ConfigError(f"--batch-sizes should be numbers from 1 up, as in 1,8,16; not {batch_sizes!r}.")
-    sizes: list[ImgSize] = [parse_img_size(img_size)]
+    sizes: list[ImgSize] = [read_img_size(img_size)]
     if img_sizes is not None:
         if img_size is not None:
             raise ConfigError("--img-size and --img-sizes were given together: give one of them.")

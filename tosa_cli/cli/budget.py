@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tosa_cli.cli import console
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Method, TosaConfig
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
@@ -14,7 +14,7 @@ BATCH_SIZE = 8
 
 
 def measure(
-    model: Any, config: TosaConfig, data_dir: str, max_samples: int | None, dataset: str = "", split: str = "train"
+    model: Any, method: Method, data_dir: str, max_samples: int | None, dataset: str = "", split: str = "train"
 ) -> "list[ErrorCurve]":
     """Measure the error curve of each layer on a few images, evenly spread, or the first of a stream.
 
@@ -34,7 +34,7 @@ def measure(
     images = images_to_read(opened, model, indices=indices, first=count, batch_size=BATCH_SIZE, name=name)
     console.say(f"Measuring what each layer can spare, on {console.counted(images.num_images, 'image')} of {name} ...")
     with console.progress("Measuring") as progress:
-        curves = measure_curves(make_accelerator(TrainConfig()), model, config, images, progress=progress)
+        curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=progress)
     for name in images.failed:
         console.warn(f"Skipped {name}.")
     return curves

@@ -18,7 +18,6 @@ from tosa_cli.cli.options import (
     PresetOption,
     RecipeOption,
     config_from,
-    parse_img_size,
     parse_keep_rate,
     parse_layers,
     parse_query_rows,
@@ -27,7 +26,7 @@ from tosa_cli.cli.options import (
     settings_from,
 )
 from tosa_cli.config import TosaConfig, is_int
-from tosa_cli.data.images import COLOR_MODES
+from tosa_cli.data.images import COLOR_MODES, read_img_size
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def convert(
             "split": split,
             "max_samples": max_samples,
             "selector_kernel": selector_kernel,
-            "img_size": parse_img_size(img_size),
+            "img_size": read_img_size(img_size),
             "num_classes": num_classes,
             "architecture": architecture,
             "pretrained": pretrained,

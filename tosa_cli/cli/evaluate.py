@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, parse_img_size, resolve_model
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
+from tosa_cli.data.images import read_img_size
 from tosa_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def evaluate(
     finetuned, for a new head or weights that started at random, it is the same weights with every token computed.
     """
     name = resolve_model(model)
-    size = parse_img_size(img_size)
+    size = read_img_size(img_size)
     folder = Path(name.removeprefix("local-dir:"))
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")

@@ -1,22 +1,23 @@
 """`tosa export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, parse_img_size, resolve_model
-from tosa_cli.export.config import OPSETS, ExportConfig, Output
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model, with_settings
+from tosa_cli.data.images import read_img_size
+from tosa_cli.export.config import ExportConfig
 
 if TYPE_CHECKING:
     from tosa_cli.export.check import CheckReport
     from tosa_cli.export.quantize import QuantizeReport
 
-DEFAULTS = ExportConfig()
 
-
+@with_settings(ExportConfig)
 def export(
+    settings: dict[str, Any],
     model: ModelArgument = None,
     output: Annotated[
         Path | None,
@@ -28,32 +29,7 @@ def export(
             help="onnx, or pt2 for torch.export. Default: by the ending of --output, else onnx.", show_default=False
         ),
     ] = None,
-    outputs: Annotated[
-        str | None,
-        typer.Option(
-            help="What comes out, with commas: logits, pooler_output (pooled features), last_hidden_state (all final "
-            "tokens, for dense tasks). Default: logits, or of a model without a head the others.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "-b", "--batch-size", min=1, help="Fix the batch to so many images. Default: any.", show_default=False
-        ),
-    ] = None,
     img_size: ImgSizeOption = None,
-    opset: Annotated[
-        int, typer.Option(help=f"Opset of the ONNX file, from {OPSETS[0]} to {OPSETS[1]}.")
-    ] = DEFAULTS.opset,
-    atol: Annotated[
-        float,
-        typer.Option(help="Largest accepted difference from the model; of values above 1, relative to the largest."),
-    ] = DEFAULTS.atol,
-    quantize: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="int8: dynamic quantisation of the ONNX file; what it costs is told.", show_default=False),
-    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -62,18 +38,11 @@ def export(
     Input: pixel_values, normalised images (batch, channels, height, width).
     """
     chosen = format or ("pt2" if output is not None and output.suffix.lower() == ".pt2" else "onnx")
-    config = ExportConfig(
-        format=cast(Literal["onnx", "pt2"], chosen),
-        outputs=cast(tuple[Output, ...], tuple(outputs.split(",")) if outputs is not None else ()),
-        batch_size=batch_size,
-        opset=opset,
-        atol=atol,
-        quantize=quantize,
-    )
-    size = parse_img_size(img_size)
+    config = ExportConfig.from_dict({**settings, "format": chosen})
+    size = read_img_size(img_size)
     name = resolve_model(model)
     stem = name.removeprefix("local-dir:").removeprefix("hf-hub:").rstrip("/").split("/")[-1].split("@")[0]
-    path = output or Path(f"{stem}{'.int8' if quantize else ''}.{chosen}")
+    path = output or Path(f"{stem}{'.int8' if config.quantize else ''}.{chosen}")
 
     from tosa_cli.export.export import check_target, export_model
     from tosa_cli.export.onnx_file import check_installed
@@ -88,7 +57,9 @@ def export(
     if json:
         console.print_json(report.to_dict())
         return
-    takes = "any number of images" if batch_size is None else f"{batch_size} image{'s' * (batch_size > 1)} at a time"
+    takes = "any number of images"
+    if config.batch_size is not None:
+        takes = f"{console.counted(config.batch_size, 'image')} at a time"
     shape = "x".join(str(extent) for extent in report.inputs["pixel_values"][1:])
     console.print_line(
         f"{report.file}: {report.size_mb:.1f} MB; takes {takes}, {shape}; gives {', '.join(report.outputs)}."

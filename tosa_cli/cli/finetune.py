@@ -19,9 +19,9 @@ from tosa_cli.cli.options import (
     with_settings,
 )
 from tosa_cli.errors import ConfigError, DataError, InputError
+from tosa_cli.settings import option_name
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
-from tosa_cli.train.ranges import option_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
+from tosa_cli.data.images import read_img_size
 from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def flops(
 ) -> None:
     """Count the multiply-accumulates of a model, layer by layer, selectors and a decoder included."""
     name = resolve_model(model)
-    size = parse_img_size(img_size)
+    size = read_img_size(img_size)
 
     from tosa_cli.hub.checkpoint import load
     from tosa_cli.hub.predictor import is_predictor

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from tosa_cli.cli import budget, console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size
-from tosa_cli.config import TosaConfig
+from tosa_cli.cli.options import ImgSizeOption, JsonOption
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.data.images import read_img_size
 from tosa_cli.errors import ConfigError, InputError
 from tosa_cli.methods import Bypass, Selection, Selector
 
@@ -42,14 +43,14 @@ def inspect(
     With --data-dir it measures what selecting tokens in each layer alone does to the final tokens, and shows which
     layers and keep rates `convert --layers auto` would choose.
     """
-    size = parse_img_size(img_size)
+    size = read_img_size(img_size)
     if plot is not None:
         from tosa_cli.draw.plot import check_can_plot
 
         if not data_dir:
             raise InputError("--plot draws what is measured on images: pass --data-dir PHOTOS too.")
         check_can_plot(plot, overwrite)
-    measured = TosaConfig(layers=(2,), selector=selector, bypass=bypass)
+    measured = Method(selector=selector, bypass=bypass)
 
     from tosa_cli.hub.source import load_source
     from tosa_cli.model.families import is_supported, num_heads
@@ -144,14 +145,14 @@ def inspect(
     console.next_command("tosa", "convert", source, "--layers", ",".join(map(str, next(iter(choices.values())))))
 
 
-def _allocations(model: Any, config: TosaConfig, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:
+def _allocations(model: Any, method: Method, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:
     """What would be chosen for each target that can be reached."""
     from tosa_cli.fit.budget import allocate
 
     found = {}
     for target in TARGETS:
         try:
-            found[target] = allocate(model, config, curves, target)
+            found[target] = allocate(model, method, curves, target)
         except ConfigError:
             break
     return found

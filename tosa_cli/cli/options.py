@@ -2,11 +2,10 @@
 
 import inspect
 import json
-import re
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +13,7 @@ from tosa_cli.cli import console
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, InputError
 from tosa_cli.recipe import load_recipe
-from tosa_cli.train.config import TrainConfig
+from tosa_cli.settings import Settings, option_name, shown
 
 STATE_FILE = Path(".tosa.json")
 """Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
@@ -22,8 +21,6 @@ STATE_FILE = Path(".tosa.json")
 PRESETS = ("paper", "calibrated")
 AUTO = "auto"
 """Value of --layers that chooses layers and keep rates by measurement."""
-
-SHORT_FLAGS = {"batch_size": "-b", "workers": "-j"}
 
 ModelArgument = Annotated[
     str | None,
@@ -55,32 +52,21 @@ ImgSizeOption = Annotated[
 ]
 
 
-def with_settings(
-    settings: type[TrainConfig], dense: type[TrainConfig] | None = None
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_settings(*classes: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each setting; the values that were given arrive as the argument `settings`.
 
-    Args:
-        settings: The settings.
-        dense: Those of dense tasks, if the command has them too; an option that the command has itself is left out.
+    A setting that several classes have is one option, described by the first of them. An option that the command has
+    itself is left out.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-        annotations = {**(_annotations(dense) if dense else {}), **_annotations(settings)}
-        help_texts = {**(_help_texts(dense) if dense else {}), **_help_texts(settings)}
-        defaults, dense_defaults = settings(), dense() if dense else None
-        added = []
-        for name in [*_annotations(settings), *(name for name in annotations if name not in _annotations(settings))]:
-            if name in {parameter.name for parameter in own}:
-                continue
-            default = getattr(defaults if hasattr(defaults, name) else dense_defaults, name)
-            text = help_texts[name]
-            if hasattr(defaults, name) and getattr(dense_defaults, name, default) != default:
-                text += f" (dense tasks: {getattr(dense_defaults, name)})"
-            annotation = _option(name, annotations[name], text, default)
-            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-        names = {parameter.name for parameter in added}
+        names = list(dict.fromkeys(name for cls in classes for name in cls.field_names()))
+        names = [name for name in names if name not in {parameter.name for parameter in own}]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, classes))
+            for name in names
+        ]
 
         def run(**values: Any) -> None:
             given = {name: values.pop(name) for name in names}
@@ -166,23 +152,6 @@ def parse_query_rows(text: str | None) -> int | str | None:
         raise ConfigError(f"--query-rows should be a number or 'all', not {text!r}.") from None
 
 
-def parse_img_size(text: str | None) -> int | tuple[int, int] | None:
-    """Read an image size such as `224` or `224,320` (height, width).
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    if text is None:
-        return None
-    try:
-        sizes = [int(part) for part in re.split("[,x]", text)]
-    except ValueError:
-        sizes = []
-    if len(sizes) not in (1, 2) or min(sizes, default=0) < 1:
-        raise ConfigError(f"--img-size should be a number of pixels, or height,width; not {text!r}.")
-    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
-
-
 def remember_model(folder: Path) -> None:
     """Remember the folder that was converted last in this directory."""
     try:
@@ -222,33 +191,24 @@ def config_from(settings: Mapping[str, Any]) -> TosaConfig:
     return TosaConfig.from_dict({key: value for key, value in settings.items() if key in names})
 
 
-def _annotations(settings: type) -> dict[str, Any]:
-    """Types of all settings, those of the base class first."""
-    found: dict[str, Any] = {}
-    for cls in reversed(settings.__mro__):
-        found |= inspect.get_annotations(cls, eval_str=True)
-    return found
+def _option(name: str, classes: Sequence[type[Settings]]) -> Any:
+    """The option of a setting, as typer reads it: an annotation with type, flags, help and range.
 
-
-def _help_texts(settings: type) -> dict[str, str]:
-    """What the docstrings say about each setting."""
-    texts: dict[str, str] = {}
-    for cls in reversed(settings.__mro__):
-        attributes = inspect.getdoc(cls) or ""
-        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, flags=re.MULTILINE):
-            texts[name] = " ".join(text.split()).replace("`", "")
-    return texts
-
-
-def _option(name: str, annotation: Any, text: str, default: Any) -> Any:
-    flag = f"--{name.replace('_', '-')}"
-    flags = [SHORT_FLAGS[name], flag] if name in SHORT_FLAGS else [flag]
-    kind = annotation
-    if get_origin(annotation) in (Union, types.UnionType):
-        kind = next(arg for arg in get_args(annotation) if arg is not type(None))
-    if kind is bool:
-        flags = [f"{flag}/--no-{name.replace('_', '-')}"]
-    shown = (
-        "" if default is None or default == "" else f" [default: {str(default).lower() if kind is bool else default}]"
-    )
-    return Annotated[kind | None, typer.Option(*flags, help=text + shown, show_default=False)]
+    Values are checked by the classes alone, in sentences, so typer is told the range to show and no more.
+    """
+    having = [cls for cls in classes if name in cls.field_names()]
+    declared = having[0].declarations()[name]
+    text, default = having[0].help_of(name).removesuffix("."), declared.default
+    for cls in having[1:]:
+        if cls.default_of(name) != default:
+            text += f" ({cls.goes_with}: {shown(cls.default_of(name))})"
+    text += "." if default in (None, "", (), MISSING) else f". [default: {shown(default)}]"
+    flag, short = option_name(name), [declared.setting.flag] * bool(declared.setting.flag)
+    if declared.kinds == (bool,):
+        flags = [f"{flag}/{option_name(f'no_{name}')}"]
+        return Annotated[bool | None, typer.Option(*flags, help=text, show_default=False)]
+    kind = declared.kinds[0] if declared.kinds in ((int,), (float,)) else str
+    shape = f"<{'|'.join(map(str, declared.choices))}>" if declared.choices else f"<{kind.__name__}>"
+    bounds = declared.setting.in_symbols()
+    metavar = f"{shape} [{bounds}]" if bounds and declared.is_number else shape
+    return Annotated[kind | None, typer.Option(*short, flag, help=text, metavar=metavar, show_default=False)]

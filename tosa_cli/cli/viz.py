@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, parse_img_size, resolve_model
+from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
 from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
-from tosa_cli.data.images import IMAGE_SUFFIXES
+from tosa_cli.data.images import IMAGE_SUFFIXES, read_img_size
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def viz(
     """
     model_name, paths = split_names(names)
     wanted = parse_numbers(layers)
-    size = parse_img_size(img_size)
+    size = read_img_size(img_size)
     name = resolve_model(model_name)
 
     from tosa_cli.data.photos import find_photos

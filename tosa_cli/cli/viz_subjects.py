@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tosa_cli.cli import console
+from tosa_cli.data.images import ImgSize
 from tosa_cli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 ALL_THERE = "Patches as in the image are computed, dimmed ones skip the layer; all of them are there at the end."
 COSINES = ("patch", "class")
-
-ImgSize = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Which files of a folder are images, and in which colors a model sees them. Imports no torch."""
+"""Which files of a folder are images, in which colors a model sees them, and at which size. Imports no torch."""
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
-from tosa_cli.errors import DataError
+from tosa_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -15,6 +16,30 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16B", "I;16L", "I")
 
 COLOR_MODES = {1: "L", 3: "RGB"}
 """Pillow's modes by the number of channels that a model takes."""
+
+
+ImgSize = int | tuple[int, int] | None
+"""An image size in pixels: of a square, or (height, width); None is the model's own."""
+
+
+def read_img_size(value: Any) -> ImgSize:
+    """Read an image size: 224, `224`, `224,320` or [224, 320] (height, width); None and an empty text are none.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if value is None or value == "":
+        return None
+    parts = value if isinstance(value, (list, tuple)) else re.split("[,x]", str(value))
+    sizes = [int(str(part)) for part in parts if re.fullmatch(r"\d+", str(part))]
+    if len(sizes) != len(parts) or len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise ConfigError(f"--img-size must be a number of pixels, or height,width; not {value!r}.")
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def both_sides(size: ImgSize) -> tuple[int, int] | None:
+    """An image size as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def color_mode(in_chans: int) -> str:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Method, TosaConfig
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_probes
@@ -71,7 +71,7 @@ class ErrorCurve:
 def measure_curves(
     accelerator: Accelerator,
     backbone: Backbone,
-    config: TosaConfig,
+    method: Method,
     images: Images,
     *,
     keep_rates: Sequence[float] = MEASURED_RATES,
@@ -83,7 +83,7 @@ def measure_curves(
     Args:
         accelerator: From `make_accelerator`.
         backbone: The dense model; it is not changed.
-        config: Selector, selection, bypass and span; its layers and keep rates are not read.
+        method: Selector, selection, bypass and span.
         images: Images in order and not augmented; a few tens are enough.
         keep_rates: Where to measure, falling.
         strict: Stop at an image that cannot be read.
@@ -94,21 +94,21 @@ def measure_curves(
     """
     depth = len(backbone.blocks)
     # A selector that reads maps needs a standard layer before its own: every other layer at a time.
-    starts = ((2, 2), (3, 2)) if config.reads_maps else ((1, 1),)
+    starts = ((2, 2), (3, 2)) if method.reads_maps else ((1, 1),)
     models = [
-        TosaViT(backbone, dataclasses.replace(config, layers=tuple(range(start, depth + 1, step)), keep_rate=1.0))
+        TosaViT(backbone, method.at(range(start, depth + 1, step), keep_rate=1.0))
         for start, step in starts
         if start <= depth
     ]
-    fits = 1 + (config.selector == "probe") if config.is_fitted else 0
+    fits = 1 + (method.selector == "probe") if method.is_fitted else 0
     progress = progress or NoProgress()
     runs = [Calibration(accelerator, model, images, strict, progress) for model in models]
     progress.start(len(runs) * (fits + 1) * runs[0].num_batches, 0)
     curves = []
     for run in runs:
-        if config.is_fitted:
+        if method.is_fitted:
             fit_candidates(run)
-        if config.selector == "probe":
+        if method.selector == "probe":
             fit_probes(run)
         for layers, total in run.sum_up(_error_pass(run, keep_rates)).items():
             errors = (total["errors"] / run.num_images).tolist()
@@ -182,14 +182,12 @@ Options = dict[tuple[int, ...], list[_Option]]
 """What each layer, or span of layers, may choose from, in their order."""
 
 
-def allocate(
-    backbone: Backbone, config: TosaConfig, curves: Sequence[ErrorCurve], target_reduction: float
-) -> TosaConfig:
+def allocate(backbone: Backbone, method: Method, curves: Sequence[ErrorCurve], target_reduction: float) -> TosaConfig:
     """Choose layers and keep rates by their error curves.
 
     Args:
         backbone: The dense model.
-        config: Selector, selection, bypass and span; its layers and keep rates are replaced.
+        method: Selector, selection, bypass and span.
         curves: From `measure_curves`.
         target_reduction: Share of the dense MACs to save, selectors, matching and bypasses counted.
 
@@ -199,9 +197,9 @@ def allocate(
     if not 0 < target_reduction < 1:
         raise ConfigError(f"The target reduction is {target_reduction}, but must be between 0 and 1, as in 0.25.")
     dense_macs = count_flops(backbone).dense_gmacs * 1e9
-    options = {curve.layers: _options(backbone, config, curve) for curve in curves}
+    options = {curve.layers: _options(backbone, method, curve) for curve in curves}
     needed = target_reduction * dense_macs
-    most = sum(option.saved for option in _choose(options, math.inf, config.reads_maps).values())
+    most = sum(option.saved for option in _choose(options, math.inf, method.reads_maps).values())
     if most < needed:
         raise ConfigError(
             f"The target reduction {target_reduction:.1%} cannot be reached: the layers save at most "
@@ -210,22 +208,22 @@ def allocate(
     low, high = 1e-6, 1e6  # price of all MACs of the dense model, in errors
     for _ in range(60):
         price = math.sqrt(low * high)
-        saved = sum(option.saved for option in _choose(options, price / dense_macs, config.reads_maps).values())
+        saved = sum(option.saved for option in _choose(options, price / dense_macs, method.reads_maps).values())
         low, high = (low, price) if saved >= needed else (price, high)
-    chosen = _choose(options, high / dense_macs, config.reads_maps)
+    chosen = _choose(options, high / dense_macs, method.reads_maps)
     _spend_surplus(options, chosen, needed)
     rates = {layer: option.keep_rate for layers, option in chosen.items() for layer in layers if option.keep_rate < 1}
-    return dataclasses.replace(config, layers=tuple(rates), keep_rate=tuple(rates.values()))
+    return method.at(rates, rates.values())
 
 
-def _options(backbone: Backbone, config: TosaConfig, curve: ErrorCurve) -> list[_Option]:
+def _options(backbone: Backbone, method: Method, curve: ErrorCurve) -> list[_Option]:
     options = [_Option(1.0, 0, 0.0)]
     for step in range(1, round(1 / RATE_STEP)):
         rate = round(1 - step * RATE_STEP, 4)
         if rate < curve.keep_rates[-1]:
             break
         counts = [
-            count_tosa_layer(backbone, config, layer, rate, chooses=layer == curve.layers[0]) for layer in curve.layers
+            count_tosa_layer(backbone, method, layer, rate, chooses=layer == curve.layers[0]) for layer in curve.layers
         ]
         saved = sum(macs.dense_macs - macs.macs - macs.selector_macs - macs.bypass_macs for macs in counts)
         if saved > options[-1].saved:

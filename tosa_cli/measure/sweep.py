@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tosa_cli.data.images import ImgSize
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
-
-ImgSize = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from timm.layers import AttentionPoolLatent, PatchEmbed, RelPosMlp, RmsNorm, Rms
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import Backbone, check_supported, family_of, head_dim, key_dim, kind_of, num_heads
 from tosa_cli.model.matching import num_partners, partner_spacing
@@ -183,20 +183,20 @@ def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dic
 
 
 def count_tosa_layer(
-    backbone: Backbone, config: TosaConfig, layer: int, keep_rate: float, chooses: bool = True
+    backbone: Backbone, method: Method, layer: int, keep_rate: float, chooses: bool = True
 ) -> LayerFlops:
     """Count the MACs of one ToSA layer with what belongs to it: selector, query rows in the feeding layer, bypass.
 
     Args:
         backbone: The dense model.
-        config: Selector, selection and bypass; its layers and keep rates are not read.
+        method: Selector, selection and bypass.
         layer: Which layer, from 1.
         keep_rate: Its keep rate.
         chooses: Whether it makes a choice of tokens, or uses that of a layer before it.
     """
     block, tokens = backbone.blocks[layer - 1], _num_tokens(backbone)
     kept = num_kept(tokens, keep_rate, backbone.num_prefix_tokens)
-    count = _per_head_block_macs if config.selection == "per-head" else _kept_block_macs
+    count = _per_head_block_macs if method.selection == "per-head" else _kept_block_macs
     return LayerFlops(
         layer,
         "tosa",
@@ -204,8 +204,8 @@ def count_tosa_layer(
         kept,
         _block_macs(block, tokens),
         count(block, tokens, kept),
-        _selector_macs(backbone, config, layer, kept) if chooses else 0,
-        _bypass_macs(backbone, config, layer, kept, chooses),
+        _selector_macs(backbone, method, layer, kept) if chooses else 0,
+        _bypass_macs(backbone, method, layer, kept, chooses),
     )
 
 
@@ -247,7 +247,7 @@ def _attention_dim(block: Backbone) -> int:
     return num_heads(block) * head_dim(block)
 
 
-def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int) -> int:
+def _selector_macs(backbone: Backbone, config: Method, layer: int, kept: int) -> int:
     tokens, dim = _num_tokens(backbone), backbone.embed_dim
     if config.selector == "probe":
         return tokens * dim
@@ -268,7 +268,7 @@ def _selector_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int
     return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
 
 
-def _bypass_macs(backbone: Backbone, config: TosaConfig, layer: int, kept: int, matches: bool) -> int:
+def _bypass_macs(backbone: Backbone, config: Method, layer: int, kept: int, matches: bool) -> int:
     tokens, dim = _num_tokens(backbone), backbone.embed_dim
     skipped = tokens - kept
     maps = skipped * dim * dim if config.bypass in ("linear", "nearest+linear") else 0

@@ -1,15 +1,10 @@
 """Settings of `distill` and `finetune`, as frozen and strict data. Imports no torch."""
 
-import dataclasses
-import math
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from tosa_cli.config import check_keys
 from tosa_cli.errors import ConfigError
-from tosa_cli.train.ranges import check_range, option_name
+from tosa_cli.settings import CommandSettings, Setting, option_name, shown
 
 Amp = Literal["no", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -57,83 +52,73 @@ CHANGES_FEATURES = ("auto_augment", "color_jitter", "reprob", "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(CommandSettings):
     """What `distill` and `finetune` have in common. Names are those of timm's training script.
-
-    Attributes:
-        data_dir: Folder of images, or root of a Hugging Face or WebDataset source.
-        dataset: timm's name of the data set type: empty for a folder, `hfds/...` or `wds/...`.
-        split: Split of the data set to train on.
-        max_samples: Use so many images of it, evenly spread; None uses all. Of `wds/...`, which is read in order, the
-            first ones, and only where nothing is trained step by step.
-        val_dir: Folder of held-out images, whose split `validation` is taken if it has one; empty holds out a share of
-            the training images.
-        val_split: Split that holds the held-out images; empty holds out a share of the training images.
-        epochs: Passes over the data.
-        batch_size: Images a step and process.
-        grad_accum_steps: Steps whose gradients are summed up before the optimizer's step.
-        lr: Learning rate at its peak.
-        opt: timm's name of the optimizer.
-        sched: timm's name of the schedule; `none` keeps the rate.
-        warmup_epochs: Epochs of linear warm-up.
-        min_lr: Learning rate at the end of the schedule.
-        weight_decay: Weight decay.
-        clip_grad: Largest norm of the gradient; 0 or None does not clip.
-        amp: Mixed precision.
-        workers: Processes that load data.
-        seed: Seed of all that is random.
-        strict: Stop at an image that cannot be read, instead of skipping it with a count.
-        device: `auto`, `cpu` or `cuda`.
-        log_with: accelerate's name of a tracker (`tensorboard`, `wandb`), which writes beside the model folder, into
-            its name with `-logs`; or empty.
-        checkpoint_every: Optimizer steps between checkpoints; 0 writes one after each epoch.
-        max_minutes: Stop after so many minutes, those before a resume included; the schedule ends by then.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
-    data_dir: str = ""
-    dataset: str = ""
-    split: str = "train"
-    max_samples: int | None = None
-    val_dir: str = ""
-    val_split: str = ""
-    epochs: int = 1
-    batch_size: int = 32
-    grad_accum_steps: int = 1
-    lr: float = 1e-3
-    opt: str = "adamw"
-    sched: str = "cosine"
-    warmup_epochs: float = 0.0
-    min_lr: float = 0.0
-    weight_decay: float = 0.0
-    clip_grad: float | None = 1.0
-    amp: Amp = "no"
-    workers: int = 2
-    seed: int = 0
-    strict: bool = False
-    device: Device = "auto"
-    log_with: str = ""
-    checkpoint_every: int = 0
-    max_minutes: float | None = None
+    data_dir: Annotated[str, Setting("Folder of images, or root of a Hugging Face or WebDataset source.")] = ""
+    dataset: Annotated[str, Setting("timm's name of the data set type: empty for a folder, hfds/... or wds/....")] = ""
+    split: Annotated[str, Setting("Split of the data set to train on.")] = "train"
+    max_samples: Annotated[
+        int | None,
+        Setting(
+            "Use so many images of it, evenly spread; None uses all. Of wds/..., which is read in order, the first "
+            "ones, and only where nothing is trained step by step.",
+            ge=1,
+        ),
+    ] = None
+    val_dir: Annotated[
+        str,
+        Setting(
+            "Folder of held-out images, whose split validation is taken if it has one; empty holds out a share of the "
+            "training images."
+        ),
+    ] = ""
+    val_split: Annotated[
+        str, Setting("Split that holds the held-out images; empty holds out a share of the training images.")
+    ] = ""
+    epochs: Annotated[int, Setting("Passes over the data.", ge=1)] = 1
+    batch_size: Annotated[int, Setting("Images a step and process.", flag="-b", ge=1)] = 32
+    grad_accum_steps: Annotated[
+        int, Setting("Steps whose gradients are summed up before the optimizer's step.", ge=1)
+    ] = 1
+    lr: Annotated[float, Setting("Learning rate at its peak.", gt=0)] = 1e-3
+    opt: Annotated[str, Setting("timm's name of the optimizer.")] = "adamw"
+    sched: Annotated[str, Setting("timm's name of the schedule; none keeps the rate.")] = "cosine"
+    warmup_epochs: Annotated[float, Setting("Epochs of linear warm-up.", ge=0)] = 0.0
+    min_lr: Annotated[float, Setting("Learning rate at the end of the schedule.", ge=0)] = 0.0
+    weight_decay: Annotated[float, Setting("Weight decay.", ge=0)] = 0.0
+    clip_grad: Annotated[float | None, Setting("Largest norm of the gradient; 0 or None does not clip.", ge=0)] = 1.0
+    amp: Annotated[Amp, Setting("Mixed precision.")] = "no"
+    workers: Annotated[int, Setting("Processes that load data.", flag="-j", ge=0)] = 2
+    # NumPy takes no larger seed.
+    seed: Annotated[int, Setting("Seed of all that is random.", ge=0, le=2**32 - 1)] = 0
+    strict: Annotated[bool, Setting("Stop at an image that cannot be read, instead of skipping it with a count.")] = (
+        False
+    )
+    device: Annotated[Device, Setting("Where to compute.")] = "auto"
+    log_with: Annotated[
+        str,
+        Setting(
+            "accelerate's name of a tracker (tensorboard, wandb), which writes beside the model folder, into its name "
+            "with -logs; or empty."
+        ),
+    ] = ""
+    checkpoint_every: Annotated[
+        int, Setting("Optimizer steps between checkpoints; 0 writes one after each epoch.", ge=0)
+    ] = 0
+    max_minutes: Annotated[
+        float | None,
+        Setting("Stop after so many minutes, those before a resume included; the schedule ends by then.", gt=0),
+    ] = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _read(field.name, field.type, getattr(self, field.name))
-            check_range(field.name, value)
-            object.__setattr__(self, field.name, value)
-        for name, choices in (("amp", Amp), ("device", Device)):
-            if getattr(self, name) not in get_args(choices):
-                raise ConfigError(
-                    f"{option_name(name)} must be one of {', '.join(get_args(choices))}; not {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"--warmup-epochs ({self.warmup_epochs}) cannot be more than --epochs ({self.epochs}).")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return dataclasses.asdict(self)
 
     def recorded(self) -> dict[str, Any]:
         """What a model's folder keeps of the settings: the main ones, and those that are not the default."""
@@ -143,97 +128,77 @@ class TrainConfig:
     def _defaults(self) -> "TrainConfig":
         return type(self)()
 
-    @classmethod
-    def field_names(cls) -> tuple[str, ...]:
-        """Names of all settings."""
-        return tuple(field.name for field in dataclasses.fields(cls))
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read settings, strictly.
-
-        Raises:
-            ConfigError: If a key is unknown or a value is wrong.
-        """
-        check_keys(values, cls.field_names(), "setting")
-        return cls(**values)
+CROP_SCALE = Setting("Smallest share of an image that a training crop covers.", gt=0, le=1)
+HFLIP = Setting("Probability of a horizontal flip.", ge=0, le=1)
+COLOR_JITTER = Setting("Strength of color jitter.", ge=0)
+DROP_PATH = Setting("Stochastic depth rate; None keeps the model's.", ge=0, lt=1)
+MODEL_EMA = Setting("Average the weights over the steps, and keep the average.")
+MODEL_EMA_DECAY = Setting("Decay of that average.", ge=0, lt=1)
+GRAD_CHECKPOINTING = Setting("Recompute layers in the backward pass to save memory.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainConfig):
-    """Settings of selector training (paper 2.2). The selectors are small: they take a high rate and few steps.
-
-    Attributes:
-        crop_scale: Smallest share of an image that a training crop covers.
-    """
+    """Settings of selector training (paper 2.2). The selectors are small: they take a high rate and few steps."""
 
     epochs: int = 3
     batch_size: int = 8
     lr: float = 1e-2
     warmup_epochs: float = 0.0
-    crop_scale: float = 0.35
+    crop_scale: Annotated[float, CROP_SCALE] = 0.35
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainConfig):
     """Settings of finetuning with frozen selectors (paper 2.3); defaults depend on the objective.
 
-    Attributes:
-        objective: What is learned: `labels`, or on any images the `features` (final tokens) of the dense source.
-        epochs: Passes over the data (features: 5).
-        batch_size: Images a step and process (features: 12).
-        lr: Learning rate at its peak (features: 3e-06).
-        warmup_epochs: Epochs of linear warm-up (features: 0.5).
-        min_lr: Learning rate at the end of the schedule (features: 0.0).
-        weight_decay: Weight decay (features: 0.0).
-        feature_layers: Number of evenly spread layers before the last whose tokens are matched too; features only.
-        eval_every: Optimizer steps between measurements on held-out images, of which the best weights are kept, those
-            at the start included; 0 measures at start and end alone, and keeps the last weights (features: 20; 0 keeps
-            the better of the two).
-        smoothing: Label smoothing (features: none).
-        mixup: Mixup alpha; 0 is off.
-        cutmix: CutMix alpha; 0 is off.
-        auto_augment: timm's augmentation policy, as `rand-m9-mstd0.5-inc1`; empty is off.
-        color_jitter: Strength of color jitter.
-        reprob: Probability of random erasing.
-        hflip: Probability of a horizontal flip.
-        crop_scale: Smallest share of an image that a training crop covers.
-        drop_path: Stochastic depth rate; None keeps the model's.
-        layer_decay: Factor between the learning rates of neighbouring layers; None is off.
-        model_ema: Average the weights over the steps, and keep the average (features: true).
-        model_ema_decay: Decay of that average (features: 0.9).
-        grad_checkpointing: Recompute layers in the backward pass to save memory.
-
     Raises:
         ConfigError: If a value is out of range, or makes no sense with the objective.
     """
 
-    objective: Objective = "labels"
+    objective: Annotated[
+        Objective,
+        Setting("What is learned: labels, or on any images the features (final tokens) of the dense source."),
+    ] = "labels"
     epochs: int = BY_OBJECTIVE
     batch_size: int = BY_OBJECTIVE
     lr: float = BY_OBJECTIVE
     warmup_epochs: float = BY_OBJECTIVE
     min_lr: float = BY_OBJECTIVE
     weight_decay: float = BY_OBJECTIVE
-    feature_layers: int = 0
-    eval_every: int = BY_OBJECTIVE
-    smoothing: float = BY_OBJECTIVE
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    auto_augment: str = ""
-    color_jitter: float = 0.0
-    reprob: float = 0.0
-    hflip: float = 0.5
-    crop_scale: float = 0.35
-    drop_path: float | None = None
-    layer_decay: float | None = None
-    model_ema: bool = BY_OBJECTIVE
-    model_ema_decay: float = BY_OBJECTIVE
-    grad_checkpointing: bool = False
+    feature_layers: Annotated[
+        int,
+        Setting("Number of evenly spread layers before the last whose tokens are matched too; features only.", ge=0),
+    ] = 0
+    eval_every: Annotated[
+        int,
+        Setting(
+            "Optimizer steps between measurements on held-out images, of which the best weights are kept, those at the "
+            "start included; 0 measures at start and end alone, and keeps the last weights, or of features the better "
+            "of the two.",
+            ge=0,
+        ),
+    ] = BY_OBJECTIVE
+    smoothing: Annotated[float, Setting("Label smoothing.", ge=0, lt=1)] = BY_OBJECTIVE
+    mixup: Annotated[float, Setting("Mixup alpha; 0 is off.", ge=0)] = 0.0
+    cutmix: Annotated[float, Setting("CutMix alpha; 0 is off.", ge=0)] = 0.0
+    auto_augment: Annotated[str, Setting("timm's augmentation policy, as rand-m9-mstd0.5-inc1; empty is off.")] = ""
+    color_jitter: Annotated[float, COLOR_JITTER] = 0.0
+    reprob: Annotated[float, Setting("Probability of random erasing.", ge=0, le=1)] = 0.0
+    hflip: Annotated[float, HFLIP] = 0.5
+    crop_scale: Annotated[float, CROP_SCALE] = 0.35
+    drop_path: Annotated[float | None, DROP_PATH] = None
+    layer_decay: Annotated[
+        float | None,
+        Setting("Factor between the learning rates of neighbouring layers; None is off.", gt=0, le=1),
+    ] = None
+    model_ema: Annotated[bool, MODEL_EMA] = BY_OBJECTIVE
+    model_ema_decay: Annotated[float, MODEL_EMA_DECAY] = BY_OBJECTIVE
+    grad_checkpointing: Annotated[bool, GRAD_CHECKPOINTING] = False
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise ConfigError(f"--objective must be one of {', '.join(get_args(Objective))}; not {self.objective!r}.")
+        self._check("objective")
         for name, value in OBJECTIVE_DEFAULTS[self.objective].items():
             if getattr(self, name) is BY_OBJECTIVE:
                 object.__setattr__(self, name, value)
@@ -244,6 +209,19 @@ class FinetuneConfig(TrainConfig):
             )
         if self.objective == "features":
             self._check_features()
+
+    @classmethod
+    def default_of(cls, name: str) -> Any:
+        """The default of a setting with the objective labels."""
+        return OBJECTIVE_DEFAULTS["labels"].get(name, super().default_of(name))
+
+    @classmethod
+    def help_of(cls, name: str) -> str:
+        """What a setting does, and its default with the objective features where that is another."""
+        text, features = super().help_of(name), OBJECTIVE_DEFAULTS["features"]
+        if features.get(name, cls.default_of(name)) == cls.default_of(name):
+            return text
+        return f"{text.removesuffix('.')} (features: {shown(features[name])})."
 
     def recorded(self) -> dict[str, Any]:
         """What a model's folder keeps of the settings: of features, all that have defaults of their own too."""
@@ -269,33 +247,3 @@ class FinetuneConfig(TrainConfig):
 
     def _defaults(self) -> "FinetuneConfig":
         return type(self)(objective=self.objective)
-
-
-def _read(name: str, kind: Any, value: Any) -> Any:
-    """Check the type of a value; a number may be a string, as YAML reads 1e-3 as one.
-
-    Raises:
-        ConfigError: If the value is of another type.
-    """
-    if get_origin(kind) is types.UnionType:
-        if value is None:
-            return None
-        kind = get_args(kind)[0]
-    if kind in (int, float):
-        number = _read_number(value)
-        if kind is float and number is not None:
-            return number
-        if number is not None and number.is_integer():
-            return int(number)
-    elif isinstance(value, bool if kind is bool else str):
-        return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a text")
-    raise ConfigError(f"{option_name(name)} must be {expected}, not {value!r}.")
-
-
-def _read_number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) and not isinstance(value, bool) else None
