@@ -99,7 +99,7 @@ def test_a_setting_of_the_wrong_kind_is_refused_with_a_sentence_too(settings: di
             {"layers": [2], "colour": "red"},
             "Unknown setting 'colour'. Valid: bypass, keep_rate, layers, neighbors, query_rows,",
         ),
-        ({"keep_rate": 0.5}, "The setting 'layers' is missing: give the ToSA layers, as in layers: [2, 4, 6]."),
+        ({"keep_rate": 0.5}, "The setting 'layers' is missing: it must be a list of layer numbers such as [2, 4, 6]."),
         ({"layers": "2,4"}, "layers must be a list of layer numbers such as [2, 4, 6], not '2,4'."),
         ({"layers": 2}, "layers must be a list of layer numbers such as [2, 4, 6], not 2."),
         ({"layers": None}, "layers must be a list of layer numbers such as [2, 4, 6], not None."),

@@ -1,12 +1,12 @@
 """What a conversion does, as frozen and strict objects: by what method, and in which places. Imports no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.methods import BYPASSES, SELECTORS, Bypass, Selection, Selector, describe
-from tosa_cli.settings import Setting, Settings, check_keys
+from tosa_cli.settings import Setting, Settings
 
 ARCHITECTURE = "tosa_vit"
 """Name of converted models in timm's registry."""
@@ -259,18 +259,6 @@ class TosaConfig(Method, Places):
     def feeding_layers(self) -> frozenset[int]:
         """Standard layers whose attention logits feed a selector."""
         return frozenset(layer - 1 for layer in self.layers) if self.reads_maps else frozenset()
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read settings from JSON values, strictly.
-
-        Raises:
-            ConfigError: If a key is unknown or missing, or a value is wrong.
-        """
-        if "layers" not in values:
-            check_keys(values, cls.field_names(), cls.noun)
-            raise ConfigError("The setting 'layers' is missing: give the ToSA layers, as in layers: [2, 4, 6].")
-        return super().from_dict(values)
 
     def _check_feeding_layers(self) -> None:
         if self.layers[0] == 1:

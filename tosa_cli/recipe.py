@@ -5,7 +5,6 @@ whose keys are the names of the command-line options. The same shape is saved in
 in the order of the commands; there a command that was run again has a section of its own, as `distill-2`.
 """
 
-import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
@@ -15,28 +14,15 @@ from typing import Any
 
 import yaml
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.provenance import command_of
 from tosa_cli.settings import check_keys
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 
-CONVERT_KEYS = (
-    *TosaConfig.field_names(),
-    "source",
-    "img_size",
-    "num_classes",
-    "architecture",
-    "pretrained",
-    "target_reduction",
-    "data_dir",
-    "dataset",
-    "split",
-    "max_samples",
-)
 SECTIONS = {
-    "convert": CONVERT_KEYS,
+    "convert": ConvertConfig.field_names(),
     "distill": DistillConfig.field_names(),
     "finetune": tuple(dict.fromkeys((*FinetuneConfig.field_names(), *PredictorConfig.field_names()))),
 }
@@ -142,4 +128,4 @@ def _defaults(command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {**values, "objective": FinetuneConfig().objective}
     if command == "distill":
         return DistillConfig().to_dict()
-    return {field.name: field.default for field in dataclasses.fields(TosaConfig)} | {"pretrained": True}
+    return {name: ConvertConfig.default_of(name) for name in ConvertConfig.field_names()}

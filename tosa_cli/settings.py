@@ -92,7 +92,9 @@ class Declaration:
     def choices(self) -> tuple[Any, ...]:
         """The values that it may have, where these are listed."""
         parts = [part for kind in self.kinds for part in (get_args(kind) if get_origin(kind) is tuple else (kind,))]
-        return tuple(value for part in parts if get_origin(part) is Literal for value in get_args(part))
+        parts = [part for part in parts if part is not ...]
+        listed = all(get_origin(part) is Literal for part in parts)
+        return tuple(value for part in parts for value in get_args(part)) if listed else ()
 
     @property
     def is_number(self) -> bool:
@@ -210,9 +212,12 @@ class Settings:
         """Read settings from JSON or YAML values, strictly.
 
         Raises:
-            ConfigError: If a key is unknown, or a value is wrong.
+            ConfigError: If a key is unknown or missing, or a value is wrong.
         """
         check_keys(values, cls.field_names(), cls.noun)
+        for name, declared in cls.declarations().items():
+            if declared.default is dataclasses.MISSING and name not in values:
+                raise ConfigError(f"The setting {name!r} is missing: it must be {declared.setting.expected}.")
         return cls(**values)
 
     @classmethod

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, InputError
 from tosa_cli.recipe import load_recipe
 from tosa_cli.settings import Settings, option_name, shown
@@ -19,8 +18,6 @@ STATE_FILE = Path(".tosa.json")
 """Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
 
 PRESETS = ("paper", "calibrated")
-AUTO = "auto"
-"""Value of --layers that chooses layers and keep rates by measurement."""
 
 ModelArgument = Annotated[
     str | None,
@@ -107,51 +104,6 @@ def preset_recipe(preset: str | None, recipe: str | None) -> str | None:
     return preset
 
 
-def parse_layers(text: str | None) -> tuple[int, ...] | str | None:
-    """Read layers such as `2,4,6`, or `auto`.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    if text is None or text == AUTO:
-        return text
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(
-            f"--layers should be layer numbers with commas, as in 2,4,6, or auto; not {text!r}."
-        ) from None
-
-
-def parse_keep_rate(text: str | None) -> float | tuple[float, ...] | None:
-    """Read one keep rate, or one a layer, such as `0.8` or `0.9,0.8,0.7`.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    if text is None:
-        return None
-    try:
-        rates = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--keep-rate should be a number, or one a layer as in 0.9,0.8; not {text!r}.") from None
-    return rates[0] if len(rates) == 1 else rates
-
-
-def parse_query_rows(text: str | None) -> int | str | None:
-    """Read `all` or a number.
-
-    Raises:
-        ConfigError: If it is something else.
-    """
-    if text is None or text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"--query-rows should be a number or 'all', not {text!r}.") from None
-
-
 def remember_model(folder: Path) -> None:
     """Remember the folder that was converted last in this directory."""
     try:
@@ -179,16 +131,6 @@ def resolve_model(model: str | None) -> str:
         raise InputError(f"No model was named, and {last}, the last one converted here, is gone. Name one.")
     console.say(f"Working on {last}, the last model converted here.")
     return last
-
-
-def config_from(settings: Mapping[str, Any]) -> TosaConfig:
-    """The conversion's config from settings that may hold more.
-
-    Raises:
-        ConfigError: If a value is wrong or the layers are missing.
-    """
-    names = TosaConfig.field_names()
-    return TosaConfig.from_dict({key: value for key, value in settings.items() if key in names})
 
 
 def _option(name: str, classes: Sequence[type[Settings]]) -> Any:
