@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.attention import run_and_tap
-from tosa_cli.model.families import check_supported, embed
+from tosa_cli.model.families import check_convertible, check_supported, embed
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.selection import choose_tokens
 
@@ -76,8 +77,14 @@ def test_blocks_of_another_build_select_whole_layers_only(name: str, kind: str) 
 def test_gated_attention_selects_whole_layers_only() -> None:
     model = make_vit()
     model.blocks[3].attn.gate = nn.Linear(64, 64)
-    check_supported(model, "shared")
+    check_convertible(model, TosaConfig(layers=(2, 4)))
+    check_convertible(model, TosaConfig(layers=(2, 6), selection="per-head"))
     with pytest.raises(UnsupportedModelError, match=r"Layer 4 of test_vit has gated attention.*use --selection shared"):
+        check_convertible(model, TosaConfig(layers=(2, 4), selection="per-head"))
+    for block in model.blocks:
+        block.attn.gate = nn.Linear(64, 64)
+    check_supported(model, "shared")
+    with pytest.raises(UnsupportedModelError, match=r"Layer 1 of test_vit has gated attention.*use --selection shared"):
         check_supported(model, "per-head")
 
 

@@ -17,7 +17,13 @@ from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.hub.checkpoint import load, save
 from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.convert import check_identity, insert_selectors
-from tosa_cli.model.families import attention_input, check_supported, embed_with_places, mean_key_projection
+from tosa_cli.model.families import (
+    attention_input,
+    check_convertible,
+    check_supported,
+    embed_with_places,
+    mean_key_projection,
+)
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places, gather_bias, gather_rope
 from tosa_cli.model.selection import choose_tokens
@@ -447,6 +453,10 @@ def test_a_bias_that_cannot_be_gathered_is_refused() -> None:
         model: Any = make_family(family)
         model.blocks[2].attn.fused_attn = False
         with pytest.raises(UnsupportedModelError, match=r"Layer 3 .* unset TIMM_FUSED_ATTN"):
+            check_convertible(model, TosaConfig(layers=(3,), selector="similarity"))
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        with pytest.raises(UnsupportedModelError, match=r"Layer 1 .* unset TIMM_FUSED_ATTN"):
             check_supported(model)
 
 

@@ -22,7 +22,7 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_probes
 from tosa_cli.fit.regression import Sums
-from tosa_cli.model.families import Backbone, has_class_token
+from tosa_cli.model.families import Backbone, eligible_layers, has_class_token
 from tosa_cli.model.flops import count_flops, count_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
@@ -90,16 +90,16 @@ def measure_curves(
         progress: Told about the advance.
 
     Raises:
+        ConfigError: If the selector can select tokens in no layer.
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
-    depth = len(backbone.blocks)
+    eligible = eligible_layers(backbone, method.selection, method.reads_maps)
     # A selector that reads maps needs a standard layer before its own: every other layer at a time.
-    starts = ((2, 2), (3, 2)) if method.reads_maps else ((1, 1),)
-    models = [
-        TosaViT(backbone, method.at(range(start, depth + 1, step), keep_rate=1.0))
-        for start, step in starts
-        if start <= depth
-    ]
+    even, odd = (tuple(layer for layer in eligible if layer % 2 == rest) for rest in (0, 1))
+    groups = [group for group in ((even, odd) if method.reads_maps else (eligible,)) if group]
+    if not groups:
+        raise ConfigError(f"The selector {method.selector!r} can select tokens in no layer of the model: take another.")
+    models = [TosaViT(backbone, method.at(group, keep_rate=1.0)) for group in groups]
     fits = 1 + (method.selector == "probe") if method.is_fitted else 0
     progress = progress or NoProgress()
     runs = [Calibration(accelerator, model, images, strict, progress) for model in models]
@@ -235,14 +235,16 @@ def _choose(options: Options, price: float, no_neighbors: bool) -> dict[tuple[in
     """The best option of each layer at a price a MAC; with `no_neighbors` no two layers in a row select tokens."""
     # Best value and choice so far, where the last layer selects tokens and where it does not.
     paths: dict[bool, tuple[float, dict[tuple[int, ...], _Option]]] = {False: (0.0, {})}
+    before = 0
     for layers, found in options.items():
+        follows, before = layers[0] == before + 1, layers[-1]
         values = [(-float(o.saved) if price == math.inf else o.error - price * o.saved, o) for o in found]
         standard = values[0]
         tosa = min(values[1:], key=lambda value: value[0], default=None)
         extended: dict[bool, tuple[float, dict[tuple[int, ...], _Option]]] = {}
         for last, (value, path) in paths.items():
             for selects, choice in ((False, standard), (True, tosa)):
-                if choice is None or (no_neighbors and last and selects):
+                if choice is None or (no_neighbors and follows and last and selects):
                     continue
                 total = value + choice[0]
                 if selects not in extended or total < extended[selects][0]:

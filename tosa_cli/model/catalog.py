@@ -47,8 +47,9 @@ def find_architectures(pattern: str = "") -> list[str]:
 def look_up(name: str) -> Architecture:
     """Find out whether one of timm's architectures can be converted.
 
-    An architecture is built, on the meta device and with one layer where timm lets it, if it is in a file of timm that
-    knows a supported model; in the other files there is none, as types must match exactly.
+    An architecture is built, on the meta device, if it is in a file of timm that knows a supported model; in the other
+    files there is none, as types must match exactly. It is built with one layer where timm lets it; if that cannot be
+    a ToSA layer, whole, as others may.
 
     Args:
         name: timm's name.
@@ -56,10 +57,11 @@ def look_up(name: str) -> Architecture:
     module = model_entrypoint(name).__module__
     family = module.rpartition(".")[2]
     if not any(is_supported_kind(value) for value in vars(sys.modules[module]).values()):
-        reason = reason_against(module)
-        return Architecture(name, family, f"{reason[0].upper()}{reason[1:]}.")
+        clause = reason_against(module)
+        return Architecture(name, family, f"{clause[0].upper()}{clause[1:]}.")
     try:
-        return Architecture(name, family, why_unsupported(_build(name)))
+        reason = why_unsupported(_build(name))
+        return Architecture(name, family, reason and why_unsupported(timm.create_model(name, device="meta")))
     except Exception as error:
         text = " ".join(str(error).split())
         return Architecture(name, family, f"timm does not build it here ({type(error).__name__}: {text}).")

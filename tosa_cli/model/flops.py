@@ -4,21 +4,29 @@ Counted are matrix products and convolutions, as PyTorch's own counter does; FLO
 figures (1.26 GMACs for DeiT-Tiny) add five operations for each element that a LayerNorm reads: `norm_gmacs` has them.
 """
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from timm.layers import AttentionPoolLatent, PatchEmbed, RelPosMlp, RmsNorm, RmsNorm2d
+from timm.layers import AttentionPoolLatent, PatchEmbed, RmsNorm, RmsNorm2d
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import Backbone, check_supported, family_of, head_dim, key_dim, kind_of, num_heads
+from tosa_cli.model.families import (
+    Backbone,
+    check_convertible,
+    counted_macs,
+    family_of,
+    head_dim,
+    key_dim,
+    kind_of,
+    linear_macs,
+    num_heads,
+    why_ineligible,
+)
 from tosa_cli.model.matching import num_partners, partner_spacing
 from tosa_cli.model.selection import num_kept, num_query_rows
 from tosa_cli.model.selectors import EXPANSION
@@ -110,16 +118,13 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
     else:
         backbone = model
         if config is not None:
-            check_supported(backbone, config.selection)
-            config.check_depth(len(backbone.blocks))
+            check_convertible(backbone, config)
             keep_rates = config.keep_rates
             choosing = config.choosing_layers
             params += sum(_added_params(backbone, config, layer, choosing[layer] == layer) for layer in config.layers)
     layers = list(_count_layers(backbone, config, keep_rates))
     outside = (
-        _embed_macs(backbone)
-        + head_macs(backbone, _num_tokens(backbone))
-        + _bias_macs(family_of(backbone).position_bias(backbone))
+        _embed_macs(backbone) + head_macs(backbone, _num_tokens(backbone)) + family_of(backbone).shared_macs(backbone)
     )
     dense = outside + sum(layer.dense_macs for layer in layers)
     selector = sum(layer.selector_macs for layer in layers)
@@ -174,7 +179,7 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
 def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
     tokens = _num_tokens(backbone)
     for layer, block in enumerate(backbone.blocks, start=1):
-        dense = _block_macs(block, tokens)
+        dense = _block_macs(block, tokens, backbone.embed_dim)
         if config is None or layer not in keep_rates:
             feeding = config is not None and layer + 1 in keep_rates and config.reads_maps
             yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
@@ -196,14 +201,14 @@ def count_tosa_layer(
     """
     block, tokens = backbone.blocks[layer - 1], _num_tokens(backbone)
     kept = num_kept(tokens, keep_rate, backbone.num_prefix_tokens)
-    count = _per_head_block_macs if method.selection == "per-head" else _kept_block_macs
+    kind = kind_of(block)
     return LayerFlops(
         layer,
         "tosa",
         tokens,
         kept,
-        _block_macs(block, tokens),
-        count(block, tokens, kept),
+        kind.macs(block, tokens),
+        _per_head_block_macs(block, tokens, kept) if method.selection == "per-head" else kind.macs(block, kept),
         _selector_macs(backbone, method, layer, kept) if chooses else 0,
         _bypass_macs(backbone, method, layer, kept, chooses),
     )
@@ -213,33 +218,17 @@ def _num_tokens(backbone: Backbone) -> int:
     return int(backbone.patch_embed.num_patches) + backbone.num_prefix_tokens
 
 
-def _linear_macs(module: Backbone) -> int:
-    """MACs of all linear layers of a module for one token."""
-    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
-
-
-def _block_macs(block: Backbone, tokens: int) -> int:
-    bias = kind_of(block).position_bias(block)
-    linear = _linear_macs(block) - (0 if bias is None else _linear_macs(bias))
-    return tokens * linear + 2 * tokens * tokens * _attention_dim(block) + _bias_macs(bias)
-
-
-def _bias_macs(bias: nn.Module | None) -> int:
-    """MACs of a position bias: a small network may make it, for every distance of two patches, in any kind of layer."""
-    if not isinstance(bias, RelPosMlp):
-        return 0
-    rows, columns = bias.window_size
-    return (2 * rows - 1) * (2 * columns - 1) * _linear_macs(bias)
-
-
-def _kept_block_macs(block: Backbone, tokens: int, kept: int) -> int:
-    return _block_macs(block, kept)
+def _block_macs(block: Backbone, tokens: int, dim: int) -> int:
+    if why_ineligible(block, "shared") is None:
+        return kind_of(block).macs(block, tokens)
+    # What it is made of is not known; PyTorch counts it without computing anything.
+    return counted_macs(block, 1, tokens, dim)
 
 
 def _per_head_block_macs(block: Backbone, tokens: int, kept: int) -> int:
     # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
-    projection = _linear_macs(block.attn.qkv)
-    return kept * projection + tokens * (_linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
+    projection = linear_macs(block.attn.qkv)
+    return kept * projection + tokens * (linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
 
 
 def _attention_dim(block: Backbone) -> int:
@@ -297,32 +286,23 @@ def _embed_macs(backbone: Backbone) -> int:
     if type(embed) is PatchEmbed:
         return int(embed.num_patches) * embed.proj.weight.numel()
     # A convolutional stem has shapes of its own; PyTorch counts it without computing anything.
-    size = (1, backbone.in_chans, *embed.img_size)
-    with FlopCounterMode(display=False) as counter:
-        _on_meta(embed)(torch.empty(size, device="meta"))
-    return counter.get_total_flops() // 2
-
-
-def _on_meta(module: Backbone) -> nn.Module:
-    return copy.deepcopy(module).to("meta").eval()
+    return counted_macs(embed, 1, backbone.in_chans, *embed.img_size)
 
 
 def head_macs(backbone: Backbone, tokens: int) -> int:
     """MACs of what pools so many tokens and classifies, prefix tokens included in their number."""
     heads = [getattr(backbone, name, None) for name in ("head", "head_dist")]
-    macs = sum(_linear_macs(head) for head in heads if head is not None)
+    macs = sum(linear_macs(head) for head in heads if head is not None)
     pool = getattr(backbone, "attn_pool", None)
     if pool is None:
         return macs
     if not getattr(backbone, "pool_include_prefix", True):
         tokens -= backbone.num_prefix_tokens
     if isinstance(pool, AttentionPoolLatent):
-        keys = _linear_macs(pool.kv)
+        keys = linear_macs(pool.kv)
         dim = pool.num_heads * pool.head_dim
-        return macs + tokens * keys + pool.latent_len * (_linear_macs(pool) - keys + 2 * tokens * dim)
-    with FlopCounterMode(display=False) as counter:
-        _on_meta(pool)(torch.empty(1, tokens, backbone.embed_dim, device="meta"))
-    return macs + counter.get_total_flops() // 2
+        return macs + tokens * keys + pool.latent_len * (linear_macs(pool) - keys + 2 * tokens * dim)
+    return macs + counted_macs(pool, 1, tokens, backbone.embed_dim)
 
 
 def _norm_macs(backbone: Backbone) -> int:

@@ -16,7 +16,7 @@ from tosa_cli.model.bypass import LinearBypass, NearestBypass, make_bypass
 from tosa_cli.model.families import (
     Backbone,
     attention_input,
-    check_supported,
+    check_convertible,
     embed_with_places,
     kind_of,
     matching_projection,
@@ -68,14 +68,13 @@ class TosaViT(FinetunableViT):
         config: Where and how tokens are selected.
 
     Raises:
-        UnsupportedModelError: If the backbone is of a type that cannot be converted.
+        UnsupportedModelError: If the backbone is of a type that cannot be converted, or a layer is.
         ConfigError: If the backbone does not have the layers asked for.
     """
 
     def __init__(self, backbone: Backbone, config: TosaConfig) -> None:
         super().__init__()
-        check_supported(backbone, config.selection)
-        config.check_depth(len(backbone.blocks))
+        check_convertible(backbone, config)
         self.backbone: Backbone = backbone
         self.config = config
         self.keep_rates = config.keep_rates

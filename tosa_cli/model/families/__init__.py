@@ -1,7 +1,15 @@
 """Families of backbones: one file each says all that the rest of the package knows of its models and blocks."""
 
 from tosa_cli.model.families.base import Backbone, BlockKind, Family
-from tosa_cli.model.families.eligibility import check_supported, is_supported, why_unsupported
+from tosa_cli.model.families.eligibility import (
+    check_convertible,
+    check_supported,
+    eligible_layers,
+    is_supported,
+    why_ineligible,
+    why_unsupported,
+)
+from tosa_cli.model.families.macs import counted_macs, linear_macs
 from tosa_cli.model.families.parts import (
     attention_input,
     embed,
@@ -22,7 +30,10 @@ __all__ = [
     "BlockKind",
     "Family",
     "attention_input",
+    "check_convertible",
     "check_supported",
+    "counted_macs",
+    "eligible_layers",
     "embed",
     "embed_with_places",
     "family_of",
@@ -32,9 +43,11 @@ __all__ = [
     "is_supported_kind",
     "key_dim",
     "kind_of",
+    "linear_macs",
     "matching_projection",
     "mean_key_projection",
     "num_attentions",
     "num_heads",
+    "why_ineligible",
     "why_unsupported",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tosa_cli.config import Selection
 from tosa_cli.errors import UnsupportedModelError
+from tosa_cli.model.families.macs import linear_macs
 from tosa_cli.model.places import Extras, Places, SelectedBias
 
 Backbone = Any
@@ -98,9 +99,9 @@ class BlockKind(ABC):
         """What a block is given beside the selected tokens (B, K); a bias for pairs of tokens is left as it is."""
         return extras
 
-    def position_bias(self, block: Backbone) -> nn.Module | None:
-        """The part of a block that makes a bias for pairs of positions, if it has one that computes."""
-        return None
+    def macs(self, block: Backbone, tokens: int) -> int:
+        """MACs of a block on so many tokens, as PyTorch counts them: products of matrices and convolutions."""
+        return tokens * linear_macs(block) + 2 * tokens * tokens * self.num_heads(block) * self.head_dim(block)
 
     def set_drop_path(self, block: Backbone, rate: float) -> None:
         """Set the rate of stochastic depth in each of a block's branches, which timm calls `drop_path...`."""
@@ -195,9 +196,9 @@ class Family(ABC):
             antialias: Whether a position embedding that is made smaller is smoothed, which timm does.
         """
 
-    def position_bias(self, model: Backbone) -> nn.Module | None:
-        """The part of a model that makes a bias for pairs of positions in all layers, if it has one that computes."""
-        return None
+    def shared_macs(self, model: Backbone) -> int:
+        """MACs of what is made once for all layers besides embedding and head, as a bias for pairs of positions."""
+        return 0
 
 
 def names_of(types: Iterable[type]) -> str:

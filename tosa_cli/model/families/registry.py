@@ -8,7 +8,8 @@ from tosa_cli.model.families.timm_relpos import TimmRelPos
 from tosa_cli.model.families.timm_vit import TimmVit
 from tosa_cli.model.refusals import reason_against
 
-FAMILIES: tuple[Family, ...] = (TimmVit(), TimmEva(), TimmBeit(), TimmRelPos())
+FAMILIES: list[Family] = [TimmVit(), TimmEva(), TimmBeit(), TimmRelPos()]
+"""Where a name is to be completed, the first that can does."""
 
 _UNKNOWN = OpaqueBlock()
 
