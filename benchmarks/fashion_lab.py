@@ -33,7 +33,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.distill import distill
 from tosa_cli.train.finetune import finetune, finetune_augmentation
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 TEST_BATCH = 100
 

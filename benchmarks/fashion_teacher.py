@@ -30,8 +30,9 @@ from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.measure.accuracy import measure_accuracy
 from tosa_cli.train.checkpoint import read_checkpoint
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator, train
+from tosa_cli.train.loop import train
 from tosa_cli.train.objectives import FinetuneObjective
+from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.schedule import make_scheduler
 
 SHAPE: dict[str, Any] = {"img_size": 56, "patch_size": 4, "embed_dim": 64, "num_heads": 2, "num_classes": 10}

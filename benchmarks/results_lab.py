@@ -43,7 +43,7 @@ class Lab:
 
     def __init__(self, work: Path, path: Path = RESULTS) -> None:  # noqa: D107
         from tosa_cli.train.config import TrainConfig
-        from tosa_cli.train.loop import make_accelerator
+        from tosa_cli.train.processes import make_accelerator
 
         self.work, self.path = work, path
         self.accelerator = make_accelerator(TrainConfig(device="cpu"))

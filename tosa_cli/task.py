@@ -9,6 +9,9 @@ from tosa_cli.settings import Setting, Settings
 PREDICTOR_ARCHITECTURE = "tosa_dense"
 """Name of predictors (encoder and decoder) in timm's registry."""
 
+IGNORED_LABEL = 255
+"""A pixel of a mask that belongs to no class."""
+
 PredictorTask = Literal["depth", "segmentation"]
 DecoderName = Literal["linear", "dpt", "newcrfs"]
 
@@ -25,7 +28,7 @@ DECODER_DIM = Setting(
     expected="0 or a multiple of 8",
 )
 MIN_DEPTH = Setting("Smallest depth in metres.")
-NUM_LABELS = Setting("Number of classes; segmentation only. 255 in a mask is no class.", ge=0)
+NUM_LABELS = Setting("Number of classes; segmentation only. 255 in a mask is no class.", ge=0, le=IGNORED_LABEL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,11 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from timm.models import save_for_hf
 
 from tests.model.tiny_models import make_vit
@@ -43,20 +41,11 @@ class Tosa(Protocol):
     def __call__(self, command: str, *more: str) -> Done: ...
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 @pytest.fixture
 def tosa(monkeypatch: pytest.MonkeyPatch) -> Tosa:
     """Run a command; words are split at spaces, further arguments are taken as they are."""
 
     def run(command: str, *more: str) -> Done:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
         monkeypatch.setattr(sys, "argv", ["tosa", *command.split(), *more])
         code = 0
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.data import create_dataset
 
 from tests.cli.conftest import Tosa
 
@@ -116,6 +118,41 @@ def test_held_out_images_of_other_classes_are_refused(converted: Path, tosa: Tos
     Path("digits/validation/9").rename("digits/validation/nine")
     done = tosa(f"finetune --data-dir digits --val-split validation {TRAIN}")
     assert done.code == 2 and "are of other classes than" in done.err
+
+
+@pytest.mark.parametrize(
+    ("conversion", "command", "scans"),
+    [
+        ("--selector similarity --bypass nearest+affine", "distill --data-dir photos", 1),
+        ("--bypass linear", "distill --data-dir photos", 1),
+        ("", "distill --data-dir photos --val-dir digits", 2),
+        ("", "finetune --data-dir digits", 1),
+        ("", "finetune --data-dir digits --val-split validation", 2),
+        ("", "finetune --objective features --data-dir photos", 1),
+    ],
+)
+def test_a_folder_is_scanned_once_a_command(
+    work: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, conversion: str, command: str, scans: int
+) -> None:
+    assert tosa(f"convert dense --layers 2,4,6 --keep-rate 0.5 {conversion}").code == 0
+    scanned: list[str] = []
+
+    def count(*arguments: Any, root: str, **options: Any) -> Any:
+        scanned.append(root)
+        return create_dataset(*arguments, root=root, **options)
+
+    monkeypatch.setattr("tosa_cli.data.datasets.create_dataset", count)
+    done = tosa(f"{command} {TRAIN}")
+    assert done.code == 0 and len(scanned) == scans, (done.err, scanned)
+
+
+def test_a_folder_that_is_a_dot_is_called_by_its_name(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("digits")
+    for data_dir in (".", "../digits/.", "train/.."):
+        done = tosa(f"eval ../dense-tosa --data-dir {data_dir} -j 0 --json")
+        assert done.code == 0 and done.json["dataset"] == "digits", data_dir
 
 
 # ---------------------------------------------------------------- broken images

@@ -129,6 +129,15 @@ def test_an_interrupted_run_goes_on_with_resume(
     assert all(value.equal(part[name]) for name, value in whole.items())
 
 
+def test_a_scene_folder_that_is_a_dot_is_called_by_its_name(
+    converted: Path, scenes: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tosa(f"finetune --task depth --data-dir scenes --epochs 1 {TRAIN} -o depth")
+    monkeypatch.chdir("scenes/validation")
+    done = tosa("eval ../../depth --data-dir . -j 0 --device cpu --json")
+    assert done.code == 0 and done.json["dataset"] == "validation", done.err
+
+
 def test_a_model_with_a_decoder_goes_on_in_its_own_folder(converted: Path, scenes: Path, tosa: Tosa) -> None:
     tosa(f"finetune --task depth --data-dir scenes --epochs 1 {TRAIN} -o depth")
     go_on = "finetune depth --data-dir scenes --epochs 1 -b 4 -j 0 --device cpu"

@@ -17,7 +17,7 @@ from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 SIMILARITY = TosaConfig(layers=(2,), selector="similarity", bypass="nearest+linear")
 RATES = (0.8, 0.5, 0.3)

@@ -22,8 +22,8 @@ from tosa_cli.model.families import attention_input, embed, embed_with_places
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation
-from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.objectives import DistillObjective
+from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
 
 BYPASSES = ["identity", "linear", "nearest", "nearest+affine", "nearest+linear"]

@@ -812,6 +812,16 @@ def test_the_card_says_whose_final_tokens_were_compared(
     assert f"Cosine of the final tokens to {whose} on 3 held-out images" in body
 
 
+def test_the_card_shows_the_accuracy_on_held_out_images(folder: Path, model: TosaViT) -> None:
+    figures = {"top1_before": 50.0, "top5_before": 75.0, "top1_after": 62.5, "top5_after": 87.25}
+    results = {"samples": 8, **figures, "measurements": 3, "best_step": 4}
+    model.provenance = model.provenance.after("finetuned", {}, {"finetune": results})
+    save(model, folder, overwrite=True)
+    _, body = read_card(folder)
+    assert "Accuracy in percent on 8 held-out images" in body and "The weights are the best of 3 measurements" in body
+    assert "| before | 50.00 | 75.00 |" in body and "| after | 62.50 | 87.25 |" in body
+
+
 def test_the_card_gives_the_macs_of_the_model_and_how_to_load_it(folder: Path, model: TosaViT) -> None:
     _, body = read_card(folder)
     report = count_flops(model)

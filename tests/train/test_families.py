@@ -15,7 +15,7 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.fit.budget import measure_curves
 from tosa_cli.measure.oracle import with_oracle
 from tosa_cli.train.config import DistillConfig, TrainConfig
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 TOLD = ("EVA-02", "mixed rotation", "DINOv3", "BEiT, both biases", "shared relative positions, norm after")
 """Families whose blocks are told where tokens stand, in each of the ways there are."""

@@ -16,8 +16,8 @@ from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import OBJECTIVE_DEFAULTS, FinetuneConfig
 from tosa_cli.train.finetune import finetune, finetune_augmentation
-from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.objectives import FeaturesObjective, token_distance
+from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.schedule import Clock
 
 RUIN = {"lr": 1.0, "sched": "none", "warmup_epochs": 0}

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from tests.train.tiny_runs import read, run_finetune, same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.measure.accuracy import measure_accuracy
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.finetune import finetune
-from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.objectives import FinetuneObjective
+from tosa_cli.train.processes import make_accelerator
+from tosa_cli.train.saver import Saver
 from tosa_cli.train.schedule import make_scheduler
 
 
@@ -64,7 +64,6 @@ def test_only_the_backbone_gets_gradients() -> None:
 def test_a_way_of_training_changes_what_is_trained(digits: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     plain, changed = tiny_tosa(), tiny_tosa()
     run_finetune(plain, digits, tmp_path / "run", epochs=1)
-    AcceleratorState._reset_state()
     report = run_finetune(changed, digits, tmp_path / "run", epochs=1, **settings)
     assert not same(weights(plain, "backbone"), weights(changed, "backbone"))
     assert torch.isfinite(torch.tensor(report.last_loss)) and report.updates == 7
@@ -158,3 +157,31 @@ def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
     images = read(model, write_photos(tmp_path / "photos", 3), FinetuneConfig(workers=0), None)
     with pytest.raises(DataError, match=r"has no class folders, or one, but the model's head has 10 classes"):
         check_labels(images, model.num_classes)
+
+
+def test_settings_of_one_run_do_not_bind_the_next_in_the_same_process(digits: Path, tmp_path: Path) -> None:
+    run_finetune(tiny_tosa(), digits, tmp_path / "plain", epochs=1)
+    report = run_finetune(tiny_tosa(), digits, tmp_path / "half", epochs=1, amp="bf16", grad_accum_steps=2)
+    assert report.updates == 3
+
+
+def test_an_accelerator_keeps_its_settings_when_another_is_made() -> None:
+    first = make_accelerator(FinetuneConfig(device="cpu", grad_accum_steps=3))
+    second = make_accelerator(FinetuneConfig(device="cpu", amp="bf16"))
+    assert (first.mixed_precision, first.gradient_accumulation_steps) == ("no", 3)
+    assert (second.mixed_precision, second.gradient_accumulation_steps) == ("bf16", 1)
+
+
+def test_the_loss_is_read_from_the_device_once_an_optimizer_step(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    check = Saver.check_loss
+
+    def count(saver: Saver, losses: list[torch.Tensor], *rest: Any) -> Any:
+        checked.append(len(losses))
+        return check(saver, losses, *rest)
+
+    monkeypatch.setattr(Saver, "check_loss", count)
+    report = run_finetune(tiny_tosa(), digits, tmp_path / "run", epochs=1, batch_size=5, grad_accum_steps=3)
+    assert report.updates == 4 and checked == [3] * 4

@@ -16,9 +16,10 @@ from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
 from tosa_cli.errors import CheckpointError, ConfigError, TrainingError
 from tosa_cli.model.predictor import Predictor
-from tosa_cli.train.loop import TrainReport, make_accelerator
+from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.predictor import PredictorObjective, _groups, finetune_predictor, segmentation_loss, silog_loss
 from tosa_cli.train.predictor_config import PredictorConfig
+from tosa_cli.train.processes import make_accelerator
 
 
 @pytest.fixture
@@ -185,6 +186,7 @@ def test_mixed_precision_and_recomputed_layers_train_too(scenes: Path, tmp_path:
         ({"decoder_dim": 12}, "--decoder-dim must be 0 or a multiple of 8, not 12"),
         ({"min_depth": 20.0}, r"min_depth \(20.0\) must be above 0 and below max_depth \(10.0\)"),
         ({"crop_scale": 0.0}, "--crop-scale must be above 0"),
+        ({"task": "segmentation", "num_labels": 256}, "--num-labels must be from 0 to 255, not 256"),
         ({"rotation": -1.0}, "--rotation must be 0 or more"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from tests.train.tiny_runs import curves_all, fit_all, tiny_tosa, write_digits, write_photos
 from tosa_cli import load, save
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 LAUNCH = [
     *[sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
@@ -47,6 +47,7 @@ def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> N
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["processes"] == 2
+    assert found["patience"] <= 1800  # a process that died is not waited for longer
     for command, images in (("distill", 24), ("finetune", 40)):
         first, second = (found[f"{command}_read"][i] for i in range(2))
         assert len(first) == len(second) == images and sorted(first + second) == sorted([*range(images)] * 2)

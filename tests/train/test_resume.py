@@ -223,6 +223,17 @@ def test_a_run_is_not_resumed_on_another_number_of_images(photos: Path, tmp_path
         run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
 
 
+def test_another_spelling_of_the_same_folder_resumes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_distill(tiny_tosa(), photos, tmp_path / "run", data_dir="photos", val_dir="")
+    for spelling in ("photos/", "./photos", str(photos)):
+        assert run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, data_dir=spelling).images == 0
+    with pytest.raises(CheckpointError, match=r"had data_dir \S+photos, now it is \S+others"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, data_dir="others")
+
+
 @pytest.mark.parametrize("other", [{"keep_rate": 0.8}, {"layers": (2, 4)}, {"selector_kernel": 3}])
 def test_a_run_is_not_resumed_on_another_model(photos: Path, tmp_path: Path, other: dict[str, Any]) -> None:
     run_distill(tiny_tosa(), photos, tmp_path / "run")

@@ -21,7 +21,8 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.distill import distill, distill_augmentation
 from tosa_cli.train.finetune import finetune, finetune_augmentation
-from tosa_cli.train.loop import TrainReport, make_accelerator
+from tosa_cli.train.loop import TrainReport
+from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
 
 Tensors = dict[str, Tensor]

@@ -27,7 +27,7 @@ from tosa_cli.data.samples import ImageSamples, Sample
 from tosa_cli.errors import DataError, TrainingError
 from tosa_cli.fit import calibrate as calibration
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 torch.set_num_threads(1)
 PARTS = ("selectors", "bypasses")
@@ -45,6 +45,8 @@ def remember(samples: ImageSamples, position: int) -> Sample:
 ImageSamples.__getitem__ = remember  # type: ignore[method-assign]
 accelerator = make_accelerator(TrainConfig(device="cpu"))
 found["processes"] = accelerator.num_processes
+group = torch.distributed.distributed_c10d._get_default_group()
+found["patience"] = group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 for name, run, part, images in (
     ("distill", run_distill, "selectors", folder / "photos"),

@@ -119,14 +119,13 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
-    from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.device import pick_device
 
     setup = Setup(
         name=name,
         batch_size=batch_size,
         img_size=sizes[0],
-        device=make_accelerator(TrainConfig(device=device)).device,
+        device=pick_device(device),
         dtype=getattr(torch, dtype),
         compile=compile,
         rounds=rounds,

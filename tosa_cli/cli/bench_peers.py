@@ -1,6 +1,5 @@
 """`tosa bench --peers`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from tosa_cli.cli import console
 from tosa_cli.cli.bench import Setup, say_conditions, spread
 from tosa_cli.cli.training import choose_indices, tell_skipped
-from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.datasets import name_of, open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.model.flops import count_flops
 from tosa_cli.peers.compare import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
@@ -47,7 +46,7 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
             quality, samples = measure_quality(
                 dense, compared, photos, device=setup.device, dtype=setup.dtype, advance=bar.advance
             )
-        about_photos = {"dataset": Path(data_dir).name, "samples": samples, "skipped": list(photos.failed)}
+        about_photos = {"dataset": name_of(data_dir), "samples": samples, "skipped": list(photos.failed)}
         tell_skipped(about_photos["skipped"])
     images = torch.randn(setup.batch_size, converted.in_chans, *flops.img_size, device=setup.device, dtype=setup.dtype)
     console.say(f"Timing {setup.rounds} turns of each of {len(models)} models ...")

@@ -26,7 +26,7 @@ def measure(
     from tosa_cli.data.loading import images_to_read
     from tosa_cli.fit.budget import measure_curves
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.train.processes import make_accelerator
 
     opened = open_dataset(data_dir, dataset, split)
     name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES

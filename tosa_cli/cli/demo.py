@@ -72,7 +72,8 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     from tosa_cli.data.datasets import open_dataset
     from tosa_cli.data.loading import Augmentation, images_to_read
     from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator, train
+    from tosa_cli.train.loop import train
+    from tosa_cli.train.processes import make_accelerator
     from tosa_cli.train.schedule import make_scheduler
 
     torch.manual_seed(seed)

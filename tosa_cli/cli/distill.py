@@ -46,31 +46,30 @@ def distill(
     name = resolve_model(model)
 
     from tosa_cli.cli.training import (
-        calibration_images,
         features_held_out,
         finish,
         load_for_training,
+        open_images,
         tell_images,
-        training_images,
         watched_results,
     )
     from tosa_cli.measure.selectors import measure_selectors
     from tosa_cli.model.flops import count_flops
     from tosa_cli.train.distill import check_trainable, distill_augmentation
     from tosa_cli.train.distill import distill as run
-    from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.train.processes import make_accelerator
     from tosa_cli.train.weights import HeldOut, Watch
 
     job = load_for_training(name, output, overwrite, resume, "distill")
     check_trainable(job.model)
     accelerator = make_accelerator(config, job.tracker_folder)
     predicts_maps = job.model.config.selector == "attention"
-    train_images, held_out = training_images(
-        job.model, config, distill_augmentation(config), first_of_stream=not predicts_maps
-    )
-    calibration = calibration_images(job.model, config, train_images)
+    is_fitted = job.model.config.is_fitted
+    augment = distill_augmentation(config) if predicts_maps else None
+    images = open_images(job.model, config, augment=augment, in_order=is_fitted)
+    held_out = images.held_out
     job.start_trackers(accelerator, config)
-    tell_images("Distilling", train_images, held_out)
+    tell_images("Distilling", images.training or images.in_order, held_out)
 
     def features() -> HeldOut:
         return features_held_out(job.model, job.model.backbone, held_out, accelerator, config)
@@ -81,14 +80,14 @@ def distill(
         batches = (batch.images for batch in held_out.batches(config.strict))
         return measure_selectors(job.model, batches, accelerator.device)
 
-    watch = Watch(features, every=0, keep_best=True) if job.model.config.is_fitted else None
+    watch = Watch(features, every=0, keep_best=True) if is_fitted else None
     before = selectors()
     with console.progress("Distilling") as progress:
         done = run(
             accelerator,
             job.model,
-            train_images,
-            calibration,
+            images.training,
+            images.in_order,
             config,
             checkpoint=job.checkpoint,
             watch=watch,

@@ -128,15 +128,14 @@ def evaluate(
     )
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
-    from tosa_cli.data.datasets import is_streamed, open_dataset
+    from tosa_cli.data.datasets import is_streamed, name_of, open_dataset
     from tosa_cli.data.labels import check_labels
     from tosa_cli.data.loading import images_to_read
+    from tosa_cli.device import pick_device
     from tosa_cli.hub.card import why_unpublished
     from tosa_cli.hub.checkpoint import load, save, with_results
     from tosa_cli.hub.original import dense_model
     from tosa_cli.model.flops import count_flops
-    from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator
 
     converted = load(name, img_size=size)
     if selector == "oracle":
@@ -155,7 +154,7 @@ def evaluate(
         check_labels(images, converted.num_classes)
         if images.by_name:
             console.say("Labels were matched with the model's classes by name.")
-    place = make_accelerator(TrainConfig(device=device)).device
+    place = pick_device(device)
     flops = count_flops(converted, name=name)
     dense = None
     if compare or task == "features":
@@ -165,7 +164,7 @@ def evaluate(
         "task": task,
         "selector": converted.config.selector if selector == "own" else selector,
         "model": name,
-        "dataset": Path(dataset or data_dir).name,
+        "dataset": name_of(dataset or data_dir),
         "dataset_samples": None if is_streamed(opened) else len(opened),
         # The oracle runs every layer whole.
         "gmacs": flops.gmacs if selector == "own" else None,

@@ -78,19 +78,20 @@ def finetune(
         return
     config = FinetuneConfig.from_dict(values)
 
-    from tosa_cli.cli.training import finish, load_for_training, tell_images, tell_speed, training_images
+    from tosa_cli.cli.training import finish, load_for_training, open_images, tell_images, tell_speed
     from tosa_cli.train.finetune import finetune as run
     from tosa_cli.train.finetune import finetune_augmentation
-    from tosa_cli.train.loop import make_accelerator
+    from tosa_cli.train.processes import make_accelerator
     from tosa_cli.train.weights import Watch
 
     job = load_for_training(name, output, overwrite, resume, "finetune")
     features = config.objective == "features"
     teacher = _teacher(job.model) if features else None
     accelerator = make_accelerator(config, job.tracker_folder)
-    train_images, held_out = training_images(
-        job.model, config, finetune_augmentation(config), max_held_out=MAX_WATCHED if features else None
+    images = open_images(
+        job.model, config, augment=finetune_augmentation(config), max_held_out=MAX_WATCHED if features else None
     )
+    train_images, held_out = images.training, images.held_out
     if not features:
         _check_classes(train_images, held_out, job.model.num_classes)
     job.start_trackers(accelerator, config)

@@ -13,13 +13,13 @@ from tosa_cli.data.datasets import split_indices
 from tosa_cli.data.formats import FORMATS
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
+from tosa_cli.device import pick_device
 from tosa_cli.errors import InputError
 from tosa_cli.hub.predictor import load_predictor
 from tosa_cli.measure.speed import device_name
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +92,7 @@ def evaluate_predictor(asked: PredictorEvaluation) -> None:
     first = images.samples[0].image
     size = asked.img_size or (model.img_size if first is None else (first.shape[-2], first.shape[-1]))
     flops = count_predictor_flops(model, size)
-    place = make_accelerator(TrainConfig(device=asked.device)).device
+    place = pick_device(asked.device)
     models: dict[str, nn.Module] = {"tosa": model}
     if asked.compare:
         models["dense"] = model.with_dense_encoder()

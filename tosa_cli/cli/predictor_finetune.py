@@ -14,9 +14,9 @@ from tosa_cli.errors import DataError, InputError
 from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.loop import make_accelerator
 from tosa_cli.train.predictor import finetune_predictor as run
 from tosa_cli.train.predictor_config import PredictorConfig
+from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
 
 

@@ -87,93 +87,100 @@ def start_job(model: Any, folder: Path, may_replace: bool, resume: bool, command
     return Job(model, folder, checkpoint, may_replace)
 
 
-def training_images(
+@dataclass(frozen=True)
+class OpenedImages:
+    """The images of a run, whose folder was scanned once.
+
+    Attributes:
+        training: To train on, shuffled and augmented; None where nothing is trained step by step.
+        in_order: The same, in order and not augmented, for what is fitted in closed form; None where nothing is.
+        held_out: To measure on.
+    """
+
+    training: Any
+    in_order: Any
+    held_out: Images
+
+
+def open_images(
     model: TosaViT,
     config: TrainConfig,
-    augment: Augmentation,
+    *,
+    augment: Augmentation | None,
+    in_order: bool = False,
     max_held_out: int | None = None,
-    first_of_stream: bool = False,
-) -> tuple[Images, Images]:
+) -> OpenedImages:
     """Open training images and held-out images.
 
     Args:
         model: The model that tells how images are read.
         config: Which images.
-        augment: Random changes to the training images.
+        augment: Random changes to the training images; None where nothing is trained step by step: then the first
+            `max_samples` images of data that can only be read in order are enough.
+        in_order: Whether something is fitted in closed form.
         max_held_out: Largest number of held-out images, evenly spread; None takes all.
-        first_of_stream: Take the first `max_samples` images of data that can only be read in order, which is enough
-            where nothing goes over them epoch by epoch.
 
     Raises:
         DataError: If they are missing or too few.
     """
+    common: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers}
     opened = open_dataset(
-        config.data_dir, config.dataset, config.split, training=True, batch_size=config.batch_size, seed=config.seed
+        config.data_dir,
+        config.dataset,
+        config.split,
+        training=augment is not None,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     separate = bool(config.val_dir or config.val_split)
-    name = config.dataset or config.data_dir
-    if is_streamed(opened) and not separate:
+    name, streamed = config.dataset or config.data_dir, is_streamed(opened)
+    if streamed and not separate:
         raise InputError(
             f"{name} can only be read in order, so no images of it can be held out: name held-out images "
             f"with --val-dir or --val-split."
         )
-    first = config.max_samples if first_of_stream and is_streamed(opened) else None
-    max_samples = None if first else config.max_samples
-    train_indices, held_out_indices = choose_indices(opened, max_samples, hold_out=not separate, name=name)
-    images = images_to_read(
-        opened,
-        model,
-        indices=train_indices,
-        first=first,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=config.seed,
-        augment=augment,
-        name=name,
-    )
+    max_samples = None if streamed and augment is None else config.max_samples
+    indices, held_out_indices = choose_indices(opened, max_samples, hold_out=not separate, name=name)
+    training = ordered = None
+    if augment is not None:
+        training = images_to_read(
+            opened, model, indices=indices, seed=config.seed, augment=augment, name=name, **common
+        )
+    if in_order:
+        again = opened
+        if streamed and augment is not None:  # its order is shuffled
+            again = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
+        first = config.max_samples if streamed else None
+        ordered = images_to_read(again, model, indices=indices, first=first, name=name, **common)
+    held_out_set = opened
     if separate:
-        folder, split = config.val_dir or config.data_dir, config.val_split or "validation"
-        kind = "" if config.val_dir else config.dataset
-        held_out_set = open_dataset(folder, kind, split, batch_size=config.batch_size)
+        held_out_set = _open_separate(config, opened)
         held_out_indices = None if is_streamed(held_out_set) else list(range(len(held_out_set)))
-        same_root = not kind and held_out_set.reader.root == getattr(opened.reader, "root", None)
-        if (same_root and not config.dataset) or (kind and split == config.split):
-            raise DataError(
-                f"The held-out images would be the training images: {folder} has no split of its own for "
-                f"{split}. Name other images with --val-dir, or leave out --val-split to hold out a share."
-            )
-    else:
-        held_out_set = open_dataset(config.data_dir, config.dataset, config.split)
-        if not held_out_indices:
-            raise DataError(f"{name} holds only one image, but training needs one more to measure on.")
+    elif not held_out_indices:
+        raise DataError(f"{name} holds only one image, but training needs one more to measure on.")
     if held_out_indices is not None and max_held_out is not None:
         chosen, _ = split_indices(len(held_out_indices), max_held_out, hold_out=False)
         held_out_indices = [held_out_indices[position] for position in chosen]
-    held_out = images_to_read(
-        held_out_set,
-        model,
-        indices=held_out_indices,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        name=name,
-        held_out=True,
-    )
-    return images, held_out
+    held_out = images_to_read(held_out_set, model, indices=held_out_indices, name=name, held_out=True, **common)
+    return OpenedImages(training, ordered, held_out)
 
 
-def calibration_images(model: TosaViT, config: TrainConfig, training: Images) -> Images:
-    """Open the training images once more, in order and not augmented, for what is fitted in closed form."""
-    opened = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
-    indices, first = (None, config.max_samples) if is_streamed(opened) else (training.samples.indices, None)
-    return images_to_read(
-        opened,
-        model,
-        indices=indices,
-        first=first,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        name=training.name,
-    )
+def _open_separate(config: TrainConfig, opened: Any) -> Any:
+    """Open held-out images that were named.
+
+    Raises:
+        DataError: If they are the training images.
+    """
+    folder, split = config.val_dir or config.data_dir, config.val_split or "validation"
+    kind = "" if config.val_dir else config.dataset
+    held_out = open_dataset(folder, kind, split, batch_size=config.batch_size)
+    same_root = not kind and held_out.reader.root == getattr(opened.reader, "root", None)
+    if (same_root and not config.dataset) or (kind and split == config.split):
+        raise DataError(
+            f"The held-out images would be the training images: {folder} has no split of its own for "
+            f"{split}. Name other images with --val-dir, or leave out --val-split to hold out a share."
+        )
+    return held_out
 
 
 def choose_indices(
@@ -244,7 +251,7 @@ def tell_speed(trained: TrainReport) -> None:
     )
 
 
-def tell_images(doing: str, training: Images, held_out: Images) -> None:
+def tell_images(doing: str, training: Any, held_out: Images) -> None:
     """Say what is done, on how many images, and how many are held out."""
     console.say(
         f"{doing} on {console.counted(training.num_images, 'image')} of {training.name}; "

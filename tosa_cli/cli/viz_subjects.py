@@ -57,12 +57,11 @@ def load_subject(
     Raises:
         TosaError: If the model cannot be loaded, or has no such layers or nothing to be compared with.
     """
+    from tosa_cli.device import pick_device
     from tosa_cli.hub.predictor import is_predictor
-    from tosa_cli.train.config import TrainConfig
-    from tosa_cli.train.loop import make_accelerator
 
     load = _with_decoder if is_predictor(name) else _converted
-    return load(name, layers, img_size, compare, make_accelerator(TrainConfig(device=device)).device)
+    return load(name, layers, img_size, compare, pick_device(device))
 
 
 def report_picture(photo: Path, written: Path, picture: "Picture") -> dict[str, Any]:

@@ -72,6 +72,12 @@ def open_dataset(
     return opened
 
 
+def name_of(place: str | Path) -> str:
+    """What to call a folder, or a data set by timm's name of it, where its path is nobody's business."""
+    name = Path(place).name
+    return name if name.strip(".") else Path(place).resolve().name
+
+
 def is_streamed(opened: Any) -> bool:
     """Whether a data set from `open_dataset` can only be read in order."""
     return isinstance(opened, IterableDataset)

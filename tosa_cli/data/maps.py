@@ -11,9 +11,6 @@ from torch import Tensor
 from tosa_cli.data.images import SIXTEEN_BIT_MODES
 from tosa_cli.errors import DataError
 
-IGNORED_LABEL = 255
-"""A pixel of a mask that belongs to no class."""
-
 
 def check_map(name: str, image: Image.Image, values: np.ndarray) -> None:
     """Check that a map is as large as its image.

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from tosa_cli.data.datasets import name_of
 from tosa_cli.data.formats import FORMATS, FormatDefaults
 from tosa_cli.data.images import color_mode, to_color_mode
 from tosa_cli.data.loading import Images, one_a_core, start_worker
-from tosa_cli.data.maps import IGNORED_LABEL, check_depth_unit, check_map, measured_pixels
+from tosa_cli.data.maps import check_depth_unit, check_map, measured_pixels
 from tosa_cli.data.pairs import Pairs
 from tosa_cli.data.samples import MAX_CONSECUTIVE_FAILURES, Batch, reason_of
 from tosa_cli.errors import DataError
 from tosa_cli.seeding import seeded
-from tosa_cli.task import TaskConfig
+from tosa_cli.task import IGNORED_LABEL, TaskConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 
 BORDERED_SIZE = (640, 480)
@@ -238,7 +238,7 @@ def pairs_to_read(
         collate_fn=_collate_training if training else _collate,
         worker_init_fn=partial(start_worker, None),
     )
-    return PairImages(loader, samples, len(samples), None, Path(pairs.folder).name, held_out=held_out)
+    return PairImages(loader, samples, len(samples), None, name_of(pairs.folder), held_out=held_out)
 
 
 class _ImageAlone(nn.Module):

@@ -192,6 +192,8 @@ def _quality(provenance: Provenance) -> str:
         done = results.get(command) or {}
         if done.get("patch_cosine_after") is not None:
             parts.append(_cosine_table(command, done, whose))
+        if done.get("top1_after") is not None:
+            parts.append(_accuracy_table(command, done))
     measured = results.get("eval")
     if measured:
         parts.append(_eval_table(measured))
@@ -223,6 +225,15 @@ def _cosine_table(command: str, done: dict[str, Any], whose: str) -> str:
         f"`tosa {command}`. {how_chosen(done)}"
     )
     return f"{said.rstrip()}\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
+
+
+def _accuracy_table(command: str, done: dict[str, Any]) -> str:
+    rows = [f"| {when} | {done[f'top1_{when}']:.2f} | {done[f'top5_{when}']:.2f} |" for when in ("before", "after")]
+    said = (
+        f"Accuracy in percent on {done['samples']} held-out images, before and after `tosa {command}`. "
+        f"{how_chosen(done)}"
+    )
+    return f"{said.rstrip()}\n\n| | top-1 | top-5 |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def _eval_table(measured: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tosa_cli.measure.depth import flip_averaged
 from tosa_cli.measure.turns import Clock, run_in_turns
+from tosa_cli.task import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def measure_segmentation(
     for batch, outputs in turns:
         for name, output in outputs.items():
             for logits, labels in zip(output.float(), batch.targets, strict=True):
-                known = labels < num_labels
+                known = labels != IGNORED_LABEL
                 if not known.any():
                     continue
                 full = F.interpolate(logits[None], size=tuple(labels.shape), mode="bilinear")[0].argmax(dim=0).cpu()

@@ -78,8 +78,8 @@ def distill_augmentation(config: DistillConfig) -> Augmentation:
 def distill(
     accelerator: Accelerator,
     model: TosaViT,
-    images: Images,
-    calibration: Images,
+    images: Images | None,
+    calibration: Images | None,
     config: DistillConfig,
     *,
     checkpoint: Path,
@@ -92,8 +92,8 @@ def distill(
     Args:
         accelerator: From `make_accelerator`.
         model: The ToSA model; its backbone is not changed.
-        images: Training images; labels are not read.
-        calibration: The same images, in order and not augmented, for what is fitted.
+        images: Training images, for a selector that trains step by step; labels are not read.
+        calibration: The same images, in order and not augmented, for what is fitted in closed form.
         config: The settings.
         checkpoint: Where the checkpoint is written.
         watch: Measures on held-out images before anything is trained, and before and after the fit, which is kept only
@@ -113,7 +113,7 @@ def distill(
         # Selectors that predict maps are judged by the maps, and what is fitted by the final tokens.
         watch.attach(accelerator, fitted_parts(model), None, config.seed)
         watch.look(0)
-    if model.config.selector == "attention":
+    if images is not None:
         report.training = train(
             accelerator,
             DistillObjective(model),
@@ -129,7 +129,7 @@ def distill(
         if watch is not None:
             watch.start_anew()
             watch.look(report.updates)
-    if model.config.is_fitted:
+    if calibration is not None and model.config.is_fitted:
         report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
         report.fit_kept = True
         if watch is not None:

@@ -7,19 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.loading import Images
 from tosa_cli.data.samples import Batch
-from tosa_cli.errors import ConfigError, DataError, TrainingError
+from tosa_cli.errors import DataError, TrainingError
 from tosa_cli.progress import NoProgress, Progress
 from tosa_cli.seeding import seed_step
 from tosa_cli.train.config import TrainConfig
@@ -37,8 +36,8 @@ class TrainReport:
         images: Images read in all processes since the start or resume.
         seconds: Time that took, measurements on held-out images included.
         measuring_seconds: Time of these measurements alone.
-        first_loss: Loss of the first batch since the start or resume.
-        last_loss: Mean loss of the last epoch's batches since the start or resume.
+        first_loss: Loss of the first optimizer step since the start or resume.
+        last_loss: Mean loss of the last epoch's steps since the start or resume.
         failed: Images that could not be read, with the reason.
     """
 
@@ -55,29 +54,6 @@ class TrainReport:
         """Images a second of all processes together, while they train."""
         seconds = self.seconds - self.measuring_seconds
         return self.images / seconds if seconds else 0.0
-
-
-def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accelerator:
-    """Set up device, precision, processes and trackers.
-
-    Raises:
-        ConfigError: If the device or the tracker is not there.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("There is no CUDA device here: pass --device cpu, or leave --device out.")
-    try:
-        return Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision=config.amp,
-            gradient_accumulation_steps=config.grad_accum_steps,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
-            log_with=config.log_with or None,
-            project_dir=str(log_dir) if log_dir else None,
-            # The main process measures on held-out images while the others wait for it.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
-        )
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"Training cannot be set up like this: {error}") from error
 
 
 def train(
@@ -150,6 +126,7 @@ def train(
             progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
             for epoch in range(first_epoch, config.epochs):
                 losses: list[float] = []
+                summed: list[Tensor] = []
                 for number, batch in _batches(
                     accelerator, loader, images, epoch, batch_in_epoch, batches_per_epoch, config
                 ):
@@ -158,14 +135,19 @@ def train(
                     seed_step(config.seed, epoch, number, accelerator.process_index)
                     if change_batch is not None:
                         inputs, targets = change_batch(inputs, targets)
+                    if number % config.grad_accum_steps == 0:
+                        asked = interrupts.asked
                     with accelerator.accumulate(model):
                         with accelerator.autocast():
                             loss = model(inputs, targets)
-                        mean, asked_to_stop, seconds = saver.check_loss(loss, update, interrupts.asked)
-                        if number % config.grad_accum_steps == 0:
+                        summed.append(loss.detach())
+                        if accelerator.sync_gradients:
+                            mean, asked_to_stop, seconds = saver.check_loss(summed, update, asked)
+                            losses.append(mean)
+                            summed.clear()
                             saver.save_if_due()
                             if asked_to_stop:
-                                saver.stop_at(epoch, number, update)
+                                saver.stop_at(epoch, number + 1 - config.grad_accum_steps, update)
                         accelerator.backward(loss)
                         if accelerator.sync_gradients and config.clip_grad:
                             accelerator.clip_grad_norm_(trained.values(), config.clip_grad)
@@ -180,10 +162,10 @@ def train(
                         accelerator.log({"loss": mean, "lr": optimizer.param_groups[0]["lr"]}, step=update)
                         if watch is not None and watch.is_due(update):
                             watch.look(update)
-                    losses.append(mean)
                     batch_in_epoch = number + 1
                     report.images += len(inputs) * accelerator.num_processes
-                    progress.advance(len(inputs) * accelerator.num_processes, f"loss {mean:.4f}")
+                    shown = f"loss {losses[-1]:.4f}" if losses else ""
+                    progress.advance(len(inputs) * accelerator.num_processes, shown)
                     if accelerator.sync_gradients and config.checkpoint_every and update % config.checkpoint_every == 0:
                         saver.due = (epoch, batch_in_epoch, update)
                     if accelerator.sync_gradients and clock.is_over(seconds):

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.data.loading import Images
-from tosa_cli.data.maps import IGNORED_LABEL
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
+from tosa_cli.task import IGNORED_LABEL
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.finetune import set_drop_path
 from tosa_cli.train.loop import TrainReport, train

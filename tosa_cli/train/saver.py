@@ -26,6 +26,10 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Settings that a resumed run may change; with any other it would be another run. On a stream `workers` is such too."""
 
 
+PATHS = frozenset({"data_dir", "val_dir", "split_file", "val_split_file", "depth_dir", "val_depth_dir"})
+"""Settings that are paths: two spellings of one path are the same setting."""
+
+
 class Saver:
     """Writes and reads the checkpoint of a run, and tells which one is the last good one.
 
@@ -56,7 +60,7 @@ class Saver:
         streamed: bool,
     ) -> None:
         self.accelerator, self.path = accelerator, path
-        self.settings = {**config.to_dict(), "processes": accelerator.num_processes, **identity}
+        self.settings = {**_without_spellings(config.to_dict()), "processes": accelerator.num_processes, **identity}
         self.trained, self.optimizer, self.ema = trained, getattr(optimizer, "optimizer", optimizer), ema
         self.watch, self.streamed = watch, streamed
         self.due: tuple[int, int, int] | None = None
@@ -68,14 +72,16 @@ class Saver:
         """Time that the run took in this process, that before a resume included."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def check_loss(self, loss: Tensor, update: int, asked_to_stop: bool) -> tuple[float, bool, float]:
-        """Mean loss of all processes, whether any was asked to stop, and the time so far in seconds.
+    def check_loss(self, losses: list[Tensor], update: int, asked_to_stop: bool) -> tuple[float, bool, float]:
+        """Mean loss of a step in all processes, whether any was asked to stop, and the time so far in seconds.
+
+        The one place where a step waits for its device: `losses` are those of its batches, still there.
 
         Raises `TrainingError` if the loss is not finite.
         """
         # Of all processes, as all go on or all stop.
-        other = torch.tensor([float(asked_to_stop), self.seconds], device=loss.device)
-        here = torch.cat([loss.detach().float().view(1), other])
+        loss = torch.stack([loss.float() for loss in losses]).mean()
+        here = torch.cat([loss.view(1), torch.tensor([float(asked_to_stop), self.seconds], device=loss.device)])
         mean, stopping, seconds = self.accelerator.reduce(here, reduction="mean").tolist()
         if not math.isfinite(mean):
             raise TrainingError(f"The loss became {mean} after {update} steps, and training stopped. {self._advice()}")
@@ -158,6 +164,10 @@ class Saver:
         if self.has_checkpoint:
             return f"The last good checkpoint is {self.path}: go on from it with --resume and a smaller --lr."
         return "Try a smaller --lr."
+
+
+def _without_spellings(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: str(Path(value).resolve()) if name in PATHS and value else value for name, value in settings.items()}
 
 
 def _by_prefix(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tosa_cli.model.timm_interface import FinetunableViT
+from tosa_cli.train.processes import MainProcess
 
 
 def finetuned_parts(model: FinetunableViT) -> nn.ModuleDict:
@@ -87,6 +88,7 @@ class Watch:
             seed: Seed of all that is random while measuring, so that measurements can be compared.
         """
         self._accelerator, self._parts, self._average, self._seed = accelerator, parts, average, seed
+        self._main = MainProcess(accelerator)
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -117,15 +119,14 @@ class Watch:
         if self._average is not None:
             current = _copy(self._parts)
             self._parts.load_state_dict(self._average.module.state_dict())
-        found: list[Any] = [None]
-        if self._accelerator.is_main_process:
+        found: HeldOut | None = None
+        if self._main.is_here:
             modes = [(module, module.training) for module in self._parts.modules()]
             set_seed(self._seed)
-            found = [self.measure()]
+            found = self.measure()
             for module, training in modes:
                 module.training = training
-        broadcast_object_list(found)
-        measured: HeldOut = found[0]
+        measured: HeldOut = self._main.tell(found)
         measured = HeldOut(measured.samples, measured.score, measured.figures, update)
         self.history.append(measured)
         if self.keep_best and self.best is measured and update:
