@@ -11,7 +11,7 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
-from tosa_cli.data.images import ImgSize, read_img_size
+from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -248,13 +248,12 @@ def _check_together(peers: bool, sweep: bool, for_peers: dict[str, Any], for_swe
 def _parse_list(text: str, parse: Callable[[str], _T], option: str, expected: str) -> tuple[_T, ...]:
     try:
         return tuple(dict.fromkeys(parse(part) for part in text.split(",")))
-    except ValueError:
+    except (ValueError, ConfigError):
         raise ConfigError(f"{option} should be {expected}; not {text!r}.") from None
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    size = (int(height), int(width or height))
-    if min(size) < 1:
+    size = both_sides(read_img_size(text))
+    if size is None:
         raise ValueError(text)
     return size

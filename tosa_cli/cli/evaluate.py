@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
-from tosa_cli.data.images import read_img_size
+from tosa_cli.cli.options import JsonOption, ModelArgument, resolve_model, with_settings
 from tosa_cli.errors import InputError
+from tosa_cli.measure.config import EvalConfig
+from tosa_cli.settings import option_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,49 +19,10 @@ if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
 
 
+@with_settings(EvalConfig)
 def evaluate(
+    settings: dict[str, Any],
     model: ModelArgument = None,
-    data_dir: Annotated[str, typer.Option(help="Folder of images; class folders are the labels.")] = "",
-    dataset: Annotated[str, typer.Option(help="timm's name of the data set type: hfds/... or wds/...")] = "",
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "validation",
-    max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Use so many images, evenly spread.", show_default=False)
-    ] = None,
-    batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Images a step.")] = 32,
-    workers: Annotated[int, typer.Option("-j", "--workers", min=0, help="Processes that load data.")] = 2,
-    img_size: ImgSizeOption = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
-    amp: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
-    task: Annotated[
-        Literal["auto", "classification", "features", "depth", "segmentation"],
-        typer.Option(
-            help="classification needs labels; features compares final tokens with the dense model's; depth and "
-            "segmentation need a model with a decoder. auto: by what the model has."
-        ),
-    ] = "auto",
-    data_format: Annotated[
-        Literal["folder", "nyu", "kitti"],
-        typer.Option(help="How images and maps lie, which also says what part of a depth map is measured."),
-    ] = "folder",
-    split_file: Annotated[str, typer.Option(help="Text file with a line `IMAGE DEPTH` for each image.")] = "",
-    depth_dir: Annotated[
-        str, typer.Option(help="Where the depth maps of a split file lie, if not in --data-dir.")
-    ] = "",
-    depth_scale: Annotated[
-        float, typer.Option(min=0.0, help="Values of a 16-bit depth PNG for one metre; 0 is the format's own.")
-    ] = 0.0,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Depth, segmentation: average with the mirrored image's map.")
-    ] = False,
-    selector: Annotated[
-        Literal["own", "oracle"],
-        typer.Option(
-            help="own: the model's. oracle: run each layer whole and skip the tokens about which its bypass is least "
-            "wrong, a greedy reference, which saves nothing and may be beaten."
-        ),
-    ] = "own",
-    compare: Annotated[bool, typer.Option("--compare", help="Set the dense model beside it.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at an image that cannot be read.")] = False,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the result into the model's folder.")
     ] = False,
@@ -75,7 +37,7 @@ def evaluate(
     finetuned, for a new head or weights that started at random, it is the same weights with every token computed.
     """
     name = resolve_model(model)
-    size = read_img_size(img_size)
+    config = EvalConfig.from_dict(settings)
     folder = Path(name.removeprefix("local-dir:"))
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
@@ -83,49 +45,18 @@ def evaluate(
     from tosa_cli.hub.predictor import is_predictor
 
     if is_predictor(name):
-        from tosa_cli.cli.predictor_evaluate import PredictorEvaluation, evaluate_predictor
+        from tosa_cli.cli.predictor_evaluate import evaluate_predictor
 
-        if dataset or selector == "oracle" or task in ("classification", "features"):
+        if config.dataset or config.selector == "oracle" or config.task in ("classification", "features"):
             raise InputError(
                 f"{name} is a model with a decoder: it is measured on --data-dir by its own selector, and "
-                f"--dataset, --selector oracle and --task {task} do not go with it."
+                f"--dataset, --selector oracle and --task {config.task} do not go with it."
             )
-        evaluate_predictor(
-            PredictorEvaluation(
-                model=name,
-                task=task,
-                data_dir=data_dir,
-                data_format=data_format,
-                split=split,
-                split_file=split_file,
-                depth_dir=depth_dir,
-                depth_scale=depth_scale,
-                max_samples=max_samples,
-                batch_size=batch_size,
-                workers=workers,
-                img_size=(size, size) if isinstance(size, int) else size,
-                device=device,
-                amp=amp,
-                flip=flip,
-                compare=compare,
-                strict=strict,
-                update_card=update_card,
-                json=json,
-            )
-        )
+        evaluate_predictor(name, config, update_card, json)
         return
-    if task in ("depth", "segmentation"):
-        raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {task}`.")
-    _check_no_maps(
-        name,
-        {
-            "--data-format": data_format != "folder",
-            "--split-file": split_file,
-            "--depth-dir": depth_dir,
-            "--depth-scale": depth_scale,
-            "--flip": flip,
-        },
-    )
+    if config.task in ("depth", "segmentation"):
+        raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {config.task}`.")
+    _check_no_maps(name, config)
 
     from tosa_cli.cli.training import choose_indices, tell_skipped
     from tosa_cli.data.datasets import is_streamed, name_of, open_dataset
@@ -137,49 +68,56 @@ def evaluate(
     from tosa_cli.hub.original import dense_model
     from tosa_cli.model.flops import count_flops
 
-    converted = load(name, img_size=size)
-    if selector == "oracle":
+    converted = load(name, img_size=config.img_size)
+    if config.selector == "oracle":
         from tosa_cli.measure.oracle import with_oracle
 
         if update_card:
             raise InputError("What the oracle reaches is not the model's own result: leave out --update-card.")
         converted = with_oracle(converted)
-    task = task if task != "auto" else ("classification" if converted.num_classes else "features")
-    opened = open_dataset(data_dir, dataset, split, batch_size=batch_size)
-    indices, _ = choose_indices(opened, max_samples, hold_out=False, name=dataset or data_dir)
+    task = config.task
+    if task == "auto":
+        task = "classification" if converted.num_classes else "features"
+    opened = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
+    indices, _ = choose_indices(opened, config.max_samples, hold_out=False, name=config.dataset or config.data_dir)
     images = images_to_read(
-        opened, converted, indices=indices, batch_size=batch_size, workers=workers, name=dataset or data_dir
+        opened,
+        converted,
+        indices=indices,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        name=config.dataset or config.data_dir,
     )
     if task == "classification":
         check_labels(images, converted.num_classes)
         if images.by_name:
             console.say("Labels were matched with the model's classes by name.")
-    place = pick_device(device)
+    place = pick_device(config.device)
     flops = count_flops(converted, name=name)
     dense = None
-    if compare or task == "features":
-        dense = dense_model(converted, size, head=task == "classification")
+    if config.compare or task == "features":
+        dense = dense_model(converted, config.img_size, head=task == "classification")
         tell_compared(dense)
     report: dict[str, Any] = {
         "task": task,
-        "selector": converted.config.selector if selector == "own" else selector,
+        "selector": converted.config.selector if config.selector == "own" else config.selector,
         "model": name,
-        "dataset": name_of(dataset or data_dir),
+        "dataset": name_of(config.dataset or config.data_dir),
         "dataset_samples": None if is_streamed(opened) else len(opened),
         # The oracle runs every layer whole.
-        "gmacs": flops.gmacs if selector == "own" else None,
+        "gmacs": flops.gmacs if config.selector == "own" else None,
         "dense_gmacs": flops.dense_gmacs,
-        "reduction": flops.reduction if selector == "own" else None,
-        "batch_size": batch_size,
+        "reduction": flops.reduction if config.selector == "own" else None,
+        "batch_size": config.batch_size,
         "img_size": list(flops.img_size),
-        "dtype": "float32" if amp == "no" else amp,
+        "dtype": "float32" if config.amp == "no" else config.amp,
     }
     with console.progress("Evaluating") as bar:
-        bar.start(-(-images.num_images // batch_size), 0)
+        bar.start(-(-images.num_images // config.batch_size), 0)
         if task == "classification":
-            report.update(_classify(converted, dense, images, place, amp, strict, bar))
+            report.update(_classify(converted, dense, images, place, config.amp, config.strict, bar))
         elif dense is not None:
-            report.update(_compare_features(converted, dense, images, place, amp, strict, bar))
+            report.update(_compare_features(converted, dense, images, place, config.amp, config.strict, bar))
     tell_skipped(report["skipped"])
     if json:
         console.print_json(report)
@@ -252,13 +190,14 @@ def _compare_features(
     return report
 
 
-def _check_no_maps(name: str, given: Mapping[str, object]) -> None:
+def _check_no_maps(name: str, config: EvalConfig) -> None:
     """Check that nothing is said of maps where none are read.
 
     Raises:
         InputError: If an option about maps was given.
     """
-    options = [option for option, value in given.items() if value]
+    about_maps = ("data_format", "split_file", "depth_dir", "depth_scale", "flip")
+    options = [option_name(key) for key in about_maps if getattr(config, key) != config.default_of(key)]
     if options:
         raise InputError(
             f"{name} has no decoder, so no maps are read: leave out {' and '.join(options)}, or train a decoder with "

@@ -17,6 +17,9 @@ from tosa_cli.settings import Settings, option_name, shown
 STATE_FILE = Path(".tosa.json")
 """Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
 
+WIDEST_LIST = 32
+"""Characters of a list of choices that fit beside an option's help."""
+
 PRESETS = ("paper", "calibrated")
 
 ModelArgument = Annotated[
@@ -150,7 +153,9 @@ def _option(name: str, classes: Sequence[type[Settings]]) -> Any:
         flags = [f"{flag}/{option_name(f'no_{name}')}"]
         return Annotated[bool | None, typer.Option(*flags, help=text, show_default=False)]
     kind = declared.kinds[0] if declared.kinds in ((int,), (float,)) else str
-    shape = f"<{'|'.join(map(str, declared.choices))}>" if declared.choices else f"<{kind.__name__}>"
+    listed = f"<{'|'.join(map(str, declared.choices))}>"
+    # Long lists would leave no room for the help beside them, and stand in it.
+    shape = listed if 2 < len(listed) <= WIDEST_LIST else f"<{kind.__name__}>"
     bounds = declared.setting.in_symbols()
     metavar = f"{shape} [{bounds}]" if bounds and declared.is_number else shape
     return Annotated[kind | None, typer.Option(*short, flag, help=text, metavar=metavar, show_default=False)]

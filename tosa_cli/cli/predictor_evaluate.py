@@ -1,9 +1,8 @@
 """What `tosa eval` does for a model with a decoder."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tosa_cli.api import save
 from tosa_cli.cli import console
@@ -11,11 +10,13 @@ from tosa_cli.cli.predictor import NAMES, measure_predictor
 from tosa_cli.cli.training import tell_skipped
 from tosa_cli.data.datasets import split_indices
 from tosa_cli.data.formats import FORMATS
+from tosa_cli.data.images import both_sides
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
 from tosa_cli.device import pick_device
 from tosa_cli.errors import InputError
 from tosa_cli.hub.predictor import load_predictor
+from tosa_cli.measure.config import EvalConfig
 from tosa_cli.measure.speed import device_name
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.model.tosa_vit import TosaViT
@@ -28,43 +29,18 @@ MIN_DEPTH = 1e-3
 """Smallest depth in metres that counts in NYU Depth v2 and KITTI."""
 
 
-@dataclass(frozen=True)
-class PredictorEvaluation:
-    """What `tosa eval` was asked for a model with a decoder; the names are those of its options."""
-
-    model: str
-    task: str
-    data_dir: str
-    data_format: Literal["folder", "nyu", "kitti"]
-    split: str
-    split_file: str
-    depth_dir: str
-    depth_scale: float
-    max_samples: int | None
-    batch_size: int
-    workers: int
-    img_size: tuple[int, int] | None
-    device: Literal["auto", "cpu", "cuda"]
-    amp: Literal["no", "bf16", "fp16"]
-    flip: bool
-    compare: bool
-    strict: bool
-    update_card: bool
-    json: bool
-
-
-def evaluate_predictor(asked: PredictorEvaluation) -> None:
+def evaluate_predictor(name: str, asked: EvalConfig, update_card: bool, json: bool) -> None:
     """Measure a model with a decoder on images with maps.
 
     Images of NYU Depth v2 and KITTI are read whole and keep their size unless one was named, others are brought to the
     size that the model was trained on; the true map always keeps its own.
     """
-    model = load_predictor(asked.model)
+    model = load_predictor(name)
     config, defaults = model.config, FORMATS[asked.data_format]
     if asked.task not in ("auto", config.task):
-        raise InputError(f"{asked.model} predicts {config.task}, not {asked.task}: leave out --task.")
+        raise InputError(f"{name} predicts {config.task}, not {asked.task}: leave out --task.")
     if asked.compare and not isinstance(model.encoder, TosaViT):
-        raise InputError(f"The encoder of {asked.model} computes every token already: leave out --compare.")
+        raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
     pairs = open_pairs(
         asked.data_dir,
         task=config.task,
@@ -74,6 +50,7 @@ def evaluate_predictor(asked: PredictorEvaluation) -> None:
         depth_dir=asked.depth_dir,
         depth_scale=asked.depth_scale,
     )
+    asked_size = both_sides(asked.img_size)
     indices, _ = split_indices(len(pairs), asked.max_samples, hold_out=False)
     # What counts in NYU Depth v2 and KITTI is the same for every model.
     measured_task = config
@@ -84,13 +61,13 @@ def evaluate_predictor(asked: PredictorEvaluation) -> None:
         model,
         measured_task,
         data_format=asked.data_format,
-        img_size=asked.img_size or (None if defaults.full_size else model.img_size),
+        img_size=asked_size or (None if defaults.full_size else model.img_size),
         batch_size=asked.batch_size,
         workers=asked.workers,
         indices=indices,
     )
     first = images.samples[0].image
-    size = asked.img_size or (model.img_size if first is None else (first.shape[-2], first.shape[-1]))
+    size = asked_size or (model.img_size if first is None else (first.shape[-2], first.shape[-1]))
     flops = count_predictor_flops(model, size)
     place = pick_device(asked.device)
     models: dict[str, nn.Module] = {"tosa": model}
@@ -104,7 +81,7 @@ def evaluate_predictor(asked: PredictorEvaluation) -> None:
     report: dict[str, Any] = {
         "task": config.task,
         "decoder": config.decoder,
-        "model": asked.model,
+        "model": name,
         "dataset": images.name,
         "dataset_samples": len(pairs),
         "samples": found.samples,
@@ -127,12 +104,12 @@ def evaluate_predictor(asked: PredictorEvaluation) -> None:
         }
     if asked.compare:
         report["dense"] = {**figures["dense"], "images_per_second": found.images_per_second["dense"]}
-    if asked.json:
+    if json:
         console.print_json(report)
     else:
         _show(report, list(figures["tosa"]))
-    if asked.update_card:
-        _update_card(asked.model, report)
+    if update_card:
+        _update_card(name, report)
 
 
 def _show(report: dict[str, Any], keys: list[str]) -> None:

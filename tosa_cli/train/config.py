@@ -51,6 +51,12 @@ NEEDS_LABELS = ("smoothing", "mixup", "cutmix")
 CHANGES_FEATURES = ("auto_augment", "color_jitter", "reprob", "drop_path")
 
 
+BATCH_SIZE = Setting("Images a step and process.", flag="-b", ge=1)
+WORKERS = Setting("Processes that load data.", flag="-j", ge=0)
+AMP = Setting("Mixed precision.")
+DEVICE = Setting("Where to compute.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommandSettings):
     """What `distill` and `finetune` have in common. Names are those of timm's training script.
@@ -81,7 +87,7 @@ class TrainConfig(CommandSettings):
         str, Setting("Split that holds the held-out images; empty holds out a share of the training images.")
     ] = ""
     epochs: Annotated[int, Setting("Passes over the data.", ge=1)] = 1
-    batch_size: Annotated[int, Setting("Images a step and process.", flag="-b", ge=1)] = 32
+    batch_size: Annotated[int, BATCH_SIZE] = 32
     grad_accum_steps: Annotated[
         int, Setting("Steps whose gradients are summed up before the optimizer's step.", ge=1)
     ] = 1
@@ -92,14 +98,14 @@ class TrainConfig(CommandSettings):
     min_lr: Annotated[float, Setting("Learning rate at the end of the schedule.", ge=0)] = 0.0
     weight_decay: Annotated[float, Setting("Weight decay.", ge=0)] = 0.0
     clip_grad: Annotated[float | None, Setting("Largest norm of the gradient; 0 or None does not clip.", ge=0)] = 1.0
-    amp: Annotated[Amp, Setting("Mixed precision.")] = "no"
-    workers: Annotated[int, Setting("Processes that load data.", flag="-j", ge=0)] = 2
+    amp: Annotated[Amp, AMP] = "no"
+    workers: Annotated[int, WORKERS] = 2
     # NumPy takes no larger seed.
     seed: Annotated[int, Setting("Seed of all that is random.", ge=0, le=2**32 - 1)] = 0
     strict: Annotated[bool, Setting("Stop at an image that cannot be read, instead of skipping it with a count.")] = (
         False
     )
-    device: Annotated[Device, Setting("Where to compute.")] = "auto"
+    device: Annotated[Device, DEVICE] = "auto"
     log_with: Annotated[
         str,
         Setting(

@@ -22,6 +22,12 @@ VARIANCE_FOCUS = 0.85
 """Share of the squared mean that the scale-invariant log loss leaves out (BTS; NeWCRFs, section 4)."""
 
 
+SPLIT_FILE = Setting("Text file with a line IMAGE DEPTH for each image.")
+DEPTH_SCALE = Setting(
+    "Values of a 16-bit depth PNG for one metre; 0 is the format's own (folder and nyu 1000, kitti 256).", ge=0
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig(TrainConfig):
     """Settings of finetuning for depth and segmentation: the decoder trains, and the encoder with frozen selectors.
@@ -39,18 +45,13 @@ class PredictorConfig(TrainConfig):
     data_format: Annotated[
         DataFormat, Setting("How images and maps lie: folder (rgb/ with depth/ or mask/), nyu or kitti.")
     ] = "folder"
-    split_file: Annotated[str, Setting("Text file with a line IMAGE DEPTH for each image.")] = ""
+    split_file: Annotated[str, SPLIT_FILE] = ""
     val_split_file: Annotated[str, Setting("The same for the held-out images.")] = ""
     depth_dir: Annotated[str, Setting("Where the depth maps of a split file lie; empty is data_dir.")] = ""
     val_depth_dir: Annotated[str, Setting("The same for the held-out images; empty is val_dir, or else depth_dir.")] = (
         ""
     )
-    depth_scale: Annotated[
-        float,
-        Setting(
-            "Values of a 16-bit depth PNG for one metre; 0 is the format's own (folder and nyu 1000, kitti 256).", ge=0
-        ),
-    ] = 0.0
+    depth_scale: Annotated[float, DEPTH_SCALE] = 0.0
     min_depth: Annotated[float, MIN_DEPTH] = 1e-3
     max_depth: Annotated[
         float, Setting("Largest depth in metres; 0 is the format's own (folder and nyu 10, kitti 80).")
