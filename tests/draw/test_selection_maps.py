@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.model.tiny_models import make_images, make_tosa, make_vit
-from tosa_cli.draw.selection_maps import SCORE_MEANINGS, compare_tokens, read_selection
+from tosa_cli.draw.selection_maps import compare_tokens, read_selection
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.selectors import SELECTORS
 
 SETTINGS: list[dict[str, Any]] = [
     {"selector": "attention"},
@@ -42,7 +43,7 @@ def test_no_skipped_patch_has_a_higher_score_than_a_computed_one(settings: dict[
         kept, skipped = each.scores[known & (each.kept == 1)], each.scores[each.kept == 0]
         assert len(skipped) and not skipped.isnan().any()
         assert kept.min() >= skipped.max() - 1e-6
-    assert model.config.selector in SCORE_MEANINGS
+    assert SELECTORS[model.config.selector].meaning
 
 
 def test_possible_partners_have_no_score_and_are_all_computed() -> None:

@@ -57,6 +57,16 @@ def test_photos_are_many_seeded_and_normalised() -> None:
 
 
 @torch.no_grad()
+def test_a_pruned_model_tells_the_choices_of_the_layers_that_are_left() -> None:
+    model = tiny_tosa(layers=(1, 2, 3), **MATCHING)
+    images = sample_images(model, 2)
+    model.prune_intermediate_layers([1])
+    choices = choices_of(model, images)
+    assert {name.rpartition("_")[2] for name in choices} == {"1", "2"}
+    assert bool(replay(model, images, choices).same.all())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     "settings",
     [{}, {"selection": "per-head"}, MATCHING, {"bypass": "nearest"}, {"selector": "probe"}],

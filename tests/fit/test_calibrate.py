@@ -17,8 +17,10 @@ from tosa_cli.errors import ConfigError, DataError, TrainingError
 from tosa_cli.fit import calibrate as calibration
 from tosa_cli.fit.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
 from tosa_cli.fit.candidates import bypass_errors, candidate_features, candidate_partners
-from tosa_cli.fit.regression import Sums
 from tosa_cli.model.families import attention_input, embed, embed_with_places
+from tosa_cli.model.regression import Sums
+from tosa_cli.model.stream import Stream
+from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.distill import check_trainable, distill, distill_augmentation
@@ -159,11 +161,11 @@ def test_the_error_told_is_what_the_bypass_gets_wrong_on_the_converted_stream(
         tokens, places = embed_with_places(model.backbone, images)
         for layer, block in enumerate(model.blocks[:4], start=1):
             if layer not in model.keep_rates:
-                tokens, _ = model.run_standard_layer(layer, tokens, places)
+                tokens = model.run_block(layer, tokens, places)
                 continue
             if model.choosing_layers[layer] == layer:
-                choice = model.choose(layer, tokens, places)
-            after, truth = model.run_tosa_layer(layer, tokens, choice, places), block(tokens)
+                choice = model.choose(layer, Stream(tokens, places))
+            after, truth = run_tosa_layer(block, tokens, choice, model.bypass(layer)), block(tokens)
             assert choice.skip_indices is not None
             index = choice.skip_indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
             wrong, true = (after - truth).gather(1, index).norm(), (truth - tokens).gather(1, index).norm()
@@ -199,7 +201,7 @@ def test_a_probe_tells_the_patches_that_the_bypass_is_wrong_about(photos: Path, 
     with torch.no_grad():
         inputs = dict(enumerate(attention_inputs(model, images), start=1))
         for layer, true in errors_by_layer(model, images).items():
-            told = model.score(layer, inputs[layer])[:, 1:].flatten()
+            told = model.selector(layer)(inputs[layer])[:, 1:].flatten()
             assert torch.corrcoef(torch.stack([true, told]))[0, 1] > 0.5
 
 

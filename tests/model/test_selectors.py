@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tosa_cli.model.selectors import EXPANSION, AttentionSelector, attention_kl
+from tosa_cli.model.selectors.attention import EXPANSION, AttentionSelector, attention_kl
 
 from .tiny_models import randomize_
 

@@ -95,7 +95,7 @@ def finetune(
     if not features:
         _check_classes(train_images, held_out, job.model.num_classes)
     job.start_trackers(accelerator, config)
-    if len(job.model.selectors) and not job.model.provenance.is_distilled:
+    if list(job.model.selector_parameters()) and not job.model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
     tell_images("Finetuning", train_images, held_out)
 

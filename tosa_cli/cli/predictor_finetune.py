@@ -39,7 +39,7 @@ def finetune_predictor(
     images, held_out = _training_pairs(model, config)
     job.start_trackers(accelerator, config)
     encoder = model.encoder
-    if isinstance(encoder, TosaViT) and len(encoder.selectors) and not model.provenance.is_distilled:
+    if isinstance(encoder, TosaViT) and list(encoder.selector_parameters()) and not model.provenance.is_distilled:
         console.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
     tell_images(f"Finetuning for {config.task} with the decoder {model.config.decoder}", images, held_out)
 

@@ -235,7 +235,7 @@ def _settings(model: "TosaViT") -> str:
 
 
 def _score_meaning(model: "TosaViT") -> list[str]:
-    from tosa_cli.draw.selection_maps import SCORE_MEANINGS
+    from tosa_cli.model.selectors import SELECTORS
 
-    meaning = SCORE_MEANINGS.get(model.config.selector)
+    meaning = SELECTORS[model.config.selector].meaning
     return [f"Score: {meaning}."] if meaning else []

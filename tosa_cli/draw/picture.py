@@ -13,9 +13,10 @@ from tosa_cli.data.photos import to_pixels
 from tosa_cli.draw.draw_maps import AS_CONVERTED, EVERY_TOKEN, SCALE_SHARES, draw_maps, num_panels
 from tosa_cli.draw.panels import label, show
 from tosa_cli.draw.predicted_maps import PredictedMaps, predict_maps
-from tosa_cli.draw.selection_maps import SCORE_MEANINGS, SelectionMap, TokenMaps, compare_tokens, read_selection
+from tosa_cli.draw.selection_maps import SelectionMap, TokenMaps, compare_tokens, read_selection
 from tosa_cli.errors import InputError
 from tosa_cli.model.predictor import Predictor
+from tosa_cli.model.selectors import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 MAX_COLUMNS = 5
@@ -137,7 +138,7 @@ def make_predicted_picture(
 
 
 def _score_meaning(model: TosaViT) -> str:
-    meaning = SCORE_MEANINGS.get(model.config.selector)
+    meaning = SELECTORS[model.config.selector].meaning
     return f"score: {meaning}" if meaning else f"the selector {model.config.selector} has no scores"
 
 

@@ -8,18 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import attention_input, embed_with_places, has_class_token
-from tosa_cli.model.matching import similarity_sets, squared_distances
-from tosa_cli.model.selection import num_kept
+from tosa_cli.model.families import embed_with_places, has_class_token
+from tosa_cli.model.matching import Choice
+from tosa_cli.model.selectors import Entry
+from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_vit import TosaViT
-
-SCORE_MEANINGS = {
-    "attention": "attention that a patch is predicted to receive (log)",
-    "previous": "attention that a patch received in the layer before (log)",
-    "probe": "how wrong the bypass is predicted to be about a patch (log)",
-    "similarity": "distance to the nearest possible partner; those are always computed and left white here",
-}
-"""What the scores of each selector say of a patch, in words; `random` has none."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +71,22 @@ def read_selection(model: TosaViT, images: Tensor, layers: Iterable[int] | None 
     """
     wanted = set(model.keep_rates if layers is None else layers)
     check_layers(model, wanted)
-    (tokens, places), scores = embed_with_places(model.backbone, images), None
-    grid = places.grid
+    if not wanted:
+        return []
+    stream = Stream(*embed_with_places(model.backbone, images))
+    grid, length = stream.places.grid, stream.tokens.shape[1]
+    shown: dict[int, Tensor | None] = {}
+
+    def choose(layer: int, stream: Stream, entry: Entry) -> Choice:
+        scores = model.selector(layer).shown(entry)
+        shown[layer] = None if scores is None else scores.unflatten(0, grid).float().cpu()
+        return model.choose(layer, stream, entry)
+
     maps = []
-    for layer in range(1, max(wanted, default=0) + 1):
-        if layer not in model.keep_rates:
-            tokens, scores = model.run_standard_layer(layer, tokens, places)
-            continue
-        if model.choosing_layers[layer] == layer:
-            choice = model.choose(layer, tokens, places, scores)
-            shown = _patch_scores(model, layer, tokens, grid, scores)
-        if layer in wanted:
-            kept = _kept_map(choice.keep_indices, tokens.shape[1], model.num_prefix_tokens)
-            maps.append(
-                SelectionMap(
-                    layer,
-                    model.keep_rates[layer],
-                    kept.unflatten(0, grid).cpu(),
-                    None if shown is None else shown.unflatten(0, grid).float().cpu(),
-                )
-            )
-        tokens = model.run_tosa_layer(layer, tokens, choice, places)
+    for layer in model.layers(stream, max(wanted), choose):
+        if layer in wanted and stream.choice is not None:
+            kept = _kept_map(stream.choice.keep_indices, length, model.num_prefix_tokens).unflatten(0, grid).cpu()
+            maps.append(SelectionMap(layer, model.keep_rates[layer], kept, shown[model.choosing_layers[layer]]))
     return maps
 
 
@@ -144,40 +132,6 @@ def _kept_map(keep_indices: Tensor, length: int, prefix: int) -> Tensor:
     sets = keep_indices.reshape(-1, keep_indices.shape[-1])
     kept = torch.zeros(len(sets), length, device=sets.device).scatter_(1, sets, 1.0)
     return kept[:, prefix:].mean(0)
-
-
-def _patch_scores(
-    model: TosaViT, layer: int, tokens: Tensor, grid: tuple[int, int], scores: Tensor | None
-) -> Tensor | None:
-    """Score of each patch, (N - prefix), the higher the sooner selected; None if the selector has no scores."""
-    config, prefix = model.config, model.num_prefix_tokens
-    if config.selector == "random":
-        return None
-    inputs = attention_input(model.blocks[layer - 1], tokens)
-    if config.selector == "similarity":
-        return _partner_distances(model, layer, inputs, grid)
-    if scores is None:
-        scores = model.score(layer, inputs)
-    scores = scores.flatten(0, -2).sum(0)[prefix:]
-    # Attention received spans orders of magnitude; the other selectors give logarithms already.
-    return scores.log() if config.selector in ("attention", "previous") else scores
-
-
-def _partner_distances(model: TosaViT, layer: int, inputs: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Distance of each candidate to its nearest possible partner, (N - prefix), NaN for the partners themselves.
-
-    Args:
-        model: A model that selects by similarity.
-        layer: The ToSA layer.
-        inputs: What its attention reads, (1, N, D).
-        grid: Patches (rows, columns).
-    """
-    length, prefix = inputs.shape[1], model.num_prefix_tokens
-    skipped = length - num_kept(length, model.keep_rates[layer], prefix)
-    candidates, partners = similarity_sets(grid, skipped, 0, inputs.device)
-    keys = model.keys[str(layer)](inputs)[:, prefix:]
-    distances = squared_distances(keys[:, candidates], keys[:, partners]).amin(-1)[0].sqrt()
-    return torch.full((length - prefix,), torch.nan, device=inputs.device).index_copy(0, candidates, distances)
 
 
 def _principal_colors(tokens: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ the MACs. It is found by a Lagrange multiplier: at a price a MAC, each layer tak
 price is least, and the price is raised until enough is saved.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,12 @@ from torch.nn import functional as F
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
-from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_probes
-from tosa_cli.fit.regression import Sums
+from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_selectors
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families import Backbone, eligible_layers, has_class_token
 from tosa_cli.model.flops import count_flops, count_tosa_layer
+from tosa_cli.model.regression import Sums
+from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
 from tosa_cli.seeding import seed_step
@@ -100,7 +103,7 @@ def measure_curves(
     if not groups:
         raise ConfigError(f"The selector {method.selector!r} can select tokens in no layer of the model: take another.")
     models = [TosaViT(backbone, method.at(group, keep_rate=1.0)) for group in groups]
-    fits = 1 + (method.selector == "probe") if method.is_fitted else 0
+    fits = 1 + SELECTORS[method.selector].is_fitted if method.is_fitted else 0
     progress = progress or NoProgress()
     runs = [Calibration(accelerator, model, images, strict, progress) for model in models]
     progress.start(len(runs) * (fits + 1) * runs[0].num_batches, 0)
@@ -108,8 +111,8 @@ def measure_curves(
     for run in runs:
         if method.is_fitted:
             fit_candidates(run)
-        if method.selector == "probe":
-            fit_probes(run)
+        if SELECTORS[method.selector].is_fitted:
+            fit_selectors(run)
         for layers, total in run.sum_up(_error_pass(run, keep_rates)).items():
             errors = (total["errors"] / run.num_images).tolist()
             curves.append(ErrorCurve(layers, tuple(keep_rates), _rising(errors)))
@@ -127,27 +130,25 @@ def _spans(model: TosaViT) -> list[tuple[int, ...]]:
 def _error_pass(run: Calibration, keep_rates: Sequence[float]) -> Iterator[dict[Any, Sums]]:
     """Errors of each span of layers, one a keep rate, summed over the images of a batch, batch by batch."""
     model = run.model
-    blocks = model.blocks
     for number, tokens in run.read():
-        dense = [tokens]
-        for layer in range(1, len(blocks) + 1):
-            dense.append(model.run_block(layer, dense[-1], run.places))
+        dense, stream = [tokens], Stream(tokens, run.places)
+        for _ in model.dense_layers(stream):
+            dense.append(stream.tokens)
         final = model.backbone.norm(dense[-1])
         sums: dict[Any, Sums] = {}
         for layers in _spans(model):
-            first, scores, errors = layers[0], None, []
-            if model.config.reads_maps:
-                _, scores = model.run_standard_layer(first - 1, dense[first - 2], run.places)
+            first, errors = layers[0], []
+            # A selector that reads maps reads those of the layer before.
+            start = first - 2 if model.config.reads_maps else first - 1
+            entering = Stream(dense[start], run.places, start)
+            run_all(model.layers(entering, first - 1))
             for rate in keep_rates:
                 model.keep_rates[first] = rate
-                tokens = dense[first - 1]
+                stream = copy.copy(entering)
                 seed_step(0, first, number, 0)  # for the selector `random`
-                choice = model.choose(first, tokens, run.places, scores)
-                for layer in layers:
-                    tokens = model.run_tosa_layer(layer, tokens, choice, run.places)
-                for later in range(layers[-1] + 1, len(blocks) + 1):
-                    tokens = model.run_block(later, tokens, run.places)
-                errors.append(_error(model, final, model.backbone.norm(tokens)))
+                run_all(model.layers(stream, layers[-1]))
+                run_all(model.dense_layers(stream))
+                errors.append(_error(model, final, model.backbone.norm(stream.tokens)))
             sums[layers] = {"errors": torch.tensor(errors, dtype=torch.float64)}
         yield sums
 

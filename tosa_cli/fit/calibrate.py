@@ -18,11 +18,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import OutputError, TrainingError
-from tosa_cli.fit import regression
 from tosa_cli.fit.candidates import (
     Partners,
     apply_bypass,
@@ -31,12 +30,15 @@ from tosa_cli.fit.candidates import (
     candidate_partners,
     skipped_features,
 )
-from tosa_cli.fit.regression import Sums
+from tosa_cli.methods import SELECTORS
+from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, embed_with_places
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
+from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
-from tosa_cli.model.selectors import Probe
+from tosa_cli.model.selectors import Selector
+from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
 from tosa_cli.seeding import seed_step
@@ -68,7 +70,7 @@ def calibrate(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> CalibrationReport:
-    """Fit the bypasses of a model in place, and its probes before them.
+    """Fit the bypasses of a model in place, and its selectors before them where they are fitted.
 
     Args:
         accelerator: From `make_accelerator`.
@@ -86,12 +88,12 @@ def calibrate(
         return report
     started = time.perf_counter()
     with Calibration(accelerator, model, images, strict, progress) as run:
-        has_probes = model.config.selector == "probe"
-        passes = len(model.keep_rates) + 1 + has_probes * (1 + has_parameters(model))
+        fits_selectors = SELECTORS[model.config.selector].is_fitted
+        passes = len(model.keep_rates) + 1 + fits_selectors * (1 + has_parameters(model))
         run.progress.start(run.num_batches * passes, 0)
-        if has_probes:
+        if fits_selectors:
             fit_candidates(run)
-            fit_probes(run)
+            fit_selectors(run)
         report.errors = fit_bypasses(run)
         report.images = run.num_images
         report.failed = list(images.failed)
@@ -202,26 +204,24 @@ def fit_candidates(run: Calibration) -> None:
         return bypass_sums(model, layer, *candidate_features(model, layer, tokens, updates, partners))
 
     for layer, total in run.sum_up(_dense_pass(run, sums)).items():
-        set_bypass(model, layer, total)
+        solve_(model.bypass(layer), layer, total)
 
 
 @torch.no_grad()
-def fit_probes(run: Calibration) -> None:
-    """Fit every probe to the logarithm of the error of the bypass, on the dense model's tokens."""
+def fit_selectors(run: Calibration) -> None:
+    """Fit every selector to the errors of the bypass, on the dense model's tokens."""
     model = run.model
 
     def sums(layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Sums:
-        if str(layer) not in model.selectors:
+        if model.choosing_layers[layer] != layer:
             return {}
         errors = bypass_errors(model, layer, tokens, updates, partners)
         inputs = attention_input(model.blocks[layer - 1], tokens)[:, model.num_prefix_tokens :]
-        return regression.linear_sums(inputs, errors.log().unsqueeze(-1))
+        return model.selector(layer).sums(inputs, errors)
 
     for layer, total in run.sum_up(_dense_pass(run, sums)).items():
-        probe = model.selectors[str(layer)]
-        if isinstance(probe, Probe):
-            weight, bias = regression.solve_linear(total)
-            _set(probe, layer, weight=weight, bias=bias)
+        if total:
+            solve_(model.selector(layer), layer, total)
 
 
 def _dense_pass(
@@ -236,14 +236,13 @@ def _dense_pass(
     """
     model = run.model
     for _, tokens in run.read():
-        found = {}
-        for layer in range(1, len(model.blocks) + 1):
-            after = model.run_block(layer, tokens, run.places)
+        found, stream = {}, Stream(tokens, run.places)
+        for layer in model.dense_layers(stream):
             if layer in model.keep_rates:
                 if model.choosing_layers[layer] == layer:
                     partners = candidate_partners(model, layer, tokens, run.places.grid)
-                found[layer] = sums(layer, tokens, after - tokens, partners)
-            tokens = after
+                found[layer] = sums(layer, tokens, stream.tokens - tokens, partners)
+            tokens = stream.tokens
         yield found
 
 
@@ -263,7 +262,7 @@ def fit_bypasses(run: Calibration) -> dict[int, float]:
             error = total["error"]
             errors[before] = (error["wrong"] / error["all"].clamp_min(1e-30)).sqrt().item()
         if layer is not None:
-            set_bypass(model, layer, total.get(layer, {}))
+            solve_(model.bypass(layer), layer, total.get(layer, {}))
         before = layer
     return errors
 
@@ -287,18 +286,17 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
             sums["error"] = {"wrong": wrong.cpu(), "all": kept["truth"].double().square().sum().cpu()}
             tokens = scatter_tokens(tokens, kept["skip"], gather_tokens(tokens, kept["skip"]) + made)
         if layer is not None:
-            scores = None
-            for standard in range((before or 0) + 1, layer):
-                tokens, scores = model.run_standard_layer(standard, tokens, run.places)
+            stream = Stream(tokens, run.places, before or 0)
+            run_all(model.layers(stream, layer - 1))
             if model.choosing_layers[layer] == layer:
                 seed_step(0, layer, number, 0)  # for the selector `random`
-                choice = model.choose(layer, tokens, run.places, scores)
+                choice = model.choose(layer, stream)
             else:
                 choice = Choice(kept["keep"], kept["skip"], kept.get("partners"), kept.get("weights"))
-            after, values = skipped_features(model, layer, tokens, choice, run.places)
+            after, values = skipped_features(model, layer, stream.tokens, choice, run.places)
             sums[layer] = bypass_sums(model, layer, values["inputs"], values.get("updates"), values["truth"])
             values["tokens"] = after
-            if model.choosing_layers.get(layer + 1, layer + 1) <= layer:  # the next layer shares the choice
+            if not model.ends_span(layer):  # the next layer shares the choice
                 values["keep"] = choice.keep_indices
                 if choice.partners is not None and choice.weights is not None:
                     values |= {"partners": choice.partners, "weights": choice.weights}
@@ -310,39 +308,16 @@ def bypass_sums(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | No
     """Sums that the bypass of a layer is solved from; none if it has nothing to fit, or no token is skipped."""
     if not truth.numel():
         return {}
-    if model.config.bypass == "linear":
-        sums = regression.linear_sums(inputs, truth)
-    elif updates is None or model.config.bypass == "nearest":
-        return {}
-    elif model.config.bypass == "nearest+affine":
-        sums = regression.affine_sums(updates, inputs, truth)
-    else:
-        sums = regression.scaled_linear_sums(updates, inputs, truth)
-    return {name: value.cpu() for name, value in sums.items()}
+    return {name: value.cpu() for name, value in model.bypass(layer).sums(inputs, updates, truth).items()}
 
 
-def set_bypass(model: TosaViT, layer: int, sums: Sums) -> None:
-    """Solve for the bypass of a layer and put the solution in; without sums it stays as it is.
+def solve_(module: Bypass | Selector, layer: int, sums: Sums) -> None:
+    """Solve for the parameters of a bypass or selector, and put the solution in; without sums it stays as it is.
 
     Raises:
         TrainingError: If it is not finite.
     """
-    if not sums:
-        return
-    kind = model.config.bypass
-    if kind == "linear":
-        weight, bias = regression.solve_linear(sums)
-        _set(model.bypasses[str(layer)], layer, weight=weight, bias=bias)
-    elif kind == "nearest+affine":
-        scale, input_scale, bias = regression.solve_affine(sums)
-        _set(model.bypasses[str(layer)], layer, update_scale=scale, input_scale=input_scale, bias=bias)
-    elif kind == "nearest+linear":
-        scale, weight, bias = regression.solve_scaled_linear(sums)
-        _set(model.bypasses[str(layer)], layer, update_scale=scale, weight=weight, bias=bias)
-
-
-def _set(module: nn.Module, layer: int, **values: Tensor) -> None:
-    for name, value in values.items():
+    for name, value in (module.solve(sums) if sums else {}).items():
         if not torch.isfinite(value).all():
             raise TrainingError(
                 f"The fit of layer {layer} is not finite: its tokens are not, or there are too few images. Use more "

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.bypass import NearestBypass
 from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import (
     Choice,
@@ -138,9 +137,4 @@ def skipped_features(
 
 def apply_bypass(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | None) -> Tensor:
     """Updates (B, S, D) that the bypass of a layer makes of its inputs (B, S, D) and the partners' updates."""
-    bypass = model.bypass(layer)
-    if bypass is None:
-        return torch.zeros_like(inputs)
-    if isinstance(bypass, NearestBypass):
-        return bypass(updates, inputs if bypass.reads_inputs else None)
-    return bypass(inputs)
+    return model.bypass(layer)(inputs, updates)

@@ -5,15 +5,14 @@ another: a selector may come nearer to the dense model, and some do.
 """
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.candidates import bypass_errors, candidate_partners
-from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import Choice
-from tosa_cli.model.places import Places
-from tosa_cli.model.selection import choose_tokens, num_kept
+from tosa_cli.model.selection import choose_tokens
+from tosa_cli.model.selectors import Entry, match
+from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -25,17 +24,13 @@ class OracleViT(TosaViT):
     """
 
     @torch.no_grad()
-    def choose(
-        self, layer: int, tokens: Tensor, places: Places, scores: Tensor | None = None, inputs: Tensor | None = None
-    ) -> Choice:
+    def choose(self, layer: int, stream: Stream, entry: Entry | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes by the true errors; see `TosaViT.choose`."""
-        block, prefix = self.blocks[layer - 1], self.num_prefix_tokens
-        partners = candidate_partners(self, layer, tokens, places.grid)
-        errors = bypass_errors(self, layer, tokens, self.run_block(layer, tokens, places) - tokens, partners)
-        kept = num_kept(tokens.shape[1], self.keep_rates[layer], prefix)
-        keep_indices = choose_tokens(F.pad(errors, (prefix, 0)), kept, prefix)
-        keys = self.keys[str(layer)](attention_input(block, tokens)) if self.config.matches_tokens else tokens
-        return self.match(keep_indices, tokens.shape[1], keys)
+        entry, tokens = entry or self.entry(layer, stream), stream.tokens
+        partners = candidate_partners(self, layer, tokens, entry.grid)
+        errors = bypass_errors(self, layer, tokens, self.run_block(layer, tokens, stream.places) - tokens, partners)
+        scores = F.pad(errors, (entry.num_prefix_tokens, 0))
+        return match(choose_tokens(scores, entry.num_kept, entry.num_prefix_tokens), entry)
 
 
 def with_oracle(model: TosaViT) -> OracleViT:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept, take_query_rows
-from tosa_cli.model.selectors import attention_kl
+from tosa_cli.model.selectors import AttentionSelector
+from tosa_cli.model.selectors.attention import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -84,7 +85,8 @@ def _compare(model: TosaViT, layer: int, feeding: Tensor, true: Tensor) -> tuple
     rows = model.config.query_rows
     feeding_rows, true_rows = take_query_rows(feeding, rows), take_query_rows(true, rows)
     previous = F.log_softmax(feeding_rows.float(), dim=-1)
-    predicted = model.selectors[str(layer)](feeding_rows) if str(layer) in model.selectors else previous
+    selector = model.selector(layer)
+    predicted = selector(feeding_rows) if isinstance(selector, AttentionSelector) else previous
     per_head = model.config.selection == "per-head"
 
     def chosen(maps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.families import Backbone, kind_of, num_attentions
+from tosa_cli.model.sdpa import read_call
 from tosa_cli.model.selection import num_query_rows, take_query_rows
 
 
@@ -42,11 +43,7 @@ class AttentionTap(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = args
-        bias = kwargs.get("attn_mask")
-        if bias is not None and bias.ndim == 3:
-            bias = bias.unsqueeze(0)
-        scale = query.shape[-1] ** -0.5
+        query, key, value, bias, dropout, scale = read_call(*args, **kwargs)
         if num_query_rows(query.shape[2], self.query_rows) < query.shape[2]:
             rows = take_query_rows(query.detach(), self.query_rows)
             logits = (rows * scale) @ key.detach().transpose(-2, -1)
@@ -58,7 +55,7 @@ class AttentionTap(TorchFunctionMode):
         if bias is not None:
             logits = logits + bias
         self._take(logits.detach())
-        maps = F.dropout(logits.softmax(dim=-1), kwargs.get("dropout_p", 0.0))
+        maps = F.dropout(logits.softmax(dim=-1), dropout)
         return maps @ value
 
     def _take(self, logits: Tensor) -> None:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from timm.layers import AttentionPoolLatent, PatchEmbed, RmsNorm, RmsNorm2d
 from torch import nn
 
+from tosa_cli import methods
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.bypasses import BYPASSES
 from tosa_cli.model.families import (
     Backbone,
     check_convertible,
@@ -27,9 +30,8 @@ from tosa_cli.model.families import (
     num_heads,
     why_ineligible,
 )
-from tosa_cli.model.matching import num_partners, partner_spacing
-from tosa_cli.model.selection import num_kept, num_query_rows
-from tosa_cli.model.selectors import EXPANSION
+from tosa_cli.model.selection import num_kept
+from tosa_cli.model.selectors import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 GIGA = 1e9
@@ -209,7 +211,7 @@ def count_tosa_layer(
         kept,
         kind.macs(block, tokens),
         _per_head_block_macs(block, tokens, kept) if method.selection == "per-head" else kind.macs(block, kept),
-        _selector_macs(backbone, method, layer, kept) if chooses else 0,
+        SELECTORS[method.selector].macs(backbone, layer, method, tokens, kept) if chooses else 0,
         _bypass_macs(backbone, method, layer, kept, chooses),
     )
 
@@ -236,49 +238,23 @@ def _attention_dim(block: Backbone) -> int:
     return num_heads(block) * head_dim(block)
 
 
-def _selector_macs(backbone: Backbone, config: Method, layer: int, kept: int) -> int:
-    tokens, dim = _num_tokens(backbone), backbone.embed_dim
-    if config.selector == "probe":
-        return tokens * dim
-    if config.selector == "similarity":
-        width = key_dim(backbone.blocks[layer - 1], dim)
-        grid = backbone.patch_embed.grid_size
-        partners = num_partners(grid, partner_spacing(grid, tokens - kept))
-        matching = (tokens - backbone.num_prefix_tokens - partners) * partners * width
-        return tokens * dim * width + (matching if kept < tokens else 0)
-    if not config.reads_maps:
-        return 0
-    feeder = backbone.blocks[layer - 2]
-    rows = num_query_rows(tokens, config.query_rows)
-    # The full map is computed once and used for the attention itself; a few rows are computed beside it.
-    logits = 0 if rows == tokens else rows * tokens * _attention_dim(feeder)
-    if config.selector == "previous":
-        return logits
-    return logits + 2 * EXPANSION * num_heads(feeder) ** 2 * config.selector_kernel * rows * tokens
-
-
-def _bypass_macs(backbone: Backbone, config: Method, layer: int, kept: int, matches: bool) -> int:
+def _bypass_macs(backbone: Backbone, method: Method, layer: int, kept: int, chooses: bool) -> int:
     tokens, dim = _num_tokens(backbone), backbone.embed_dim
     skipped = tokens - kept
-    maps = skipped * dim * dim if config.bypass in ("linear", "nearest+linear") else 0
-    if not (config.matches_tokens and matches) or config.selector == "similarity":
-        return maps
+    macs = skipped * BYPASSES[method.bypass].macs(dim)
+    if not (chooses and method.matches_tokens) or methods.SELECTORS[method.selector].compares_keys:
+        return macs
     width = key_dim(backbone.blocks[layer - 1], dim)
-    return maps + tokens * dim * width + skipped * (kept - backbone.num_prefix_tokens) * width
+    return macs + tokens * dim * width + skipped * (kept - backbone.num_prefix_tokens) * width
 
 
-def _added_params(backbone: Backbone, config: TosaConfig, layer: int, chooses: bool) -> int:
+def _added_params(backbone: Backbone, method: Method, layer: int, chooses: bool) -> int:
     """Parameters that a ToSA layer gets: selector and bypass; the frozen keys are none."""
-    dim = backbone.embed_dim
-    added = {"linear": dim * dim + dim, "nearest+affine": 3 * dim, "nearest+linear": dim * dim + 2 * dim}
-    count = added.get(config.bypass, 0)
-    if config.selector == "probe":
-        return count + (dim + 1) * chooses
-    if config.selector != "attention":
-        return count
-    heads = num_heads(backbone.blocks[layer - 2])
-    weights = 2 * EXPANSION * heads**2 * config.selector_kernel
-    return count + weights + EXPANSION * heads + heads
+    with torch.device("meta"):
+        added: list[nn.Module] = [BYPASSES[method.bypass](backbone.embed_dim)]
+        if chooses:
+            added.append(SELECTORS[method.selector].for_layer(backbone, layer, method))
+    return sum(parameter.numel() for module in added for parameter in module.parameters())
 
 
 def _embed_macs(backbone: Backbone) -> int:

@@ -1,14 +1,17 @@
 """What timm and its users ask of any model, answered by the backbone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import Format
 from timm.models import checkpoint
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.model.families import Backbone
+from tosa_cli.model.families import Backbone, embed_with_places
+from tosa_cli.model.places import Places
 
 
 def class_names(model: Any) -> list[str]:
@@ -131,6 +134,91 @@ class FinetunableViT(TimmInterface):
         if self.backbone.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, tokens)
         return layer(tokens)
+
+
+class LayersInterface(FinetunableViT):
+    """A model that gives the tokens after chosen layers, in timm's form and in DINO's."""
+
+    def run_layers(self, tokens: Tensor, places: Places, take: Iterable[int] = (), last: int | None = None) -> Any:
+        """Run the layers on embedded tokens: an object with the final `tokens` and the `intermediates` taken."""
+        raise NotImplementedError
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patches (rows, columns) of images (B, C, height, width)."""
+        rows, columns = self.backbone.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        return rows, columns
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """Features after chosen layers, in timm's form.
+
+        Args:
+            x: Images (B, C, height, width).
+            indices: The last n layers if a number, all if None, else indices counted from 0 as in timm.
+            return_prefix_tokens: Return pairs of spatial and prefix tokens.
+            norm: Apply the final norm to every intermediate.
+            stop_early: Stop after the last layer asked for.
+            output_fmt: `NCHW` for (B, D, h, w) maps, `NLC` for tokens.
+            intermediates_only: Leave the final tokens out.
+            output_dict: Return a dictionary with timm's keys.
+
+        Returns:
+            Final tokens and a list of intermediates; the list alone; or a dictionary.
+
+        Raises:
+            ValueError: If `output_fmt` is neither `NCHW` nor `NLC`.
+        """
+        output_fmt = str(Format(output_fmt).value)
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}.")
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        outputs = self.run_layers(
+            *embed_with_places(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
+        )
+        features = [self.backbone.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
+        num_prefix = self.num_prefix_tokens
+        prefixes = [tokens[:, :num_prefix] for tokens in features] if num_prefix else None
+        spatial = [tokens[:, num_prefix:] for tokens in features]
+        if output_fmt == "NCHW":
+            spatial = [tokens.transpose(1, 2).unflatten(2, self.grid(x)).contiguous() for tokens in spatial]
+        if output_dict:
+            result: dict[str, Any] = {"image_intermediates": spatial}
+            if prefixes and return_prefix_tokens:
+                result["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                result["image_features"] = self.backbone.norm(outputs.tokens)
+            return result
+        listed: list[Any] = spatial
+        if prefixes and return_prefix_tokens:
+            listed = list(zip(spatial, prefixes, strict=True))
+        return listed if intermediates_only else (self.backbone.norm(outputs.tokens), listed)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | list[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """Features of the last n layers, or of layers counted from 0, as in DINO's interface; see timm's own."""
+        return self.forward_intermediates(
+            x,
+            n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
 
 
 def name_weights_as(model: nn.Module, part: str, added: tuple[str, ...]) -> None:

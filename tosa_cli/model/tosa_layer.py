@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tosa_cli.model.bypass import LinearBypass, NearestBypass
+from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import Backbone, attention_input, kind_of
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
@@ -29,7 +29,7 @@ def run_tosa_layer(
     block: Backbone,
     tokens: Tensor,
     choice: Choice,
-    bypass: LinearBypass | NearestBypass | None,
+    bypass: Bypass,
     extras: Extras | None = None,
 ) -> Tensor:
     """Run a block on the selected tokens and put everything back in its old place.
@@ -38,7 +38,7 @@ def run_tosa_layer(
         block: A supported block.
         tokens: Tokens (B, N, D).
         choice: Which tokens are computed; with partners where the bypass is a `nearest` one.
-        bypass: What updates the skipped tokens; None leaves them as they are.
+        bypass: What updates the skipped tokens.
         extras: What the block is given beside the tokens, from `Places`; nothing for a plain block.
 
     Returns:
@@ -64,21 +64,18 @@ def run_parts(
     block: Backbone,
     parts: Parts,
     choice: Choice,
-    bypass: LinearBypass | NearestBypass | None,
+    bypass: Bypass,
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
     selected, others, reads = parts
-    if bypass is None or choice.skip_indices is None:
+    if not bypass.updates_tokens:
         return Parts(run_selected(block, selected, choice, extras), others)
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
         reads = bypass_reads(Parts(attention_input(block, selected), attention_input(block, others)), choice)
     computed = run_selected(block, selected, choice, extras)
-    if isinstance(bypass, NearestBypass):
-        updates = bypass(partner_updates(selected, computed, choice), reads)
-    else:
-        updates = bypass(reads)
+    updates = bypass(reads, partner_updates(selected, computed, choice) if bypass.reads_updates else None)
     return Parts(computed, (others + updates).to(others.dtype))
 
 

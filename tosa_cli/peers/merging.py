@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import Backbone, embed, mean_key_projection
+from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.selection import gather_tokens
-from tosa_cli.model.selectors import MatchingKeys
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.block_halves import check_blocks, run_attention, run_mlp
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.selectors import attention_kl
+from tosa_cli.model.selectors.attention import attention_kl
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.weights import finetuned_parts

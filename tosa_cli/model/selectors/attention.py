@@ -1,14 +1,19 @@
-"""What ranks the tokens: the trained selector of the paper (section 2.2), and a probe for a bypass's error."""
+"""The trained selector of the paper (section 2.2), which predicts the next attention maps."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tosa_cli.config import Method
+from tosa_cli.model.families import Backbone, num_heads
+from tosa_cli.model.selection import column_sum, num_query_rows
+from tosa_cli.model.selectors.previous import MapSelector, row_macs
+
 EXPANSION = 4
 """Hidden channels of the selector, in heads: H -> 4H -> H."""
 
 
-class AttentionSelector(nn.Module):
+class AttentionSelector(MapSelector):
     """Predicts the attention maps of a ToSA layer from the attention logits of its feeding layer.
 
     Two 1-D convolutions with a ReLU between; the heads are the channels, the convolution runs along the keys, one
@@ -20,12 +25,26 @@ class AttentionSelector(nn.Module):
         kernel_size: Kernel size along the keys; 1 works at every resolution.
     """
 
+    meaning = "attention that a patch is predicted to receive (log)"
+
     def __init__(self, num_heads: int, kernel_size: int = 1) -> None:
         super().__init__()
         hidden, padding = EXPANSION * num_heads, kernel_size // 2
         self.conv1 = nn.Conv1d(num_heads, hidden, kernel_size, padding=padding)
         self.conv2 = nn.Conv1d(hidden, num_heads, kernel_size, padding=padding)
         self._init_as_identity(num_heads, kernel_size // 2)
+
+    @classmethod
+    def for_layer(cls, backbone: Backbone, layer: int, method: Method) -> "AttentionSelector":
+        """The selector of a ToSA layer, which has the heads of the feeding layer."""
+        return cls(num_heads(backbone.blocks[layer - 2]), method.selector_kernel)
+
+    @staticmethod
+    def macs(backbone: Backbone, layer: int, method: Method, tokens: int, kept: int) -> int:
+        """Query rows of the feeding layer, and both convolutions over them."""
+        heads, rows = num_heads(backbone.blocks[layer - 2]), num_query_rows(tokens, method.query_rows)
+        convolutions = 2 * EXPANSION * heads**2 * method.selector_kernel * rows * tokens
+        return row_macs(backbone, layer, method, tokens) + convolutions
 
     def forward(self, logits: Tensor) -> Tensor:
         """Predict the next maps.
@@ -40,6 +59,10 @@ class AttentionSelector(nn.Module):
         hidden = _convolve_along_keys(self.conv1, logits).relu()
         return F.log_softmax(_convolve_along_keys(self.conv2, hidden).float(), dim=-1)
 
+    def read(self, logits: Tensor) -> Tensor:
+        """Column sum of the predicted maps (paper 2.1), (B, H, N)."""
+        return column_sum(self(logits).exp())
+
     @torch.no_grad()
     def _init_as_identity(self, num_heads: int, center: int) -> None:
         # x = relu(x) - relu(-x): the first 2H hidden channels carry the input through; the others keep their
@@ -53,48 +76,6 @@ class AttentionSelector(nn.Module):
         self.conv2.weight[:, num_heads : 2 * num_heads, center] = -identity
         nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
-
-
-class Probe(nn.Module):
-    """Predicts how wrong the bypass of a ToSA layer is about each token, by a linear map of the token.
-
-    Fitted in closed form. A new one says the same of every token.
-
-    Args:
-        dim: Width D of the tokens.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, dim))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logarithm of the norm of the bypass's error (B, N) by what the layer's attention reads, (B, N, D)."""
-        return F.linear(inputs, self.weight, self.bias).squeeze(-1).float()
-
-
-class MatchingKeys(nn.Module):
-    """Short keys by which tokens are compared, from the keys of the layer's own attention.
-
-    Frozen: finetuning changes what the layer computes, and not which tokens it selects.
-
-    Args:
-        weight: Projection (key_dim, D).
-        bias: Its bias (key_dim).
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Keys (B, N, key_dim) of what the layer's attention reads, (B, N, D)."""
-        return F.linear(inputs, self.weight, self.bias)
 
 
 def attention_kl(log_predicted: Tensor, logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tosa_cli.fit.regression import (
+from tosa_cli.model.regression import (
     RIDGE,
     Sums,
     affine_sums,
