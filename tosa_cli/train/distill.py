@@ -9,6 +9,7 @@ from torch import nn
 from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import CalibrationReport, calibrate
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
@@ -113,7 +114,7 @@ def distill(
         # Selectors that predict maps are judged by the maps, and what is fitted by the final tokens.
         watch.attach(accelerator, fitted_parts(model), None, config.seed)
         watch.look(0)
-    if images is not None:
+    if images is not None and SELECTORS[model.config.selector].is_trained:
         report.training = train(
             accelerator,
             DistillObjective(model),
@@ -142,6 +143,6 @@ def distill(
 def fitted_parts(model: TosaViT) -> nn.ModuleDict:
     """The parts of a model, as one module, that `distill` brings nearer to the dense model, not to its maps."""
     parts = nn.ModuleDict({"bypasses": model.bypasses})
-    if model.config.selector != "attention":
+    if not SELECTORS[model.config.selector].is_trained:
         parts["selectors"] = model.selectors
     return parts
