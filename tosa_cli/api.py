@@ -1,7 +1,7 @@
 """The Python interface: `convert`, `load`, `save`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from tosa_cli.hub.predictor import check_predictor_config, save_predictor
 from tosa_cli.hub.source import Source, from_anywhere, load_source
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.model.convert import insert_selectors
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
@@ -93,7 +94,7 @@ def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
     cfg = getattr(source, "pretrained_cfg", {})
     name = cfg.get("architecture") or type(source).__name__
     check_finite(source, name)
-    return convert_source(Source(source, name), config, "")
+    return convert_source(Source(cast(Backbone, source), name), config, "")
 
 
 def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:

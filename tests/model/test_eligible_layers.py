@@ -19,7 +19,7 @@ from tosa_cli.model.families import check_convertible, check_supported, eligible
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.loop import make_accelerator
+from tosa_cli.train.processes import make_accelerator
 
 from .tiny_models import make_images, make_vit, randomize_
 

@@ -1,5 +1,6 @@
 """Training and fitting follow the source's own stream where blocks are told of places."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.fit.budget import measure_curves
 from tosa_cli.measure.oracle import with_oracle
 from tosa_cli.train.config import DistillConfig, TrainConfig
+from tosa_cli.train.objectives import FeaturesObjective
 from tosa_cli.train.processes import make_accelerator
 
 TOLD = ("EVA-02", "mixed rotation", "DINOv3", "BEiT, both biases", "shared relative positions, norm after")
@@ -84,3 +86,14 @@ def test_the_oracle_reads_the_errors_of_the_bypass(family: str) -> None:
     images = images_of(model)
     with torch.no_grad():
         assert with_oracle(model)(images).isfinite().all()
+
+
+REGISTERS = {"DINOv3": 4, "rotation, register": 1, "LayerScale, registers, average pooling": 1}
+
+
+@pytest.mark.parametrize("family", sorted({*TOLD, "relative positions", *REGISTERS}))
+def test_the_features_to_match_are_all_tokens_but_registers(family: str) -> None:
+    model = make_tosa(make_family(family), layers=(2, 4))
+    objective = FeaturesObjective(model, copy.deepcopy(model.backbone)).train()
+    assert objective.num_class == model.num_prefix_tokens - REGISTERS.get(family, 0)
+    assert objective(images_of(model), torch.zeros(2)).isfinite()

@@ -29,6 +29,7 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
         ConfigError: If the model saves no MACs.
         DataError: If the photos cannot be read.
     """
+    dense: Any
     dense, converted = setup.load(setup.img_size)
     photos = _open_photos(setup, converted, data_dir, max_samples, workers) if data_dir else None
     flops = count_flops(converted)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -134,7 +134,7 @@ def _draw_converted(folder: str) -> Callable[[Path], bytes]:
 
     model = load(folder)
     transform = photo_transform(model)
-    dense = None if model.provenance.is_finetuned else model.backbone
+    dense: Any = None if model.provenance.is_finetuned else model.backbone
     layers = evenly_spread(list(model.keep_rates), MAX_LAYERS)
     return lambda image: make_picture(model, read_photo(image, model, transform), dense, layers=layers).png
 

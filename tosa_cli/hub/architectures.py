@@ -10,7 +10,6 @@ from torch import nn
 
 from tosa_cli.errors import CheckpointError, UnsupportedModelError
 from tosa_cli.hub.state_dict import CLIP, DEIT, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, Naming
-from tosa_cli.model.families import Backbone
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -278,7 +277,7 @@ def _name(values: Mapping[str, Any], family: Family, head: Head) -> str:
     return name if timm.is_model(name) else family.base.replace("deit_base_", f"deit_base_{distilled}")
 
 
-def _differences(model: Backbone, values: Mapping[str, Any]) -> dict[str, Any]:
+def _differences(model: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by which a configuration differs from a timm model on the meta device."""
     block = model.blocks[0]
     hidden = _mlp_width(values)

@@ -1,6 +1,7 @@
 """The dense model that a converted one is set beside: its source, as long as something has its weights."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
@@ -48,13 +49,13 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
     Raises:
         InputError: If the source of a finetuned model cannot be loaded.
     """
-    provenance = converted.provenance
+    provenance, own = converted.provenance, cast(nn.Module, converted.backbone)
     if not provenance.is_finetuned:
-        return DenseModel(converted.backbone)
+        return DenseModel(own)
     if not provenance.source:
-        return DenseModel(converted.backbone, "The model was converted in Python from a model that no name was given.")
+        return DenseModel(own, "The model was converted in Python from a model that no name was given.")
     if has_random_source(provenance):
-        return DenseModel(converted.backbone, "The model was finetuned from a source whose weights were random.")
+        return DenseModel(own, "The model was finetuned from a source whose weights were random.")
     try:
         source = load_source(
             provenance.source,
@@ -68,5 +69,5 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
             f"{error}"
         ) from error
     if head and source.has_new_head:
-        return DenseModel(converted.backbone, f"The source has no head of {converted.num_classes} classes.")
-    return DenseModel(source.model)
+        return DenseModel(own, f"The source has no head of {converted.num_classes} classes.")
+    return DenseModel(cast(nn.Module, source.model))

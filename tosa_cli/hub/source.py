@@ -158,7 +158,8 @@ def _planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] |
 
 def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> Backbone:
     try:
-        return timm.create_model(name, pretrained=pretrained, device=device, **args)
+        model: Any = timm.create_model(name, pretrained=pretrained, device=device, **args)
+        return model
     except Exception as error:
         raise _explain(error, name, source) from error
 
@@ -225,7 +226,8 @@ def _from_transformers(
     cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
     asked = {name: value for name, value in args.items() if value is not None}
     model: Backbone = _build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
-    if model.blocks[0].norm1.eps != plan.norm_eps:
+    first: Any = model.blocks[0]
+    if first.norm1.eps != plan.norm_eps:
         set_norm_eps_(model, plan.norm_eps)
     if pretrained:
         naming = plan.family.naming

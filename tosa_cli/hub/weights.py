@@ -64,7 +64,7 @@ def load_weights(model: Backbone, state: dict[str, Tensor], shown: str, num_clas
         raise weights_error(error, shown) from error
 
 
-def check_finite(model: nn.Module, shown: str) -> None:
+def check_finite(model: nn.Module | Backbone, shown: str) -> None:
     """Check the weights of a source, which a run that diverged may have spoilt.
 
     Args:

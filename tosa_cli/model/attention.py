@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.families import Backbone, kind_of, num_attentions
+from tosa_cli.model.families import kind_of, num_attentions
 from tosa_cli.model.sdpa import read_call
 from tosa_cli.model.selection import num_query_rows, take_query_rows
 
@@ -67,7 +67,7 @@ class AttentionTap(TorchFunctionMode):
 
 
 def run_and_tap(
-    block: Backbone,
+    block: nn.Module,
     tokens: Tensor,
     query_rows: int | str,
     read: Callable[[Tensor], Tensor] = lambda logits: logits,

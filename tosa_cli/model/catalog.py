@@ -6,9 +6,10 @@ from typing import Any
 
 import timm
 from timm.models import model_entrypoint
+from torch import nn
 
 from tosa_cli.config import ARCHITECTURE
-from tosa_cli.model.families import Backbone, is_supported_kind, why_unsupported
+from tosa_cli.model.families import is_supported_kind, why_unsupported
 from tosa_cli.model.refusals import reason_against
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
@@ -67,7 +68,7 @@ def look_up(name: str) -> Architecture:
         return Architecture(name, family, f"timm does not build it here ({type(error).__name__}: {text}).")
 
 
-def _build(name: str) -> Backbone:
+def _build(name: str) -> nn.Module:
     try:
         return timm.create_model(name, device="meta", depth=1)
     except Exception:

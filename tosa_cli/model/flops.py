@@ -98,7 +98,7 @@ class FlopsReport:
         return dataclasses.asdict(self)
 
 
-def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "") -> FlopsReport:
+def count_flops(model: Backbone | TosaViT, config: TosaConfig | None = None, name: str = "") -> FlopsReport:
     """Count the MACs of a ToSA model, or of a dense timm ViT.
 
     Args:
@@ -132,9 +132,10 @@ def count_flops(model: Backbone, config: TosaConfig | None = None, name: str = "
     selector = sum(layer.selector_macs for layer in layers)
     bypass = sum(layer.bypass_macs for layer in layers)
     total = outside + sum(layer.macs for layer in layers) + selector + bypass
+    height, width = backbone.patch_embed.img_size
     return FlopsReport(
         model=name,
-        img_size=tuple(backbone.patch_embed.img_size),
+        img_size=(height, width),
         gmacs=total / GIGA,
         dense_gmacs=dense / GIGA,
         reduction=1 - total / dense,
@@ -220,20 +221,20 @@ def _num_tokens(backbone: Backbone) -> int:
     return int(backbone.patch_embed.num_patches) + backbone.num_prefix_tokens
 
 
-def _block_macs(block: Backbone, tokens: int, dim: int) -> int:
+def _block_macs(block: nn.Module, tokens: int, dim: int) -> int:
     if why_ineligible(block, "shared") is None:
         return kind_of(block).macs(block, tokens)
     # What it is made of is not known; PyTorch counts it without computing anything.
     return counted_macs(block, 1, tokens, dim)
 
 
-def _per_head_block_macs(block: Backbone, tokens: int, kept: int) -> int:
+def _per_head_block_macs(block: Any, tokens: int, kept: int) -> int:
     # Each head projects and attends among its own K tokens; the output projection and the MLP see every token.
     projection = linear_macs(block.attn.qkv)
     return kept * projection + tokens * (linear_macs(block) - projection) + 2 * kept * kept * _attention_dim(block)
 
 
-def _attention_dim(block: Backbone) -> int:
+def _attention_dim(block: nn.Module) -> int:
     """Width of the heads of a block together."""
     return num_heads(block) * head_dim(block)
 
@@ -258,7 +259,7 @@ def _added_params(backbone: Backbone, method: Method, layer: int, chooses: bool)
 
 
 def _embed_macs(backbone: Backbone) -> int:
-    embed = backbone.patch_embed
+    embed: Any = backbone.patch_embed
     if type(embed) is PatchEmbed:
         return int(embed.num_patches) * embed.proj.weight.numel()
     # A convolutional stem has shapes of its own; PyTorch counts it without computing anything.

@@ -1,14 +1,14 @@
 """A layer in which each head attends among tokens of its own (paper Eq. 4, read literally)."""
 
+from typing import Any
+
 import torch
 from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from tosa_cli.model.families import Backbone
 
-
-def run_block_per_head(block: Backbone, tokens: Tensor, keep_indices: Tensor) -> Tensor:
+def run_block_per_head(block: Any, tokens: Tensor, keep_indices: Tensor) -> Tensor:
     """Run a block in which each head attends among its own selected tokens (paper Eq. 4).
 
     A head's skipped tokens get no output from that head; the output projection and the MLP see every token.

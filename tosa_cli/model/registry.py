@@ -10,6 +10,7 @@ from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
 
 if TYPE_CHECKING:
+    from tosa_cli.model.families import Backbone
     from tosa_cli.model.predictor import Predictor
     from tosa_cli.model.tosa_vit import TosaViT
 
@@ -34,7 +35,7 @@ def build(base_architecture: str, **model_args: Any) -> "TosaViT":
     return TosaViT(build_backbone(base_architecture, **model_args), config)
 
 
-def build_backbone(base_architecture: str, norm_eps: float | None = None, **model_args: Any) -> nn.Module:
+def build_backbone(base_architecture: str, norm_eps: float | None = None, **model_args: Any) -> "Backbone":
     """Build a dense timm model without its weights.
 
     Args:
@@ -42,13 +43,13 @@ def build_backbone(base_architecture: str, norm_eps: float | None = None, **mode
         norm_eps: What its layer norms add to the variance; None is the architecture's own.
         model_args: For timm's `create_model`.
     """
-    backbone = create_model(base_architecture, pretrained=False, **model_args)
+    backbone: Any = create_model(base_architecture, pretrained=False, **model_args)
     if norm_eps is not None:
         set_norm_eps_(backbone, norm_eps)
     return backbone
 
 
-def set_norm_eps_(model: nn.Module, eps: float) -> None:
+def set_norm_eps_(model: Any, eps: float) -> None:
     """Set what every layer norm of a timm model adds to the variance, and note it on the model as `norm_eps`.
 
     timm has no such argument that JSON can hold, so whoever rebuilds the model has to set it again.
@@ -56,7 +57,7 @@ def set_norm_eps_(model: nn.Module, eps: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = eps
-    model.norm_eps = eps  # type: ignore[assignment]
+    model.norm_eps = eps
 
 
 def build_predictor(base_architecture: str, **model_args: Any) -> "Predictor":
@@ -76,7 +77,8 @@ def build_predictor(base_architecture: str, **model_args: Any) -> "Predictor":
     names = TaskConfig.field_names()
     config = TaskConfig.from_dict({name: model_args.pop(name) for name in names if name in model_args})
     make = build if "layers" in model_args else build_backbone
-    return Predictor(make(base_architecture, **model_args), config)
+    encoder: Any = make(base_architecture, **model_args)
+    return Predictor(encoder, config)
 
 
 @register_model
@@ -103,5 +105,6 @@ def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tenso
 
     # timm's own filter resamples the position embedding where the model is built for another image size; it reads
     # the size of the saved one from here.
-    model.backbone.pretrained_model_args = model.pretrained_model_args
-    return family_of(model.backbone).fit_checkpoint(state, model.backbone)
+    backbone: Any = model.backbone
+    backbone.pretrained_model_args = model.pretrained_model_args
+    return family_of(backbone).fit_checkpoint(state, backbone)

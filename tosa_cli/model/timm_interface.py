@@ -11,6 +11,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from tosa_cli.model.families import Backbone, embed_with_places
+from tosa_cli.model.families.backbone import PatchEmbed
 from tosa_cli.model.places import Places
 
 
@@ -57,7 +58,7 @@ class TimmInterface(nn.Module):
 
     @_traits.setter
     def _traits(self, traits: dict[str, Any]) -> None:
-        self.backbone._traits = traits
+        self.backbone._traits = traits  # type: ignore[attr-defined]
 
     @property
     def blocks(self) -> nn.Sequential:
@@ -95,7 +96,7 @@ class TimmInterface(nn.Module):
         return self.backbone.in_chans
 
     @property
-    def patch_embed(self) -> nn.Module:
+    def patch_embed(self) -> PatchEmbed:
         """The backbone's patch embedding."""
         return self.backbone.patch_embed
 

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
-from tosa_cli.model.families import Backbone, attention_input, kind_of
+from tosa_cli.model.families import attention_input, kind_of
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
 
 def run_tosa_layer(
-    block: Backbone,
+    block: nn.Module,
     tokens: Tensor,
     choice: Choice,
     bypass: Bypass,
@@ -61,7 +61,7 @@ def join_parts(parts: Parts, choice: Choice) -> Tensor:
 
 
 def run_parts(
-    block: Backbone,
+    block: nn.Module,
     parts: Parts,
     choice: Choice,
     bypass: Bypass,
@@ -79,7 +79,7 @@ def run_parts(
     return Parts(computed, (others + updates).to(others.dtype))
 
 
-def run_selected(block: Backbone, selected: Tensor, choice: Choice, extras: Extras | None = None) -> Tensor:
+def run_selected(block: nn.Module, selected: Tensor, choice: Choice, extras: Extras | None = None) -> Tensor:
     """Run a block on the selected tokens (B, K, D), each of which stands for the skipped ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section

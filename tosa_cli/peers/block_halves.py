@@ -1,6 +1,6 @@
 """A timm `Block` in two halves, attention and MLP: what reduces tokens between them is a peer to measure against."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
@@ -39,7 +39,7 @@ class QueryKeyTap(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def run_attention(block: Backbone, tokens: Tensor, attn_mask: Tensor | None = None) -> Attended:
+def run_attention(block: Any, tokens: Tensor, attn_mask: Tensor | None = None) -> Attended:
     """Run the first half of a block on tokens (B, N, D), with what is added to its logits, (B, 1, 1, N).
 
     Raises:
@@ -56,7 +56,7 @@ def run_attention(block: Backbone, tokens: Tensor, attn_mask: Tensor | None = No
     return Attended(tokens + block.drop_path1(block.ls1(attended)), *tap.read)
 
 
-def run_mlp(block: Backbone, tokens: Tensor) -> Tensor:
+def run_mlp(block: Any, tokens: Tensor) -> Tensor:
     """Run the second half of a block on tokens (B, N, D): tokens (B, N, D)."""
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 

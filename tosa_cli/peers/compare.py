@@ -159,7 +159,8 @@ def measure_quality(
     def features(model: Any) -> Callable[[Tensor], Tensor]:
         return lambda inputs: model.forward_features(inputs.to(dtype))
 
-    forwards = {name: features(model.eval()) for name, model in {"": dense, **models}.items()}
+    every: dict[str, Any] = {"": dense, **models}
+    forwards = {name: features(model.eval()) for name, model in every.items()}
     sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in models}
     shrunk = set()
     clock = Clock()

@@ -1,6 +1,7 @@
 """Multiply-accumulates (MACs) of token merging, by arithmetic on shapes, and the schedule that reaches a budget."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -71,9 +72,10 @@ class DenseMacs:
         self.prefix: int = backbone.num_prefix_tokens
         self.dense = round(report.dense_gmacs * GIGA)
         self.outside = self.dense - sum(layer.dense_macs for layer in report.layers)
+        blocks: Any = backbone.blocks
         self.shapes = [
             (_linear_macs(block.attn), block.attn.num_heads * block.attn.head_dim, _linear_macs(block.mlp))
-            for block in backbone.blocks
+            for block in blocks
         ]
 
 
@@ -84,7 +86,8 @@ class _MergedMacs(DenseMacs):
         super().__init__(backbone)
         self.mode = mode
         self.depth = len(self.shapes)
-        self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in backbone.blocks]
+        blocks: Any = backbone.blocks
+        self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in blocks]
 
     def schedule(self, total: int) -> tuple[int, ...]:
         """Spread a number of tokens evenly over the layers; no layer merges more than it can."""

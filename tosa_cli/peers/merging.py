@@ -106,7 +106,7 @@ def size_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def run_block_and_merge(
-    block: Backbone, tokens: Tensor, sizes: Tensor | None, num_merged: int, num_prefix_tokens: int
+    block: Any, tokens: Tensor, sizes: Tensor | None, num_merged: int, num_prefix_tokens: int
 ) -> tuple[Tensor, Tensor, Matching]:
     """Run a timm `Block` that merges tokens between attention and MLP, by the attention's own keys (ToMe 3.1).
 
@@ -129,9 +129,7 @@ def run_block_and_merge(
     return run_mlp(block, tokens), sizes, matching
 
 
-def run_block_on_merged(
-    block: Backbone, tokens: Tensor, keys: nn.Module, num_merged: int, num_prefix_tokens: int
-) -> Tensor:
+def run_block_on_merged(block: Any, tokens: Tensor, keys: nn.Module, num_merged: int, num_prefix_tokens: int) -> Tensor:
     """Run a timm `Block` on merged tokens, and copy each back to all the places that it stands for.
 
     Args:

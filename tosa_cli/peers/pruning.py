@@ -70,7 +70,7 @@ def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_t
     return torch.cat([gather_tokens(tokens, keep_indices), fused.to(tokens.dtype)], dim=1)
 
 
-def run_block_and_prune(block: Backbone, tokens: Tensor, attentive: int, num_prefix_tokens: int) -> Tensor:
+def run_block_and_prune(block: Any, tokens: Tensor, attentive: int, num_prefix_tokens: int) -> Tensor:
     """Run a timm `Block` that prunes tokens between attention and MLP (EViT 3.2).
 
     Args:

@@ -1,7 +1,7 @@
 """timm's optimizers by name."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -45,7 +45,7 @@ def finetuned_groups(
     Returns:
         Groups as timm's optimizers and schedules take them.
     """
-    backbone, spared = model.backbone, model.backbone.no_weight_decay()
+    backbone, spared = cast(nn.Module, model.backbone), model.backbone.no_weight_decay()
     if layer_decay is None:
         groups = param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=spared)
     else:

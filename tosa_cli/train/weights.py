@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ from tosa_cli.train.processes import MainProcess
 
 def finetuned_parts(model: FinetunableViT) -> nn.ModuleDict:
     """The parts of a model that finetuning trains, as one module: the backbone and the bypasses."""
-    return nn.ModuleDict({"backbone": model.backbone, "bypasses": model.bypasses})
+    return nn.ModuleDict({"backbone": cast(nn.Module, model.backbone), "bypasses": model.bypasses})
 
 
 class Average:

@@ -1,6 +1,7 @@
 """Families of backbones: one file each says all that the rest of the package knows of its models and blocks."""
 
-from tosa_cli.model.families.base import Backbone, BlockKind, Family
+from tosa_cli.model.families.backbone import Backbone
+from tosa_cli.model.families.base import BlockKind, Family
 from tosa_cli.model.families.eligibility import (
     check_convertible,
     check_supported,

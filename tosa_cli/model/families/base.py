@@ -16,14 +16,11 @@ from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.families.macs import linear_macs
 from tosa_cli.model.places import Extras, Places, SelectedBias
 
-Backbone = Any
-"""A timm ViT. timm's attributes are set in ways that type checkers cannot follow."""
-
 
 class BlockKind(ABC):
     """How blocks of one type are called, and where their parts are.
 
-    A kind has no state of a block: each method is given the block.
+    A kind has no state of a block: each method is given the block. What is `Any` here is the type that the kind is for.
 
     Attributes:
         selections: How tokens can be selected in such a block.
@@ -35,41 +32,41 @@ class BlockKind(ABC):
     selections: tuple[Selection, ...] = ("shared",)
     mask_name: str | None = None
 
-    def why_ineligible(self, block: Backbone, selection: Selection) -> str | None:
+    def why_ineligible(self, block: Any, selection: Selection) -> str | None:
         """Why a block of this type cannot select tokens, in words that follow "Layer 3"; None if it can."""
         return None
 
     @abstractmethod
-    def attention_input(self, block: Backbone, tokens: Tensor) -> Tensor:
+    def attention_input(self, block: Any, tokens: Tensor) -> Tensor:
         """What the attention of a block reads of tokens (B, N, D): (B, N, D)."""
 
     @abstractmethod
-    def num_heads(self, block: Backbone) -> int:
+    def num_heads(self, block: Any) -> int:
         """Number of attention heads, those of parallel attentions together."""
 
     @abstractmethod
-    def head_dim(self, block: Backbone) -> int:
+    def head_dim(self, block: Any) -> int:
         """Width of a head."""
 
     @abstractmethod
-    def mean_key_projection(self, block: Backbone) -> tuple[Tensor, Tensor]:
+    def mean_key_projection(self, block: Any) -> tuple[Tensor, Tensor]:
         """The projection to the mean over the heads of the attention's keys, before any norm or rotation of them.
 
         Returns:
             Weight (head_dim, D) and bias (head_dim), detached.
         """
 
-    def num_attentions(self, block: Backbone) -> int:
+    def num_attentions(self, block: Any) -> int:
         """How many attentions a block has side by side."""
         return 1
 
-    def run(self, block: Backbone, tokens: Tensor, extras: Extras) -> Tensor:
+    def run(self, block: Any, tokens: Tensor, extras: Extras) -> Tensor:
         """Run a block on tokens (B, N, D), with what it is given beside them, from `Places`: tokens (B, N, D)."""
         return block(tokens, **extras)
 
     def run_selected(
         self,
-        block: Backbone,
+        block: Any,
         selected: Tensor,
         keep_indices: Tensor,
         extras: Extras,
@@ -95,15 +92,15 @@ class BlockKind(ABC):
             extras = {**extras, self.mask_name: size_bias}
         return self.run(block, selected, extras)
 
-    def gather_extras(self, block: Backbone, extras: Extras, keep_indices: Tensor) -> Extras:
+    def gather_extras(self, block: Any, extras: Extras, keep_indices: Tensor) -> Extras:
         """What a block is given beside the selected tokens (B, K); a bias for pairs of tokens is left as it is."""
         return extras
 
-    def macs(self, block: Backbone, tokens: int) -> int:
+    def macs(self, block: Any, tokens: int) -> int:
         """MACs of a block on so many tokens, as PyTorch counts them: products of matrices and convolutions."""
         return tokens * linear_macs(block) + 2 * tokens * tokens * self.num_heads(block) * self.head_dim(block)
 
-    def set_drop_path(self, block: Backbone, rate: float) -> None:
+    def set_drop_path(self, block: Any, rate: float) -> None:
         """Set the rate of stochastic depth in each of a block's branches, which timm calls `drop_path...`."""
         for module in block.modules():
             for name, _ in list(module.named_children()):
@@ -123,28 +120,28 @@ class OpaqueBlock(BlockKind):
     def __init__(self, reason: str | None = None) -> None:
         self.reason = reason
 
-    def why_ineligible(self, block: Backbone, selection: Selection) -> str | None:
+    def why_ineligible(self, block: Any, selection: Selection) -> str | None:
         """Say what is known."""
         return self.reason
 
-    def attention_input(self, block: Backbone, tokens: Tensor) -> Tensor:
+    def attention_input(self, block: Any, tokens: Tensor) -> Tensor:
         """Refuse."""
         raise _opaque(block)
 
-    def num_heads(self, block: Backbone) -> int:
+    def num_heads(self, block: Any) -> int:
         """Refuse."""
         raise _opaque(block)
 
-    def head_dim(self, block: Backbone) -> int:
+    def head_dim(self, block: Any) -> int:
         """Refuse."""
         raise _opaque(block)
 
-    def mean_key_projection(self, block: Backbone) -> tuple[Tensor, Tensor]:
+    def mean_key_projection(self, block: Any) -> tuple[Tensor, Tensor]:
         """Refuse."""
         raise _opaque(block)
 
 
-def _opaque(block: Backbone) -> UnsupportedModelError:
+def _opaque(block: Any) -> UnsupportedModelError:
     return UnsupportedModelError(f"What the attention of a {type(block).__name__} is made of is not known.")
 
 
@@ -154,6 +151,8 @@ Blocks = Mapping[type[nn.Module], BlockKind]
 
 class Family(ABC):
     """Types of models that are embedded in one way, and the types of blocks that they are built of.
+
+    What is `Any` here is one of the types of models.
 
     Attributes:
         models: The types of models. They must match exactly: a subclass may compute something else.
@@ -168,15 +167,19 @@ class Family(ABC):
     short_names: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def embed(self, model: Backbone, images: Tensor) -> tuple[Tensor, Places]:
+    def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Places]:
         """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1, and say where they stand."""
 
     @abstractmethod
-    def has_class_token(self, model: Backbone) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether the first token of a model is a class token."""
 
+    def num_register_tokens(self, model: Any) -> int:
+        """How many of a model's prefix tokens, the last of them, are registers."""
+        return 0
+
     @abstractmethod
-    def check_img_size(self, model: Backbone, img_size: int | tuple[int, int]) -> None:
+    def check_img_size(self, model: Any, img_size: int | tuple[int, int]) -> None:
         """Check that a model takes images of a size in pixels, one number or (height, width).
 
         Raises:
@@ -185,7 +188,7 @@ class Family(ABC):
 
     @abstractmethod
     def fit_checkpoint(
-        self, state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False, antialias: bool = True
+        self, state: dict[str, Tensor], model: Any, adapt_layer_scale: bool = False, antialias: bool = True
     ) -> dict[str, Tensor]:
         """Bring a foreign state dict into a model's names and sizes.
 
@@ -196,7 +199,7 @@ class Family(ABC):
             antialias: Whether a position embedding that is made smaller is smoothed, which timm does.
         """
 
-    def shared_macs(self, model: Backbone) -> int:
+    def shared_macs(self, model: Any) -> int:
         """MACs of what is made once for all layers besides embedding and head, as a bias for pairs of positions."""
         return 0
 

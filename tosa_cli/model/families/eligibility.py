@@ -1,13 +1,18 @@
 """Which layers of a model can be ToSA layers, and why others cannot; those run with every token as they are."""
 
+from typing import Any
+
+from torch import nn
+
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.methods import Selection
-from tosa_cli.model.families.base import Backbone, names_of
+from tosa_cli.model.families.backbone import Backbone
+from tosa_cli.model.families.base import names_of
 from tosa_cli.model.families.registry import FAMILIES, family_of, kind_of, name_of, why_unknown
 
 
-def check_convertible(model: Backbone, config: TosaConfig) -> None:
+def check_convertible(model: Any, config: TosaConfig) -> None:
     """Check that a model has the layers that a config asks for, and that they can be ToSA layers.
 
     Raises:
@@ -25,7 +30,7 @@ def check_convertible(model: Backbone, config: TosaConfig) -> None:
             raise UnsupportedModelError(f"{reason.removesuffix('.')}; {which}.")
 
 
-def check_supported(model: Backbone, selection: Selection = "shared") -> None:
+def check_supported(model: Any, selection: Selection = "shared") -> None:
     """Check that a model can be converted: that tokens can be selected in some layer of it.
 
     Args:
@@ -41,12 +46,12 @@ def check_supported(model: Backbone, selection: Selection = "shared") -> None:
         raise UnsupportedModelError(reason)
 
 
-def is_supported(model: Backbone, selection: Selection) -> bool:
+def is_supported(model: Any, selection: Selection) -> bool:
     """Whether a model can be converted with this selection."""
     return why_unsupported(model, selection) is None
 
 
-def why_unsupported(model: Backbone, selection: Selection = "shared") -> str | None:
+def why_unsupported(model: Any, selection: Selection = "shared") -> str | None:
     """One sentence that says why a model cannot be converted with this selection; None if some layer of it can be."""
     reason = why_unknown(model)
     if reason is not None or eligible_layers(model, selection):
@@ -83,7 +88,7 @@ def why_not(model: Backbone, layer: int, selection: Selection, reads_maps: bool 
     return None
 
 
-def why_ineligible(block: Backbone, selection: Selection) -> str | None:
+def why_ineligible(block: nn.Module, selection: Selection) -> str | None:
     """Why a block cannot select tokens, in words that follow "Layer 3"; None if it can."""
     kind = kind_of(block)
     reason = kind.why_ineligible(block, selection)

@@ -1,7 +1,11 @@
 """The families of backbones that can be converted, in one list, and what of them a model or a block belongs to."""
 
+from typing import Any
+
+from torch import nn
+
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.model.families.base import Backbone, BlockKind, Family, OpaqueBlock
+from tosa_cli.model.families.base import BlockKind, Family, OpaqueBlock
 from tosa_cli.model.families.timm_beit import TimmBeit
 from tosa_cli.model.families.timm_eva import TimmEva
 from tosa_cli.model.families.timm_relpos import TimmRelPos
@@ -14,7 +18,7 @@ FAMILIES: list[Family] = [TimmVit(), TimmEva(), TimmBeit(), TimmRelPos()]
 _UNKNOWN = OpaqueBlock()
 
 
-def family_of(model: Backbone) -> Family:
+def family_of(model: Any) -> Family:
     """The family of a model, by its exact type.
 
     Raises:
@@ -26,7 +30,7 @@ def family_of(model: Backbone) -> Family:
     raise UnsupportedModelError(f"{why_unknown(model)} Type `tosa list` to see what can be.")
 
 
-def kind_of(block: Backbone) -> BlockKind:
+def kind_of(block: nn.Module) -> BlockKind:
     """What is known of a block, by its exact type."""
     for family in FAMILIES:
         if type(block) in family.blocks:
@@ -39,7 +43,7 @@ def is_supported_kind(kind: object) -> bool:
     return any(kind is supported for family in FAMILIES for supported in family.models)
 
 
-def why_unknown(model: Backbone) -> str | None:
+def why_unknown(model: Any) -> str | None:
     """One sentence that says why a model is of no family; None if it is of one."""
     kind = type(model)
     if is_supported_kind(kind):
@@ -49,6 +53,6 @@ def why_unknown(model: Backbone) -> str | None:
     return f"{name_of(model)} is a {kind.__name__}, which cannot be converted: {own}."
 
 
-def name_of(model: Backbone) -> str:
+def name_of(model: Any) -> str:
     """timm's name of a model, to begin a sentence with."""
     return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or "The model"

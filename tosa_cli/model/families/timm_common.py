@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tosa_cli.config import Selection
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families.base import Backbone, BlockKind, Family, names_of
+from tosa_cli.model.families.base import BlockKind, Family, names_of
 from tosa_cli.model.places import Extras, Places
 
 DIFFERENTIAL = (
@@ -25,7 +25,7 @@ _NOT_FUSED = (
 class TimmFamily(Family):
     """A family of timm's, whose models turn images into patches by their `patch_embed`."""
 
-    def embed(self, model: Backbone, images: Tensor) -> tuple[Tensor, Places]:
+    def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Places]:
         """Embed the patches, and find their grid."""
         rows, columns = model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
         tokens, extras = self.embed_patches(model, model.patch_embed(images))
@@ -35,14 +35,14 @@ class TimmFamily(Family):
         return tokens, Places(grid, extras)
 
     @abstractmethod
-    def embed_patches(self, model: Backbone, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
+    def embed_patches(self, model: Any, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
         """Turn what `patch_embed` returns into tokens (B, N, D), with what the block of each layer is given beside."""
 
-    def has_class_token(self, model: Backbone) -> bool:
+    def has_class_token(self, model: Any) -> bool:
         """Whether the model has a class token: timm puts it first."""
         return model.cls_token is not None
 
-    def check_img_size(self, model: Backbone, img_size: int | tuple[int, int]) -> None:
+    def check_img_size(self, model: Any, img_size: int | tuple[int, int]) -> None:
         """Check that an image size makes whole patches, where the model does not pad."""
         size, patch = to_2tuple(img_size), model.patch_embed.feat_ratio(as_scalar=False)
         sides = list(zip(size, patch, strict=True))
@@ -70,11 +70,11 @@ class TimmBlock(BlockKind):
         self.supported = attentions
         self.norm_after = norm_after
 
-    def attentions(self, block: Backbone) -> list[Any]:
+    def attentions(self, block: Any) -> list[Any]:
         """The attentions of a block, side by side."""
         return [block.attn]
 
-    def why_ineligible(self, block: Backbone, selection: Selection) -> str | None:
+    def why_ineligible(self, block: Any, selection: Selection) -> str | None:
         """Say that an attention is of a type that is not known."""
         found = {type(attention): None for attention in self.attentions(block)}
         if DiffAttention in found:
@@ -86,23 +86,23 @@ class TimmBlock(BlockKind):
             )
         return None
 
-    def attention_input(self, block: Backbone, tokens: Tensor) -> Tensor:
+    def attention_input(self, block: Any, tokens: Tensor) -> Tensor:
         """The tokens behind the first norm, or the tokens themselves."""
         return tokens if self.norm_after else block.norm1(tokens)
 
-    def num_attentions(self, block: Backbone) -> int:
+    def num_attentions(self, block: Any) -> int:
         """The number of `attentions`."""
         return len(self.attentions(block))
 
-    def num_heads(self, block: Backbone) -> int:
+    def num_heads(self, block: Any) -> int:
         """The heads of all attentions."""
         return sum(attention.num_heads for attention in self.attentions(block))
 
-    def head_dim(self, block: Backbone) -> int:
+    def head_dim(self, block: Any) -> int:
         """What the first attention says."""
         return self.attentions(block)[0].head_dim
 
-    def mean_key_projection(self, block: Backbone) -> tuple[Tensor, Tensor]:
+    def mean_key_projection(self, block: Any) -> tuple[Tensor, Tensor]:
         """The keys of the first attention: the second third of its `qkv`."""
         attention, width = self.attentions(block)[0], self.head_dim(block)
         return mean_of_heads(attention.qkv, attention.num_heads * width, attention.num_heads, width)
@@ -113,7 +113,7 @@ class TimmBiasBlock(TimmBlock):
 
     mask_name = None
 
-    def why_ineligible(self, block: Backbone, selection: Selection) -> str | None:
+    def why_ineligible(self, block: Any, selection: Selection) -> str | None:
         """Say also that the bias cannot be fitted to selected tokens."""
         reason = super().why_ineligible(block, selection)
         if reason is None and not block.attn.fused_attn:

@@ -12,7 +12,7 @@ from timm.models.vision_transformer_relpos import (
 )
 from torch import Tensor, nn
 
-from tosa_cli.model.families.base import Backbone, Blocks
+from tosa_cli.model.families.base import Blocks
 from tosa_cli.model.families.macs import linear_macs
 from tosa_cli.model.families.timm_common import TimmBiasBlock, TimmFamily, after_class_token
 from tosa_cli.model.places import Extras
@@ -21,7 +21,7 @@ from tosa_cli.model.places import Extras
 class RelPosBiasBlock(TimmBiasBlock):
     """A block whose attention makes its bias by `rel_pos`, or is given the one that all layers share."""
 
-    def macs(self, block: Backbone, tokens: int) -> int:
+    def macs(self, block: RelPosBlock | ResPostRelPosBlock, tokens: int) -> int:
         """Count the bias once, and not for each token."""
         bias = block.attn.rel_pos
         per_token = 0 if bias is None else linear_macs(bias)
@@ -38,19 +38,23 @@ class TimmRelPos(TimmFamily):
     }
     modules = ("vision_transformer_relpos",)
 
-    def embed_patches(self, model: Backbone, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
+    def embed_patches(self, model: VisionTransformerRelPos, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
         """Add the class token, if any; each block is given the bias that they share, if any."""
         tokens = after_class_token(model.cls_token, patches)
         if model.shared_rel_pos is None:
             return tokens, ()
         return tokens, ({"shared_rel_pos": model.shared_rel_pos.get_bias()},) * len(model.blocks)
 
-    def shared_macs(self, model: Backbone) -> int:
+    def shared_macs(self, model: VisionTransformerRelPos) -> int:
         """MACs of the bias that all layers share."""
         return bias_macs(model.shared_rel_pos)
 
     def fit_checkpoint(
-        self, state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False, antialias: bool = True
+        self,
+        state: dict[str, Tensor],
+        model: VisionTransformerRelPos,
+        adapt_layer_scale: bool = False,
+        antialias: bool = True,
     ) -> dict[str, Tensor]:
         """Use timm's filter."""
         return vision_transformer_relpos.checkpoint_filter_fn(state, model)

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import (
 from torch import Tensor
 
 from tosa_cli.config import Selection
-from tosa_cli.model.families.base import Backbone, Blocks, OpaqueBlock
+from tosa_cli.model.families.base import Blocks, OpaqueBlock
 from tosa_cli.model.families.timm_common import DIFFERENTIAL, TimmBlock, TimmFamily, mean_of_heads
 from tosa_cli.model.places import Extras
 
@@ -26,7 +26,7 @@ class PlainBlock(TimmBlock):
 
     selections = ("shared", "per-head")
 
-    def why_ineligible(self, block: Backbone, selection: Selection) -> str | None:
+    def why_ineligible(self, block: Block, selection: Selection) -> str | None:
         """Say also that attention is gated, which selection by head does not do."""
         reason = super().why_ineligible(block, selection)
         if reason is None and selection == "per-head" and block.attn.gate is not None:
@@ -37,15 +37,15 @@ class PlainBlock(TimmBlock):
 class AttentionBesideMlp(TimmBlock):
     """`ParallelScalingBlock`: attention and MLP share one projection, and the block is its own attention."""
 
-    def attentions(self, block: Backbone) -> list[Any]:
+    def attentions(self, block: ParallelScalingBlock) -> list[Any]:
         """The block."""
         return [block]
 
-    def attention_input(self, block: Backbone, tokens: Tensor) -> Tensor:
+    def attention_input(self, block: ParallelScalingBlock, tokens: Tensor) -> Tensor:
         """The tokens behind the block's one norm."""
         return block.in_norm(tokens)
 
-    def mean_key_projection(self, block: Backbone) -> tuple[Tensor, Tensor]:
+    def mean_key_projection(self, block: ParallelScalingBlock) -> tuple[Tensor, Tensor]:
         """The keys, which follow the MLP's part and the queries in `in_proj`."""
         width = block.head_dim
         return mean_of_heads(block.in_proj, block.in_split[0] + block.num_heads * width, block.num_heads, width)
@@ -54,13 +54,14 @@ class AttentionBesideMlp(TimmBlock):
 class ParallelAttentions(TimmBlock):
     """`ParallelThingsBlock`: attentions side by side, each with a norm of its own."""
 
-    def attentions(self, block: Backbone) -> list[Any]:
+    def attentions(self, block: ParallelThingsBlock) -> list[Any]:
         """The attention of each branch."""
         return [branch.attn for branch in block.attns]
 
-    def attention_input(self, block: Backbone, tokens: Tensor) -> Tensor:
+    def attention_input(self, block: ParallelThingsBlock, tokens: Tensor) -> Tensor:
         """The tokens behind the norm of the first attention."""
-        return block.attns[0].norm(tokens)
+        first: Any = block.attns[0]
+        return first.norm(tokens)
 
 
 class TimmVit(TimmFamily):
@@ -77,12 +78,20 @@ class TimmVit(TimmFamily):
     modules = ("vision_transformer", "deit")
     short_names = ("{}_patch16_224", "vit_{}_patch14_dinov2", "{}_patch14_dinov2")
 
-    def embed_patches(self, model: Backbone, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
+    def embed_patches(self, model: VisionTransformer, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
         """Add position embeddings and prefix tokens."""
         return model.norm_pre(model.patch_drop(model._pos_embed(patches))), ()
 
+    def num_register_tokens(self, model: VisionTransformer) -> int:
+        """What the model says."""
+        return model.num_reg_tokens
+
     def fit_checkpoint(
-        self, state: dict[str, Tensor], model: Backbone, adapt_layer_scale: bool = False, antialias: bool = True
+        self,
+        state: dict[str, Tensor],
+        model: VisionTransformer,
+        adapt_layer_scale: bool = False,
+        antialias: bool = True,
     ) -> dict[str, Tensor]:
         """Use timm's filter."""
         return vision_transformer.checkpoint_filter_fn(
