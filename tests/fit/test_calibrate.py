@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError, TrainingError
-from tosa_cli.fit import calibrate as calibration
-from tosa_cli.fit.calibrate import Calibration, CalibrationReport, calibrate, fit_candidates
+from tosa_cli.fit import calibration
+from tosa_cli.fit.calibrate import CalibrationReport, calibrate, fit_candidates
+from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.candidates import bypass_errors, candidate_features, candidate_partners
 from tosa_cli.model.families import attention_input, embed, embed_with_places
 from tosa_cli.model.regression import Sums

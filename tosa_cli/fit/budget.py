@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
-from tosa_cli.fit.calibrate import Calibration, fit_candidates, fit_selectors
+from tosa_cli.fit.calibrate import fit_candidates, fit_selectors
+from tosa_cli.fit.calibration import Calibration
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families import Backbone, eligible_layers, has_class_token
 from tosa_cli.model.flops import count_flops, count_tosa_layer

@@ -1,27 +1,17 @@
-"""Fits what has a closed form: bypasses, layer by layer on the converted stream, and probes. No labels are read.
+"""Fits what has a closed form: bypasses, layer by layer on the converted stream, and probes. No labels are read."""
 
-The tokens of all images between two layers lie on disk, a file a batch, so each layer runs once an image and memory
-does not depend on their number. Sums are added in the order of the batches, whichever process made them: one process
-and several come to the same numbers.
-"""
-
-import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tosa_cli.data.loading import Images
-from tosa_cli.errors import OutputError, TrainingError
+from tosa_cli.errors import TrainingError
+from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.candidates import (
     Partners,
     apply_bypass,
@@ -32,15 +22,14 @@ from tosa_cli.fit.candidates import (
 )
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.bypasses import Bypass
-from tosa_cli.model.families import attention_input, embed_with_places
+from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import Choice
-from tosa_cli.model.places import Places
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Selector
 from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import NoProgress, Progress
+from tosa_cli.progress import Progress
 from tosa_cli.seeding import seed_step
 
 
@@ -99,89 +88,6 @@ def calibrate(
         report.failed = list(images.failed)
     report.seconds = time.perf_counter() - started
     return report
-
-
-class Calibration:
-    """One calibration: its images, where it keeps tokens, and how sums of several processes come together.
-
-    Used as a context: what it keeps on disk is removed at the end.
-
-    Args:
-        accelerator: From `make_accelerator`.
-        model: The ToSA model.
-        images: Calibration images, in order and not augmented.
-        strict: Stop at an image that cannot be read.
-        progress: Told about the advance.
-    """
-
-    def __init__(
-        self, accelerator: Accelerator, model: TosaViT, images: Images, strict: bool, progress: Progress | None
-    ) -> None:
-        self.accelerator = accelerator
-        self.model = model.to(accelerator.device).eval()
-        self.images = images
-        self.strict = strict
-        self.progress = progress or NoProgress()
-        self.num_batches = -(-images.num_images // (images.loader.batch_size or 1))
-        self.num_images = 0
-        self.places = Places((0, 0))
-
-    def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="tosa-")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-    def read(self) -> Iterator[tuple[int, Tensor]]:
-        """The batches of this process: number, and embedded tokens (B, N, D)."""
-        processes, own = self.accelerator.num_processes, self.accelerator.process_index
-        self.num_images = 0
-        batches = enumerate(self.images.batches(self.strict))
-        # A turn is read whole before any of it is computed: an image that stops one process stops all of them.
-        while turn := list(itertools.islice(batches, processes)):
-            for number, batch in turn:
-                self.num_images += len(batch.images)
-                if number % processes == own:
-                    pixels = batch.images.to(self.accelerator.device)
-                    tokens, self.places = embed_with_places(self.model.backbone, pixels)
-                    yield number, tokens
-                self.progress.advance(len(batch.images), "")
-
-    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The batches of this process that were kept: number, and tensors by name."""
-        for path in sorted(Path(self._folder.name).iterdir()):
-            values = {name: value.to(self.accelerator.device) for name, value in load_file(path).items()}
-            yield int(path.stem), values
-            for _ in range(min(self.accelerator.num_processes, self.num_batches - int(path.stem))):
-                self.progress.advance(len(values["tokens"]), "")
-
-    def keep(self, number: int, values: dict[str, Tensor]) -> None:
-        """Keep tensors of a batch, in the place of those kept before."""
-        path = Path(self._folder.name, f"{number:08d}.safetensors")
-        # The tensors kept before may still be read from their file: it goes when they go.
-        path.unlink(missing_ok=True)
-        try:
-            save_file({name: value.contiguous() for name, value in values.items()}, path)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"The tokens of the calibration images do not fit into {path.parent} ({error}). Use fewer images "
-                f"(--max-samples), or set TMPDIR to a folder with more space."
-            ) from error
-
-    def sum_up(self, sums: Iterator[dict[Any, Sums]]) -> dict[Any, Sums]:
-        """Add sums of all batches of all processes, in the order of the batches."""
-        total: dict[Any, Sums] = {}
-        while True:
-            mine = next(sums, None)
-            everyone = gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]
-            if all(one is None for one in everyone):
-                return total
-            for one in everyone:
-                for key, parts in (one or {}).items():
-                    for name, value in parts.items():
-                        held = total.setdefault(key, {})
-                        held[name] = held[name] + value if name in held else value
 
 
 def has_parameters(model: TosaViT) -> bool:
