@@ -280,22 +280,3 @@ def test_a_missing_package_is_named_with_what_installs_it(
 def test_a_model_in_half_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="bfloat16 on cpu"):
         export_model(tiny_tosa().to(torch.bfloat16), tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"format": "tflite"},
-        {"outputs": ("logits", "tokens")},
-        {"outputs": ("logits", "logits")},
-        {"batch_size": 0},
-        {"opset": 17},
-        {"atol": 0.0},
-        {"quantize": "int4"},
-        {"format": "pt2", "quantize": "int8"},
-    ],
-    ids=str,
-)
-def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=list(settings)[-1].replace("_", "-")):
-        ExportConfig(**settings)

@@ -185,26 +185,6 @@ def test_defaults_depend_on_the_objective_and_are_recorded() -> None:
         assert FinetuneConfig.from_dict(config.recorded()) == config == FinetuneConfig.from_dict(config.to_dict())
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"mixup": 0.8}, r"--mixup \(0.8\) needs labels, and the objective features reads none: leave it out."),
-        ({"cutmix": 1.0}, r"--cutmix \(1.0\) needs labels"),
-        ({"smoothing": 0.1}, r"--smoothing \(0.1\) needs labels"),
-        ({"color_jitter": 0.4}, r"--color-jitter \(0.4\) does not go with the objective features, which crops"),
-        ({"drop_path": 0.1}, r"--drop-path \(0.1\) does not go with"),
-        ({"max_minutes": 0}, r"--max-minutes must be above 0, not 0."),
-        ({"eval_every": -1}, r"--eval-every must be 0 or more, not -1."),
-        ({"feature_layers": -1}, r"--feature-layers must be 0 or more, not -1."),
-        ({"objective": "tokens"}, r"--objective must be one of: labels, features; not 'tokens'."),
-        ({"objective": "labels", "feature_layers": 2}, r"--feature-layers needs the objective features"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        FinetuneConfig(**{"objective": "features", **settings})
-
-
 def test_images_a_second_are_of_training_alone(photos: Path, tmp_path: Path) -> None:
     events: list[str] = []
 
