@@ -104,7 +104,7 @@ def draw(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
     from matplotlib.figure import Figure
 
     from tosa_cli.data.photos import to_pixels
-    from tosa_cli.draw.picture import draw_layer
+    from tosa_cli.draw.selection_figure import draw_layer
     from tosa_cli.draw.selection_maps import read_selection
 
     model = lab.finetuned(variant, seed)

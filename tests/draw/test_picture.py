@@ -18,7 +18,8 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.data.photos import find_photos, photo_transform, read_photo, to_pixels
 from tosa_cli.draw.page import PageEntry, render_page
-from tosa_cli.draw.picture import draw_layer, make_picture
+from tosa_cli.draw.picture import make_picture
+from tosa_cli.draw.selection_figure import draw_layer
 from tosa_cli.draw.selection_maps import SelectionMap
 from tosa_cli.errors import DataError, InputError
 

@@ -118,7 +118,7 @@ def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:
         DataError: If a photo cannot be read.
         InputError: If matplotlib is not installed.
     """
-    from tosa_cli.draw.picture import require_matplotlib
+    from tosa_cli.draw.selection_figure import require_matplotlib
     from tosa_cli.hub.predictor import is_predictor
 
     require_matplotlib()

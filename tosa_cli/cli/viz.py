@@ -76,7 +76,7 @@ def viz(
     name = resolve_model(model_name)
 
     from tosa_cli.data.photos import find_photos
-    from tosa_cli.draw.picture import require_matplotlib
+    from tosa_cli.draw.selection_figure import require_matplotlib
     from tosa_cli.hub.folder import write_file
     from tosa_cli.hub.predictor import is_predictor
 

@@ -1,4 +1,7 @@
-"""From the config.json of a transformers model to the timm model that computes the same. Imports no transformers."""
+"""From the config.json of a transformers model to the same model of timm; half of this long file is tables of data.
+
+Imports no transformers.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""The one file that renames keys: what others call a ViT's tensors, by table, to timm's names.
+"""The one file that renames keys, and long for its tables: what others call a ViT's tensors, in timm's names.
 
 A `Naming` is driven by the target: each key of the timm model is looked up in the table and must be found, and each key
 of the source must be used or be on the list of what is dropped knowingly.
