@@ -208,6 +208,18 @@ class Method(Settings):
         """Whether `tosa distill` has something to do: selectors to train, or something to fit."""
         return SELECTORS[self.selector].is_trained or self.is_fitted
 
+    def check_measurable(self) -> None:
+        """Check that what a layer can spare can be measured by this method before anything is trained.
+
+        Raises:
+            ConfigError: If the selector says nothing before it is trained.
+        """
+        if SELECTORS[self.selector].is_trained:
+            raise ConfigError(
+                f"The selector {self.selector!r} says nothing before it is trained, so what each layer can spare "
+                f"cannot be measured with it: use --selector similarity, or name the layers as in --layers 2,4,6,8,10."
+            )
+
     @property
     def unread(self) -> dict[str, str]:
         """Settings that selector and bypass do not read, and why."""

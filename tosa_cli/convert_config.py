@@ -92,6 +92,7 @@ class ConvertConfig(Method, CommandSettings):
                 "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
                 "--keep-rate."
             )
+        self.check_measurable()
 
     @property
     def source_settings(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Provenance:
         source: The source as the user named it, a local one by its whole path.
         base_model: Its name: the timm name or the Hub id.
         base_hub_id: Its id on the Hugging Face Hub, if it comes from there.
-        base_revision: Its revision there, if one was named.
+        base_revision: The commit that it was read at there.
         license: Its license.
         steps: Settings of each command that made the model, in the order of the commands. One that was run again is
             numbered: `distill`, `finetune`, `distill-2`.

@@ -59,6 +59,22 @@ def list_recipes() -> list[Recipe]:
     return [load_recipe(path.stem) for path in sorted(recipes_folder().glob("*.yaml"))]
 
 
+def find_recipe(name: str) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: Name of a recipe that comes with the package, or path of a YAML file.
+
+    Raises:
+        ConfigError: If there is no such recipe.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(path.stem for path in sorted(recipes_folder().glob("*.yaml")))
+        raise ConfigError(f"There is no recipe {name!r}. Known: {known}; or give the path of a .yaml file.")
+    return path
+
+
 def load_recipe(name: str) -> Recipe:
     """Read and check a recipe.
 
@@ -68,10 +84,7 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ConfigError: If there is no such recipe, or it has an unknown section or key, or a wrong value.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else recipes_folder() / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(path.stem for path in sorted(recipes_folder().glob("*.yaml")))
-        raise ConfigError(f"There is no recipe {name!r}. Known: {known}; or give the path of a .yaml file.")
+    path = find_recipe(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

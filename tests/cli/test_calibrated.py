@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
+from tests.model.tiny_models import make_vit
 from tosa_cli import load
 
 CPU = "-b 4 -j 0 --device cpu"
@@ -47,7 +49,15 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
         ("--layers auto --data-dir photos", "pass --target-reduction 0.25"),
         ("--preset mine", "--preset must be paper or calibrated, not 'mine'."),
         ("--preset paper --recipe deit_tiny_imagenet_paper", "Both --preset and --recipe"),
-        ("--layers auto --data-dir nowhere --target-reduction 0.2", "There is no folder nowhere"),
+        (
+            "--layers auto --selector similarity --data-dir nowhere --target-reduction 0.2",
+            "There is no folder nowhere",
+        ),
+        (
+            "--layers auto --selector attention --data-dir photos --target-reduction 0.2",
+            "The selector 'attention' says nothing before it is trained, so what each layer can spare cannot be "
+            "measured with it: use --selector similarity, or name the layers as in --layers 2,4,6,8,10.",
+        ),
         ("--layers 2,4 --selector similarity --selection per-head", "one score a token"),
         ("--layers 2,4 --dataset wds/photos --split train", "or leave out --dataset and --split."),
         ("--preset calibrated --layers 2,4 --data-dir photos", "or leave out --data-dir."),
@@ -128,3 +138,21 @@ def test_a_model_with_nothing_to_fit_is_told_so(work: Path, tosa: Tosa) -> None:
     assert tosa("convert dense --layers 2,3 --selector similarity --bypass nearest -o m").code == 0
     done = tosa(f"distill m --data-dir photos {CPU}")
     assert done.code == 2 and "ready to use" in done.err
+
+
+def test_inspect_measures_with_no_selector_that_says_nothing_before_it_is_trained(work: Path, tosa: Tosa) -> None:
+    done = tosa("inspect dense --data-dir photos --selector attention --bypass identity")
+    assert done.code == 2 and "The selector 'attention' says nothing before it is trained" in done.err
+    assert tosa("inspect dense --selector attention").code == 0  # where nothing is measured
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_inspect_takes_a_model_of_few_layers(work: Path, tosa: Tosa, depth: int) -> None:
+    save_for_hf(make_vit("test_vit", img_size=32, patch_size=8, depth=depth), "flat", safe_serialization=True)
+    done = tosa("inspect flat")
+    assert done.code == 0, done.err
+    command = done.err.splitlines()[-1].removeprefix("Next: tosa ")
+    layers = {1: "1 --selector similarity", 2: "2", 3: "2"}[depth]
+    assert command == f"convert flat --layers {layers}" and tosa(command).code == 0
+    proposed = {tuple(one["layers"]) for one in tosa("inspect flat --json").json["savings"]}
+    assert proposed == ({(2,)} if depth > 1 else set())

@@ -123,3 +123,10 @@ def test_layers_that_share_a_choice_share_a_curve_and_a_keep_rate(photos: Images
     chosen = allocate(model, config, [found[1]], 0.1)
     assert chosen.layers == (5, 6) and len(set(chosen.keep_rates.values())) == 1
     assert 0.1 <= count_flops(model, chosen).reduction < 0.12
+
+
+def test_a_selector_that_says_nothing_before_it_is_trained_is_not_measured(photos: Images) -> None:
+    config = replace(SIMILARITY, selector="attention", bypass="identity")
+    with pytest.raises(ConfigError, match="says nothing before it is trained") as failure:
+        measure_curves(make_accelerator(TrainConfig(device="cpu")), backbone(), config, photos)
+    assert "--selector similarity" in str(failure.value)

@@ -22,6 +22,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tosa_cli
@@ -846,3 +847,21 @@ def test_a_pruned_model_is_not_saved(model: TosaViT, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="pruned"):
         save(pruned, tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+def test_a_model_that_was_built_by_its_class_is_not_saved_and_the_way_out_is_told(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
+    model = convert(VisionTransformer(**sizes).eval(), TosaConfig(layers=(2, 4)))
+    with pytest.raises(OutputError, match=r"VisionTransformer was built by its class.*timm.create_model\("):
+        save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    save(convert(timm.create_model("vit_tiny_patch16_224", **sizes).eval(), model.config), tmp_path / "model")
+
+
+def test_timm_loads_from_the_hub_a_card_without_its_tag(stub_hub: StubHub, tmp_path: Path, model: TosaViT) -> None:
+    folder = save(model, tmp_path / "model")
+    assert "timm" not in ModelCard.load(folder / "README.md").data.tags
+    stub_hub.put("me/model", {path.name: path.read_bytes() for path in folder.iterdir()})
+    loaded = timm.create_model("hf-hub:me/model", pretrained=True).eval()
+    images = make_images(size=tuple(model.patch_embed.img_size))  # type: ignore[arg-type]
+    assert torch.equal(loaded(images), model(images))

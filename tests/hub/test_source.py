@@ -17,7 +17,9 @@ from torch import nn
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError, UnsupportedModelError
+from tosa_cli.hub.card import render_card
 from tosa_cli.hub.checkpoint import save
+from tosa_cli.hub.original import dense_model
 from tosa_cli.hub.source import Source, load_source, resolve_name
 
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
@@ -477,10 +479,10 @@ def hub_files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["org/name", "hf-hub:org/name"])
 def test_a_repository_is_read(stub_hub: StubHub, tmp_path: Path, vit: nn.Module, form: str) -> None:
-    stub_hub.put("org/name", hub_files(write_folder(tmp_path / "dense", vit)))
+    commit = stub_hub.put("org/name", hub_files(write_folder(tmp_path / "dense", vit)))
     loaded = load_source(form)
     assert_same(loaded, vit)
-    assert (loaded.name, loaded.hub_id, loaded.revision) == ("org/name", "org/name", None)
+    assert (loaded.name, loaded.hub_id, loaded.revision) == ("org/name", "org/name", commit.oid)
 
 
 def test_a_revision_of_a_repository_is_read(stub_hub: StubHub, tmp_path: Path, vit: nn.Module) -> None:
@@ -497,18 +499,35 @@ def test_a_conversion_from_the_hub_remembers_repository_revision_and_license(
     stub_hub: StubHub, tmp_path: Path, vit: nn.Module
 ) -> None:
     commit = stub_hub.put("org/name", hub_files(write_folder(tmp_path / "dense", vit)))
-    provenance = convert(f"org/name@{commit.oid}", TosaConfig(layers=LAYERS)).provenance
-    assert provenance.base_hub_id == provenance.base_model == "org/name"
-    assert provenance.base_revision == commit.oid and provenance.license == "apache-2.0"
+    for named in (f"org/name@{commit.oid}", "org/name@main", "org/name"):
+        model = convert(named, TosaConfig(layers=LAYERS))
+        provenance = model.provenance
+        assert provenance.base_hub_id == provenance.base_model == "org/name"
+        assert provenance.base_revision == commit.oid and provenance.license == "apache-2.0"
+        assert provenance.source == provenance.steps["convert"]["source"] == named
+        assert f"https://huggingface.co/org/name/tree/{commit.oid}" in render_card(model, "name-tosa")
+
+
+@pytest.mark.parametrize("named", ["org/name", "hf-hub:org/name@main"])
+def test_a_branch_that_moved_on_leaves_the_source_of_a_finetuned_model_as_it_was(
+    stub_hub: StubHub, tmp_path: Path, vit: nn.Module, named: str
+) -> None:
+    stub_hub.put("org/name", hub_files(write_folder(tmp_path / "dense", vit)))
+    converted = convert(named, TosaConfig(layers=LAYERS))
+    stub_hub.put("org/name", hub_files(write_folder(tmp_path / "new", make_vit(seed=5, num_classes=5))))
+    converted.provenance = converted.provenance.after("finetuned", {})
+    dense = dense_model(converted, head=True)
+    assert torch.equal(dense.model(make_images()), vit(make_images()))
 
 
 def test_a_timm_name_takes_its_weights_from_the_hub(stub_hub: StubHub, tmp_path: Path) -> None:
     model = make_vit()
     files = hub_files(write_folder(tmp_path / "dense", model))
-    stub_hub.put("timm/test_vit.r160_in1k", files)
+    commit = stub_hub.put("timm/test_vit.r160_in1k", files)
     loaded = load_source("test_vit")
     assert_same(loaded, model)
     assert (loaded.name, loaded.hub_id) == ("test_vit.r160_in1k", "timm/test_vit.r160_in1k")
+    assert loaded.revision == commit.oid and load_source("test_vit", pretrained=False).revision is None
     few = load_source("test_vit", num_classes=3).model
     assert few(make_images()).shape == (2, 3)
     assert torch.equal(few.forward_features(make_images()), model.forward_features(make_images()))

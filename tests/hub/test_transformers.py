@@ -16,8 +16,9 @@ from transformers.core_model_loading import revert_weight_conversion
 import tosa_cli
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
-from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
+from tosa_cli.errors import CheckpointError, HubError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import plan_model
+from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.source import load_source
 from tosa_cli.hub.state_dict import to_timm
 
@@ -500,9 +501,9 @@ def test_a_repository_is_read_at_its_revision(stub_hub: StubHub, tmp_path: Path)
     )
     old, new = make(config, seed=1), make(config, seed=2)
     commit = stub_hub.put("org/name", {**hub_files(save(old, tmp_path / "old", processor)), "README.md": CARD})
-    stub_hub.put("org/name", hub_files(save(new, tmp_path / "new")))
+    latest = stub_hub.put("org/name", hub_files(save(new, tmp_path / "new")))
     images = make_pixels(old)
-    for named, theirs, revision in (("org/name", new, None), (f"hf-hub:org/name@{commit.oid}", old, commit.oid)):
+    for named, theirs, revision in (("org/name", new, latest.oid), (f"hf-hub:org/name@{commit.oid}", old, commit.oid)):
         source = load_source(named)
         assert (source.name, source.hub_id, source.revision) == ("org/name", "org/name", revision)
         assert torch.allclose(source.model(images), output_of(theirs, images), atol=TOLERANCE)
@@ -521,6 +522,35 @@ def test_a_repository_in_several_files_is_read_and_then_read_again_offline(
     for known_to_be_missing in Path(constants.HF_HUB_CACHE).rglob("README.md"):
         known_to_be_missing.unlink()
     assert torch.equal(load_source("org/name").model(images), first)
+
+
+def test_a_branch_that_moves_on_between_two_files_gives_no_mix(
+    stub_hub: StubHub, tmp_path: Path, vit: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = published("facebook/dinov2-small")
+    old, new = make(config, seed=1), make(config, seed=2)
+    stub_hub.put("org/name", hub_files(save(old, tmp_path / "old")))
+    answer = stub_hub.answer
+
+    def move_on(request: Any) -> Any:
+        reply = answer(request)
+        if request.method == "GET" and request.path.endswith("/config.json"):
+            stub_hub.put("org/name", hub_files(save(new, tmp_path / "new")))
+        return reply
+
+    monkeypatch.setattr(stub_hub, "answer", move_on)
+    images = make_pixels(old)
+    assert torch.allclose(load_source("org/name").model(images), output_of(old, images), atol=TOLERANCE)
+
+
+def test_where_the_hub_is_gone_halfway_it_is_asked_once(stub_hub: StubHub, tmp_path: Path, vit: nn.Module) -> None:
+    stub_hub.put("org/name", hub_files(save(vit, tmp_path / "vit")))
+    fetch_file("org/name", "config.json")
+    stub_hub.fail("model.safetensors", 503, "Service Unavailable")
+    asked = len(stub_hub.requests)
+    with pytest.raises(HubError, match="the Hub answered 503"):
+        load_source("org/name")
+    assert sum("model.safetensors" in request for request in stub_hub.requests[asked:]) == 1
 
 
 def test_a_repository_that_lacks_its_weights_is_told(stub_hub: StubHub) -> None:

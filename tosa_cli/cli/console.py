@@ -19,8 +19,11 @@ from rich.text import Text
 # The launchers of `accelerate` and `torch` number their processes so.
 is_main_process = os.environ.get("RANK", "0") == "0"
 
-out = Console(soft_wrap=True, highlight=False, quiet=not is_main_process)
-err = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not is_main_process)
+# Names of files and classes are printed as they are: `[raw]` is no style there, and `:x:` no emoji.
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "quiet": not is_main_process}
+
+out = Console(soft_wrap=True, **PLAIN)
+err = Console(stderr=True, soft_wrap=True, **PLAIN)
 
 UNBOUNDED = 10_000
 
@@ -32,12 +35,12 @@ def counted(number: int, thing: str) -> str:
 
 def say(message: str) -> None:
     """Tell the user something."""
-    err.print(message, markup=False)
+    err.print(message)
 
 
 def warn(message: str) -> None:
     """Warn the user of something."""
-    err.print(f"Warning: {message}", style="yellow", markup=False)
+    err.print(f"Warning: {message}", style="yellow")
 
 
 def can_ask() -> bool:
@@ -52,18 +55,18 @@ def ask(question: str) -> bool:
 
 def next_command(*words: object) -> None:
     """Tell what to type next, word by word, so that names with spaces stay one word in the shell."""
-    err.print(f"Next: {shlex.join(map(str, words))}", style="bold", markup=False)
+    err.print(f"Next: {shlex.join(map(str, words))}", style="bold")
 
 
 def fail(message: str) -> None:
     """Say in one sentence what went wrong."""
     err.print("Error:", style="bold red", end=" ")
-    err.print(message, markup=False)
+    err.print(message)
 
 
 def show_traceback() -> None:
     """Print the exception that is being handled."""
-    err.print(traceback.format_exc(), markup=False)
+    err.print(traceback.format_exc())
 
 
 def speak_up() -> None:
@@ -85,13 +88,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     # rich cuts cells short to fit the console's width; off a terminal there is none to fit.
-    wide = out if out.is_terminal else Console(file=out.file, width=UNBOUNDED, highlight=False, quiet=out.quiet)
+    wide = out if out.is_terminal else Console(file=out.file, width=UNBOUNDED, **PLAIN)
     wide.print(table)
 
 
 def print_line(text: str) -> None:
     """Print a line on stdout."""
-    out.print(text, markup=False)
+    out.print(text)
 
 
 class TrainProgress:

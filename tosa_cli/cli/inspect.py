@@ -56,6 +56,8 @@ def inspect(
     from tosa_cli.model.families import is_supported, num_heads
     from tosa_cli.model.flops import count_flops
 
+    if data_dir:
+        measured.check_measurable()
     loaded = load_source(source, pretrained=bool(data_dir), img_size=size)
     for note in loaded.notes:
         console.say(note)
@@ -63,11 +65,7 @@ def inspect(
     depth = len(model.blocks)
     block = model.blocks[0]
     dense = count_flops(model, name=loaded.name)
-    choices = {
-        "every other layer": tuple(range(2, depth, 2)),
-        "every other layer of the second half": tuple(range(depth // 2 // 2 * 2 + 2, depth, 2)),
-    }
-    choices = {name: layers for name, layers in choices.items() if layers}
+    choices = layer_choices(depth)
     selections: list[Selection] = [selection for selection in get_args(Selection) if is_supported(model, selection)]
     savings = [
         {
@@ -76,7 +74,7 @@ def inspect(
             "keep_rate": rate,
             "reduction": count_flops(model, TosaConfig(layers=layers, keep_rate=rate, selection=selection)).reduction,
         }
-        for layers in choices.values()
+        for layers in choices
         for selection in selections
         for rate in KEEP_RATES
     ]
@@ -121,14 +119,15 @@ def inspect(
             selection,
             *(f"{s['reduction']:.1%}" for s in savings if s["layers"] == list(layers) and s["selection"] == selection),
         ]
-        for layers in choices.values()
+        for layers in choices
         for selection in selections
     ]
-    console.print_table(
-        "MACs saved, selectors included, by keep rate",
-        ["layers", "selection", *(str(rate) for rate in KEEP_RATES)],
-        rows,
-    )
+    if rows:
+        console.print_table(
+            "MACs saved, selectors included, by keep rate",
+            ["layers", "selection", *(str(rate) for rate in KEEP_RATES)],
+            rows,
+        )
     if curves:
         budget.show_curves(curves)
         console.print_table(
@@ -142,7 +141,19 @@ def inspect(
         how = ["--selector", selector, "--bypass", bypass, "--layers", "auto", "--target-reduction", "0.25"]
         console.next_command("tosa", "convert", source, *how, "--data-dir", data_dir)
         return
-    console.next_command("tosa", "convert", source, "--layers", ",".join(map(str, next(iter(choices.values())))))
+    how = ["--layers", ",".join(map(str, choices[0]))] if choices else ["--layers", "1", "--selector", "similarity"]
+    console.next_command("tosa", "convert", source, *how)
+
+
+def layer_choices(depth: int) -> list[tuple[int, ...]]:
+    """ToSA layers to propose for a model of `depth` layers: every other one, and those of its second half.
+
+    The first layer is never among them, as a selector that reads maps needs a layer before its own; so a model of one
+    layer has no such choice.
+    """
+    every_other = tuple(range(2, depth, 2)) or tuple(range(2, depth + 1))
+    second_half = tuple(range(depth // 2 // 2 * 2 + 2, depth, 2))
+    return list(filter(None, dict.fromkeys((every_other, second_half))))
 
 
 def _allocations(model: Any, method: Method, curves: "list[ErrorCurve]") -> dict[float, TosaConfig]:

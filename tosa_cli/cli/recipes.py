@@ -1,22 +1,28 @@
 """`tosa recipes`."""
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import JsonOption
-from tosa_cli.recipe import list_recipes, load_recipe, recipes_folder
+from tosa_cli.recipe import find_recipe, list_recipes, load_recipe
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe: a name, or a .yaml file.", show_default=False)
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """List the recipes that come with tosa, or print one."""
     if name is not None:
         recipe = load_recipe(name)
-        console.print_line((recipes_folder() / f"{recipe.name}.yaml").read_text(encoding="utf-8").rstrip())
+        if json:
+            console.print_json(dataclasses.asdict(recipe))
+        else:
+            console.print_line(find_recipe(name).read_text(encoding="utf-8").rstrip())
         return
     found = list_recipes()
     if json:

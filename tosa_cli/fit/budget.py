@@ -94,9 +94,10 @@ def measure_curves(
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the selector can select tokens in no layer.
+        ConfigError: If the selector can select tokens in no layer, or says nothing before it is trained.
         DataError: If no image can be read, or one cannot and `strict` is set.
     """
+    method.check_measurable()
     eligible = eligible_layers(backbone, method.selection, method.reads_maps)
     # A selector that reads maps needs a standard layer before its own: every other layer at a time.
     even, odd = (tuple(layer for layer in eligible if layer % 2 == rest) for rest in (0, 1))

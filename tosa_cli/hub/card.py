@@ -93,7 +93,10 @@ def describe_base(provenance: Provenance) -> str:
     base = f"`{provenance.base_model}`"
     if has_random_source(provenance):
         return f"the architecture {base} with random weights"
-    return f"[{base}](https://huggingface.co/{provenance.base_hub_id})" if provenance.base_hub_id else base
+    if not provenance.base_hub_id:
+        return base
+    commit = f"/tree/{provenance.base_revision}" if provenance.base_revision else ""
+    return f"[{base}](https://huggingface.co/{provenance.base_hub_id}{commit})"
 
 
 def _metadata(model: TosaViT, name: str) -> ModelCardData:
@@ -114,7 +117,7 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
     return ModelCardData(
         license=provenance.license,
         library_name="tosa",
-        tags=["tosa", "timm", "vision-transformer", "token-selection"],
+        tags=["tosa", "vision-transformer", "token-selection"],
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         base_model=provenance.base_hub_id,
         base_model_relation="finetune" if provenance.base_hub_id else None,

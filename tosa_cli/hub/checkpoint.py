@@ -42,8 +42,8 @@ def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path
         The folder.
 
     Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned or built
-            from something that JSON does not hold.
+        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned, built
+            from something that JSON does not hold, or not built by a timm name.
     """
     if len(model.keep_rates) != len(model.config.layers):
         raise OutputError("The model's layers were pruned, and a pruned model cannot be saved: save it before pruning.")
@@ -103,8 +103,15 @@ def timm_config(backbone: Any) -> dict[str, Any]:
     """The config.json that timm writes for a dense model.
 
     Raises:
-        OutputError: If the model was built from something that JSON does not hold.
+        OutputError: If the model was built from something that JSON does not hold, or without timm's `create_model`,
+            so that nothing tells how to build it again.
     """
+    if not (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture"):
+        raise OutputError(
+            f"The model cannot be saved, as its {type(backbone).__name__} was built by its class, and timm cannot "
+            f"build it again by a name: make it with timm.create_model, as in "
+            f"timm.create_model('vit_tiny_patch16_224', img_size=64, depth=6), and convert that."
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             save_config_for_hf(backbone, str(Path(folder, CONFIG)))

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import metadata_load
 from safetensors import safe_open
 from timm.models import load_state_dict
 from torch import Tensor
 from yaml import YAMLError
 
 from tosa_cli.errors import CheckpointError, TosaError
-from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.download import find_file
 from tosa_cli.hub.folder import CARD, WEIGHTS, read_json
 
 _INDEX = ".index.json"
@@ -99,28 +98,15 @@ def folder_files(folder: Path) -> Files:
     return Files(str(folder), lambda name: folder / name if (folder / name).is_file() else None)
 
 
-def hub_files(hub_id: str, revision: str | None, shown: str) -> Files:
+def hub_files(hub_id: str, commit: str, shown: str) -> Files:
     """Files of a repository on the Hub, downloaded when they are asked for.
 
     Args:
         hub_id: Id of the repository.
-        revision: Branch, tag or commit; None takes the main branch.
+        commit: The commit that all of them are of: a branch may move on between two downloads.
         shown: What to call it in an error.
     """
-
-    def find(name: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(hub_id, name, revision=revision))
-        except Exception as error:
-            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                return None
-            # Offline the client cannot ask, but it may remember that there is no such file: then it answers no path.
-            known = try_to_load_from_cache(hub_id, name, revision=revision)
-            if known is not None and not isinstance(known, str):
-                return None
-            raise explain_hub_error(error, shown) from error
-
-    return Files(shown, find)
+    return Files(shown, lambda name: find_file(hub_id, name, revision=commit, shown=shown))
 
 
 def _read(path: Path, leave_out: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
         return DenseModel(own, "The model was finetuned from a source whose weights were random.")
     try:
         source = load_source(
-            provenance.source,
+            _exact_source(provenance),
             img_size=img_size or tuple(converted.patch_embed.img_size),  # type: ignore[arg-type]
             num_classes=converted.num_classes,
             architecture=provenance.steps.get("convert", {}).get("architecture"),
@@ -71,3 +71,11 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
     if head and source.has_new_head:
         return DenseModel(own, f"The source has no head of {converted.num_classes} classes.")
     return DenseModel(cast(nn.Module, source.model))
+
+
+def _exact_source(provenance: Provenance) -> str:
+    """The source of a model by a name that does not move: of a repository on the Hub, the commit that was read."""
+    named = provenance.source.removeprefix("hf-hub:").partition("@")[0]
+    if named == provenance.base_hub_id and provenance.base_revision:
+        return f"hf-hub:{named}@{provenance.base_revision}"
+    return provenance.source

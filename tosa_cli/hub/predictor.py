@@ -174,7 +174,7 @@ def _render_card(model: Predictor, name: str) -> str:
     metadata = ModelCardData(
         license=provenance.license,
         library_name="tosa",
-        tags=["tosa", "timm", "vision-transformer", config.task],
+        tags=["tosa", "vision-transformer", config.task],
         pipeline_tag=PIPELINES[config.task],
         base_model=provenance.base_hub_id,
         base_model_relation="finetune" if provenance.base_hub_id else None,

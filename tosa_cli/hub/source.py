@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
-from tosa_cli.hub.download import check_available, fetch_file
+from tosa_cli.hub.download import cached_commit, check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
@@ -34,7 +35,7 @@ class Source:
         model: The timm model, in evaluation mode.
         name: What to call it: the timm name with its tag, the Hub id, or the folder.
         hub_id: Its id on the Hugging Face Hub, if it comes from there.
-        revision: The revision that was asked for, if any.
+        revision: The commit that was read there, so that the very same weights can be read again.
         notes: What the user should know about how it was read, each a sentence.
         has_new_head: Whether its head is a new one, with random weights, as its own is of another number of classes.
         pretrained: Whether its weights were loaded; without, they are random.
@@ -105,7 +106,8 @@ def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) 
     model = _create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
-    return Source(model, tagged, cfg.get("hf_hub_id") if pretrained else None)
+    hub_id = cfg.get("hf_hub_id") if pretrained else None
+    return Source(model, tagged, hub_id, hub_id and cached_commit(hub_id, weights_names(cfg)))
 
 
 def from_anywhere(source: str) -> str:
@@ -143,8 +145,13 @@ def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> B
     planned = _planned(name, source, args)
     cfg = planned.pretrained_cfg
     if pretrained and cfg.get("hf_hub_id"):
-        check_available(cfg["hf_hub_id"], (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin"), source)
+        check_available(cfg["hf_hub_id"], weights_names(cfg), source)
     return _build(name, source, pretrained, args).eval()
+
+
+def weights_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files of a repository on the Hub that timm takes the weights of a model from, the likeliest first."""
+    return (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin")
 
 
 def _planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] | None = None) -> Backbone:
@@ -191,13 +198,13 @@ def _is_network(error: BaseException) -> bool:
 def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     name = source.removeprefix("hf-hub:")
     hub_id, _, revision = name.partition("@")
-    values = read_json(fetch_file(hub_id, CONFIG, revision=revision or None, shown=source), f"{CONFIG} of {name}")
+    path = fetch_file(hub_id, CONFIG, revision=revision or None, shown=source)
+    commit, values = path.parent.name, read_json(path, f"{CONFIG} of {name}")
     if is_transformers(values):
-        files = hub_files(hub_id, revision or None, name)
-        model, _, notes = _from_transformers(values, files, pretrained, args)
-        return Source(model, hub_id, hub_id, revision or None, notes)
+        model, _, notes = _from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
+        return Source(model, hub_id, hub_id, commit, notes)
     _check_config(values, name)
-    return Source(_create(f"hf-hub:{name}", source, pretrained, args), hub_id, hub_id, revision or None)
+    return Source(_create(f"hf-hub:{hub_id}@{commit}", source, pretrained, args), hub_id, hub_id, commit)
 
 
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
