@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import pytest
 from timm.models import save_for_hf
@@ -41,21 +42,25 @@ class Tosa(Protocol):
     def __call__(self, command: str, *more: str) -> Done: ...
 
 
-@pytest.fixture
-def tosa(monkeypatch: pytest.MonkeyPatch) -> Tosa:
+def run_tosa(command: str, *more: str) -> Done:
     """Run a command; words are split at spaces, further arguments are taken as they are."""
+    code = 0
+    with (
+        patch.object(sys, "argv", ["tosa", *command.split(), *more]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        try:
+            main()
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
-    def run(command: str, *more: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tosa", *command.split(), *more])
-        code = 0
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            try:
-                main()
-            except SystemExit as exit:
-                code = int(exit.code or 0)
-        return Done(code, out.getvalue(), err.getvalue())
 
-    return run
+@pytest.fixture
+def tosa() -> Tosa:
+    """Runs commands in this process."""
+    return run_tosa
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +84,22 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, material: Path) -> Pat
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def converted_once(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which `dense` was converted, without the material."""
+    folder = tmp_path_factory.mktemp("converted")
+    (folder / "dense").symlink_to(material / "dense")
+    with contextlib.chdir(folder):
+        assert run_tosa("convert dense --layers 2,4,6 --keep-rate 0.5").code == 0
+    (folder / "dense").unlink()
+    return folder
+
+
 @pytest.fixture
-def converted(work: Path, tosa: Tosa) -> Path:
-    """The model folder `dense-tosa`."""
-    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.5").code == 0
+def converted(work: Path, converted_once: Path) -> Path:
+    """The model folder `dense-tosa`, as `tosa convert` wrote it here."""
+    shutil.copytree(converted_once, work, dirs_exist_ok=True)
+    for name in ("config.json", "recipe.yaml"):
+        path = work / "dense-tosa" / name
+        path.write_text(path.read_text().replace(str(converted_once), str(work)))
     return work / "dense-tosa"

@@ -42,7 +42,6 @@ def test_a_difference_beyond_atol_fails_and_nothing_is_written(converted: Path, 
     assert sorted(converted.parent.iterdir()) == before and done.out == ""
 
 
-@pytest.mark.slow
 def test_int8_is_told_in_sentences(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
     done = tosa("export dense-tosa --quantize int8")

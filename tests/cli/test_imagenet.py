@@ -126,7 +126,6 @@ def test_a_recipe_runs_from_convert_to_eval(work: Path, tosa: Tosa, recipe: str,
     check_accuracy(tosa, "model", source)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("source", "recipe"), [("folder", PAPER), ("hfds", CALIBRATED), ("wds", CALIBRATED)])
 def test_a_recipe_runs_in_two_processes(work: Path, tosa: Tosa, recipe: str, source: str) -> None:
     convert(tosa, recipe, source, "model")

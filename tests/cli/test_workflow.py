@@ -296,7 +296,6 @@ def test_the_commands_of_every_recipe_are_commands(recipe: Recipe) -> None:
         assert not exit.value.code
 
 
-@pytest.mark.slow
 def test_the_demo_runs_through_and_each_step_does_its_work(
     tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,6 @@ def no_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.layers.weight_init._trunc_normal_", lambda tensor, *_, **__: tensor)
 
 
-@pytest.mark.slow
 def test_the_architectures_that_convert_do_so_whole(no_random_weights: None) -> None:
     for name in find_architectures():
         if look_up_once(name).reason is None:
@@ -117,7 +116,6 @@ def test_the_architectures_that_convert_do_so_whole(no_random_weights: None) -> 
             assert is_supported_kind(type(model)) and why_unsupported(model) is None, name
 
 
-@pytest.mark.slow
 def test_the_architectures_that_convert_run_and_are_counted_as_they_run(no_random_weights: None) -> None:
     config = TosaConfig(layers=(2,), keep_rate=0.6, selector="attention", bypass="nearest+affine")
     for name in find_architectures():

@@ -1,6 +1,7 @@
 """Tiny real timm models whose weights make every layer matter, and the ToSA models made of them."""
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -19,7 +20,22 @@ LAYERS = (2, 4, 6)
 
 def make_vit(name: str = "test_vit", seed: int = 0, **args: Any) -> nn.Module:
     """A dense timm model with weights that differ from layer to layer."""
-    return randomize_(timm.create_model(name, **args), seed).eval()
+    settings = tuple(sorted(args.items()))
+    build = _build if _is_hashable(settings) else _build.__wrapped__
+    return copy.deepcopy(build(name, seed, settings))
+
+
+@functools.lru_cache(maxsize=64)
+def _build(name: str, seed: int, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
+    return randomize_(timm.create_model(name, **dict(settings)), seed).eval()
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def make_tosa(source: str | nn.Module = "test_vit", **settings: Any) -> TosaViT:

@@ -15,7 +15,6 @@ from tosa_cli.hub.predictor import load_predictor
 RUNS = ("--decoder dpt --model-ema", "--decoder newcrfs --eval-every 2", "--decoder linear --freeze-encoder")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", RUNS)
 def test_two_processes_train_one_dense_model(tmp_path: Path, options: str) -> None:
     source = make_vit("test_vit", img_size=32, patch_size=8)

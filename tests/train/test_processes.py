@@ -41,7 +41,6 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> None:
     done = launch([*LAUNCH, "tests.train.two_processes", str(work)], work)
     assert done.returncode == 0, done.stderr
@@ -68,7 +67,6 @@ def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> N
     assert found["fitted"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "stage", "updates"),
     [
@@ -88,7 +86,6 @@ def test_only_the_main_process_talks_and_writes(work: Path, command: str, stage:
     assert names == ["broken", "digits", "model", "photos", "trained"]
 
 
-@pytest.mark.slow
 def test_an_error_of_all_processes_is_told_once(work: Path) -> None:
     done = run_tosa("distill model --data-dir nowhere", work)
     assert done.returncode != 0 and done.stdout == ""
