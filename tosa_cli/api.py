@@ -1,23 +1,21 @@
 """The Python interface: `convert`, `load`, `save`."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.predictor import check_predictor_config, save_predictor
-from tosa_cli.hub.source import Source, from_anywhere, load_source
-from tosa_cli.hub.weights import check_finite
-from tosa_cli.model.convert import insert_selectors
-from tosa_cli.model.families import Backbone
+from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
+from tosa_cli.workflow.convert import as_source, convert_source
 
-__all__ = ["convert", "convert_source", "load", "save"]
+__all__ = ["convert", "load", "save"]
 
 
 def load(
@@ -91,40 +89,4 @@ def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
     """
     if isinstance(source, (str, Path)):
         return convert_source(load_source(str(source)), config, str(source))
-    cfg = getattr(source, "pretrained_cfg", {})
-    name = cfg.get("architecture") or type(source).__name__
-    check_finite(source, name)
-    return convert_source(Source(cast(Backbone, source), name), config, "")
-
-
-def convert_source(source: Source, config: TosaConfig, named: str) -> TosaViT:
-    """Convert a loaded source.
-
-    Args:
-        source: The dense model and where it comes from.
-        config: Where and how tokens are selected.
-        named: The source as the user named it; empty if it has no name.
-
-    Raises:
-        UnsupportedModelError: If the model is of a type that cannot be converted.
-        ConfigError: If the model does not have the layers asked for.
-        IdentityError: If the converted model does not equal its source with every token kept.
-    """
-    model = insert_selectors(source.model, config)
-    cfg = getattr(source.model, "pretrained_cfg", None) or {}
-    kept = from_anywhere(named)
-    settings = {"source": kept, **config.to_dict()}
-    if source.pretrained:
-        provenance = Provenance(
-            source=kept,
-            base_model=source.name,
-            base_hub_id=source.hub_id,
-            base_revision=source.revision,
-            license=cfg.get("license"),
-        )
-    else:
-        # Nothing of the weights that the source's name stands for is inside.
-        provenance = Provenance(source=kept, base_model=cfg.get("architecture") or source.name)
-        settings["pretrained"] = False
-    model.provenance = provenance.after("converted", settings)
-    return model
+    return convert_source(as_source(source), config, "")

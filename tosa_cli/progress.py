@@ -1,5 +1,7 @@
 """What long work tells of its advance. Imports no torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -21,3 +23,13 @@ class NoProgress:
 
     def advance(self, num_images: int, text: str) -> None:
         """Do nothing."""
+
+
+@contextmanager
+def no_progress(description: str) -> Iterator[Progress]:
+    """Show nothing of the advance of long work."""
+    yield NoProgress()
+
+
+def say_nothing(message: str) -> None:
+    """Keep to oneself what is done."""

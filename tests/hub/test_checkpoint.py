@@ -26,7 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tosa_cli
-from tosa_cli.api import convert, convert_source
+from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
 from tosa_cli.hub import checkpoint
@@ -38,6 +38,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import COMMANDS, FORMAT_VERSION, Provenance
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
+from tosa_cli.workflow.convert import convert_source
 
 from ..model.test_backbone import SHRUNK
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit

@@ -1,13 +1,13 @@
 """`tosa convert`."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tosa_cli.cli import budget, console
+from tosa_cli.cli import console
+from tosa_cli.cli.curves import show_curves
 from tosa_cli.cli.flops import show_flops
 from tosa_cli.cli.options import (
     JsonOption,
@@ -23,11 +23,8 @@ from tosa_cli.cli.options import (
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.images import COLOR_MODES
 from tosa_cli.errors import ConfigError
+from tosa_cli.hub.names import stem_of
 from tosa_cli.settings import option_name
-
-if TYPE_CHECKING:
-    from tosa_cli.fit.budget import ErrorCurve
-    from tosa_cli.model.tosa_vit import TosaViT
 
 
 @with_settings(ConvertConfig)
@@ -60,53 +57,28 @@ def convert(
 
 
 def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
-    folder = output or default_output(config.source)
+    folder = output or Path(f"{stem_of(config.source)}-tosa")
 
-    from tosa_cli.api import convert_source
-    from tosa_cli.fit.budget import allocate
-    from tosa_cli.hub.checkpoint import save, with_results
+    from tosa_cli.hub.checkpoint import save
     from tosa_cli.hub.folder import check_output
-    from tosa_cli.hub.source import load_source
-    from tosa_cli.model.flops import count_flops, solve_keep_rate
+    from tosa_cli.workflow.convert import convert
 
     if not dry_run:
         check_output(folder, overwrite)
-    loaded = load_source(
-        config.source,
-        pretrained=config.pretrained,
-        img_size=config.img_size,
-        num_classes=config.num_classes,
-        architecture=config.architecture,
-    )
-    for note in loaded.notes:
-        console.say(note)
-    curves: list[ErrorCurve] = []
-    if isinstance(config.layers, tuple):
-        tosa = config.at(config.layers, config.keep_rate)
-        tosa.check_depth(len(loaded.model.blocks))  # type: ignore[arg-type]
-        if config.target_reduction is not None:
-            tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
-            console.say(f"Keep rate {tosa.keep_rate} reaches the target.")
-    else:
-        curves = budget.measure(
-            loaded.model, config, config.data_dir, config.max_samples, dataset=config.dataset, split=config.split
-        )
-        tosa = allocate(loaded.model, config, curves, config.target_reduction)  # type: ignore[arg-type]
-    model = convert_source(loaded, tosa, config.source)
-    record_source(model, config.source_settings)
-    if curves:
-        with_results(model, "budget", {"curves": [curve.to_dict() for curve in curves]})
-    report = count_flops(model, name=folder.name)
+    report = convert(config, name=folder.name, say=console.say, progress=console.progress)
+    model, curves = report.model, report.measured.curves
+    for image in report.measured.skipped:
+        console.warn(f"Skipped {image}.")
     console.say("Checked: with every token kept, the converted model equals its source.")
     if not dry_run:
         save(model, folder, overwrite=overwrite)
         remember_model(folder)
     if json:
-        console.print_json({**report.to_dict(), "curves": [curve.to_dict() for curve in curves]})
+        console.print_json({**report.flops.to_dict(), "curves": [curve.to_dict() for curve in curves]})
     else:
         if curves:
-            budget.show_curves(curves, tosa)
-        show_flops(report)
+            show_curves(curves, model.config)
+        show_flops(report.flops)
     if dry_run:
         console.say("Dry run: nothing was written.")
     else:
@@ -156,20 +128,3 @@ def _check_read(config: ConvertConfig, given: Mapping[str, Any]) -> None:
     for name, reason in config.unread.items():
         if name in given:
             raise ConfigError(f"{option_name(name)} changes nothing, as {reason}: leave it out.")
-
-
-def record_source(model: "TosaViT", settings: Mapping[str, Any]) -> None:
-    """Record how the source was loaded, so that the dense model can be set beside a finetuned one."""
-    steps = model.provenance.steps
-    steps = {**steps, "convert": {**steps["convert"], **settings}}
-    model.provenance = dataclasses.replace(model.provenance, steps=steps)
-
-
-def default_output(source: str) -> Path:
-    """The folder to write for a source when none is named: its name with `-tosa`, in this directory."""
-    name = source.partition(":")[2] if source.startswith(("hf-hub:", "local-dir:")) else source
-    name = name.rstrip("/").partition("@")[0]
-    name = Path(name).name or "model"
-    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        name = name.removesuffix(suffix)
-    return Path(f"{name}-tosa")

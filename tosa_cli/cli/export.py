@@ -9,6 +9,7 @@ from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model, with_settings
 from tosa_cli.data.images import read_img_size
 from tosa_cli.export.config import ExportConfig
+from tosa_cli.hub.names import stem_of
 
 if TYPE_CHECKING:
     from tosa_cli.export.check import CheckReport
@@ -41,7 +42,7 @@ def export(
     config = ExportConfig.from_dict({**settings, "format": chosen})
     size = read_img_size(img_size)
     name = resolve_model(model)
-    stem = name.removeprefix("local-dir:").removeprefix("hf-hub:").rstrip("/").split("/")[-1].split("@")[0]
+    stem = stem_of(name)
     path = output or Path(f"{stem}{'.int8' if config.quantize else ''}.{chosen}")
 
     from tosa_cli.export.export import check_target, export_model

@@ -12,6 +12,7 @@ from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
 from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
 from tosa_cli.data.images import IMAGE_SUFFIXES, read_img_size
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
+from tosa_cli.hub.names import stem_of
 
 if TYPE_CHECKING:
     from tosa_cli.draw.picture import Picture
@@ -145,7 +146,6 @@ def plan_output(
     Raises:
         OutputError: If a file exists already, or the place cannot be written to.
     """
-    from tosa_cli.cli.convert import default_output
     from tosa_cli.hub.folder import check_writable
 
     is_single = len(photos) == 1 and not is_folder
@@ -154,8 +154,7 @@ def plan_output(
     if is_single and (output is None or output.suffix.lower() == ".png"):
         target = Target({photos[0]: output or Path(f"{photos[0].stem}-{ending}.png")}, None)
     else:
-        stem = default_output(model).name.removesuffix("-tosa")
-        folder = output or Path(f"{stem}-{ending}")
+        folder = output or Path(f"{stem_of(model)}-{ending}")
         if folder.is_file():
             raise OutputError(f"{folder} is a file, but a folder is written: choose another name with -o.")
         target = Target(_picture_names(photos, folder), None if is_single else folder / PAGE)

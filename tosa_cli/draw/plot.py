@@ -1,10 +1,12 @@
 """Pictures of what was measured. matplotlib is an extra and imported only here, when a picture is drawn."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 from tosa_cli.errors import InputError, OutputError
+from tosa_cli.hub.folder import write_file
 from tosa_cli.measure.sweep import SweepReport, SweepRow
 
 
@@ -98,13 +100,9 @@ def plot_error_curves(curves: list[Any], path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} could not be written ({error.strerror or error}).") from error
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_file(path, content.getvalue())
 
 
 def _by_size(rows: list[SweepRow]) -> dict[tuple[int, int], list[SweepRow]]:

@@ -1,0 +1,70 @@
+"""What `tosa convert` and `tosa inspect` do is there for Python too, from one object of settings."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models import save_for_hf
+
+from tests.model.tiny_models import make_vit
+from tests.train.tiny_runs import write_photos
+from tosa_cli.config import Method
+from tosa_cli.convert_config import ConvertConfig
+from tosa_cli.errors import ConfigError
+from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.workflow.convert import convert
+from tosa_cli.workflow.inspect import inspect
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dense`, a model of 10 classes, and `photos`."""
+    folder = tmp_path_factory.mktemp("verbs")
+    model = make_vit("test_vit", img_size=32, patch_size=8, num_classes=10)
+    save_for_hf(model, str(folder / "dense"), safe_serialization=True)
+    write_photos(folder / "photos")
+    return folder
+
+
+def test_layers_are_chosen_by_measurement_and_the_model_remembers_how_it_was_made(folder: Path) -> None:
+    said: list[str] = []
+    config = ConvertConfig(
+        source=str(folder / "dense"),
+        layers="auto",
+        target_reduction=0.2,
+        selector="similarity",
+        bypass="nearest",
+        data_dir=str(folder / "photos"),
+        max_samples=4,
+        img_size=(64, 48),
+        num_classes=3,
+    )
+    report = convert(config, name="mine", say=said.append)
+    assert 0.2 <= report.flops.reduction < 0.25 and report.flops.model == "mine"
+    assert [curve.layers for curve in report.measured.curves] == [(layer,) for layer in range(1, 7)]
+    assert said == [f"Measuring what each layer can spare, on 4 images of {folder / 'photos'} ..."]
+    step = load(save(report.model, folder / "model")).provenance.steps["convert"]
+    assert (step["img_size"], step["num_classes"], step["selector"]) == ([64, 48], 3, "similarity")
+    assert tuple(step["layers"]) == report.model.config.layers
+
+
+def test_a_target_is_met_in_the_layers_that_are_named(folder: Path) -> None:
+    config = ConvertConfig(source=str(folder / "dense"), layers=(2, 4, 6), target_reduction=0.15)
+    report = convert(config)
+    assert 0.15 <= report.flops.reduction < 0.2 and not report.measured.curves
+
+
+def test_a_model_at_hand_is_converted_as_its_folder_is(folder: Path) -> None:
+    config = ConvertConfig(source=str(folder / "dense"), layers=(2, 4), keep_rate=0.5)
+    model = make_vit("test_vit", img_size=32, patch_size=8, num_classes=10)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(convert(config, model).model(images), convert(config).model(images), rtol=0, atol=0)
+
+
+def test_what_can_be_spared_is_told_before_anything_is_converted(folder: Path) -> None:
+    method = Method(selector="similarity", bypass="nearest")
+    report = inspect(str(folder / "dense"), method, data_dir=str(folder / "photos"), max_samples=2)
+    assert report.facts["depth"] == 6 and len(report.measured.curves) == 6
+    assert list(report.allocations)[:2] == [0.1, 0.2]
+    with pytest.raises(ConfigError, match="says nothing before it is trained"):
+        inspect(str(folder / "dense"), Method(), data_dir=str(folder / "photos"))

@@ -1,0 +1,211 @@
+"""`convert`: a pretrained ViT becomes a ToSA model, in layers that are named or chosen by measurement."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.convert_config import ConvertConfig
+from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
+from tosa_cli.data.loading import images_to_read
+from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
+from tosa_cli.hub.checkpoint import with_results
+from tosa_cli.hub.source import Source, from_anywhere, load_source
+from tosa_cli.hub.weights import check_finite
+from tosa_cli.model.convert import insert_selectors
+from tosa_cli.model.families import Backbone
+from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.progress import Progress, no_progress, say_nothing
+from tosa_cli.provenance import Provenance
+from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.processes import make_accelerator
+
+DEFAULT_SAMPLES = 32
+BATCH_SIZE = 8
+
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
+"""Gives something that is told of the advance of what is described, as long as that lasts."""
+
+
+@dataclass(frozen=True)
+class MeasuredLayers:
+    """What each layer, or span of layers, can spare.
+
+    Attributes:
+        curves: Error curves, by layer.
+        skipped: Images that could not be read, with the reason.
+    """
+
+    curves: tuple[ErrorCurve, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did.
+
+    Attributes:
+        model: The ToSA model, in evaluation mode.
+        flops: Its multiply-accumulates, layer by layer.
+        measured: What each layer can spare, where layers were chosen by measurement.
+        notes: What the user should know about how the source was read, each a sentence.
+    """
+
+    model: TosaViT
+    flops: FlopsReport
+    measured: MeasuredLayers
+    notes: tuple[str, ...]
+
+
+def convert(
+    config: ConvertConfig,
+    source: nn.Module | None = None,
+    *,
+    name: str = "",
+    say: Callable[[str], None] = say_nothing,
+    progress: ShowProgress = no_progress,
+) -> ConvertReport:
+    """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
+
+    Args:
+        config: The source, the method, and the layers with their keep rates; or what these are chosen by.
+        source: The dense timm model, where it is at hand, which becomes part of the new one; None loads the source that
+            the config names.
+        name: What the report calls the model.
+        say: Told in sentences what is done.
+        progress: Shows the advance of what takes long.
+
+    Raises:
+        TosaError: If the source cannot be found, read or converted, the images cannot be read, or the target cannot be
+            reached; the subclass and the message say which.
+    """
+    loaded = as_source(source) if source is not None else load_from(config)
+    for note in loaded.notes:
+        say(note)
+    measured = MeasuredLayers()
+    if isinstance(config.layers, tuple):
+        tosa = config.at(config.layers, config.keep_rate)
+        tosa.check_depth(len(loaded.model.blocks))
+        if config.target_reduction is not None:
+            tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
+            say(f"Keep rate {tosa.keep_rate} reaches the target.")
+    else:
+        measured = measure_layers(
+            loaded.model,
+            config,
+            config.data_dir,
+            config.dataset,
+            config.split,
+            config.max_samples,
+            say=say,
+            progress=progress,
+        )
+        tosa = allocate(loaded.model, config, measured.curves, cast(float, config.target_reduction))
+    model = convert_source(loaded, tosa, config.source, config.source_settings)
+    if measured.curves:
+        with_results(model, "budget", {"curves": [curve.to_dict() for curve in measured.curves]})
+    return ConvertReport(model, count_flops(model, name=name), measured, loaded.notes)
+
+
+def load_from(config: ConvertConfig) -> Source:
+    """Load the source that a conversion names.
+
+    Raises:
+        TosaError: If it cannot be found or read, or is of a kind that cannot be converted.
+    """
+    return load_source(
+        config.source,
+        pretrained=config.pretrained,
+        img_size=config.img_size,
+        num_classes=config.num_classes,
+        architecture=config.architecture,
+    )
+
+
+def as_source(model: nn.Module) -> Source:
+    """A dense timm model as a source without a place.
+
+    Raises:
+        CheckpointError: If its weights are not finite.
+    """
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+    check_finite(model, name)
+    return Source(cast(Backbone, model), name)
+
+
+def measure_layers(
+    model: Backbone,
+    method: Method,
+    data_dir: str = "",
+    dataset: str = "",
+    split: str = "train",
+    max_samples: int | None = None,
+    *,
+    say: Callable[[str], None] = say_nothing,
+    progress: ShowProgress = no_progress,
+) -> MeasuredLayers:
+    """Measure the error curve of each layer on a few images, evenly spread, or the first of a stream.
+
+    Args:
+        model: The dense model; it is not changed.
+        method: By what tokens are selected.
+        data_dir: Folder of images, or root of a data set.
+        dataset: timm's name of the type of the data set; empty for a folder.
+        split: Split of the data set.
+        max_samples: Measure on so many images; None takes 32.
+        say: Told in a sentence what is measured.
+        progress: Shows the advance.
+
+    Raises:
+        DataError: If there are none.
+        ConfigError: If the selector says nothing before it is trained.
+    """
+    opened = open_dataset(data_dir, dataset, split)
+    name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
+    indices = None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
+    images = images_to_read(
+        opened, cast(nn.Module, model), indices=indices, first=count, batch_size=BATCH_SIZE, name=name
+    )
+    number = "1 image" if images.num_images == 1 else f"{images.num_images} images"
+    say(f"Measuring what each layer can spare, on {number} of {name} ...")
+    with progress("Measuring") as bar:
+        curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
+    return MeasuredLayers(tuple(curves), tuple(images.failed))
+
+
+def convert_source(source: Source, config: TosaConfig, named: str, loading: Mapping[str, Any] | None = None) -> TosaViT:
+    """Convert a loaded source, and remember where it comes from.
+
+    Args:
+        source: The dense model and where it comes from.
+        config: Where and how tokens are selected.
+        named: The source as the user named it; empty if it has no name.
+        loading: How it was loaded, where not as it is, so that it can be loaded again; by the names of settings.
+
+    Raises:
+        UnsupportedModelError: If the model is of a type that cannot be converted.
+        ConfigError: If the model does not have the layers asked for.
+        IdentityError: If the converted model does not equal its source with every token kept.
+    """
+    model = insert_selectors(source.model, config)
+    cfg = getattr(source.model, "pretrained_cfg", None) or {}
+    kept = from_anywhere(named)
+    settings = {"source": kept, **config.to_dict()}
+    if source.pretrained:
+        provenance = Provenance(
+            source=kept,
+            base_model=source.name,
+            base_hub_id=source.hub_id,
+            base_revision=source.revision,
+            license=cfg.get("license"),
+        )
+    else:
+        # Nothing of the weights that the source's name stands for is inside.
+        provenance = Provenance(source=kept, base_model=cfg.get("architecture") or source.name)
+        settings["pretrained"] = False
+    model.provenance = provenance.after("converted", {**settings, **(loading or {})})
+    return model
