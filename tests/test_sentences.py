@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.cli.conftest import Tosa, converted, converted_once, material, tosa, work  # noqa: F401
+from tests.cli.test_errors import contents
 from tosa_cli.config import TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import TosaError
@@ -460,6 +463,187 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
 ]
 """What else is refused."""
 
+COMMANDS = [
+    ("convert deit_tny --layers 2", "timm knows no model 'deit_tny'. Did you mean deit_tiny or …?"),
+    ("convert dense --layers 0", "Layer 0 was given, but layers are whole numbers from 1 up."),
+    ("convert dense --layers 7", "Layer 7 was asked for, but the model has 6 layers (1 to 6)."),
+    (
+        "convert deit_tiny --layers 2,13 --no-pretrained",
+        "Layer 13 was asked for, but the model has 12 layers (1 to 12).",
+    ),
+    (
+        "convert dense --layers 1,3",
+        "Layer 1 cannot be a ToSA layer: its selector needs a standard layer before it. Start at layer 2.",
+    ),
+    (
+        "convert dense --layers 2,3",
+        "Layers 2 and 3 are adjacent, but a ToSA layer needs a standard layer before it. Leave one of them out.",
+    ),
+    ("convert dense --layers 2,4,4", "Layer 4 was given twice: name each ToSA layer once."),
+    ("convert dense --layers 4,2", "Layers must be in rising order, not 4,2."),
+    ("convert dense --layers two", "--layers must be layer numbers with commas, as in 2,4,6, or auto, not 'two'."),
+    ("convert dense", "The setting 'layers' is missing: it must be layer numbers with commas, as in 2,4,6, or auto."),
+    (
+        "convert dense --layers 2,4 --keep-rate 0",
+        "The keep rate of layer 2 is 0.0, but must be above 0 and at most 1.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate 1.5",
+        "The keep rate of layer 2 is 1.5, but must be above 0 and at most 1.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate=-1",
+        "The keep rate of layer 2 is -1.0, but must be above 0 and at most 1.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate 0.5,2",
+        "The keep rate of layer 4 is 2.0, but must be above 0 and at most 1.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate 0.5,0.5,0.5",
+        "3 keep rates were given for 2 ToSA layers: give one for all, or one a layer.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate most",
+        "--keep-rate must be a number, or one a layer as in 0.9,0.8, not 'most'.",
+    ),
+    (
+        "convert dense --layers 2,4 --keep-rate nan",
+        "The keep rate of layer 2 is nan, but must be above 0 and at most 1.",
+    ),
+    (
+        "convert dense --layers 2 --target-reduction 0.9",
+        "The target reduction 90.0% cannot be reached: layers 2 save at most 13.6%. Name more layers.",
+    ),
+    (
+        "convert dense --layers 2 --target-reduction 0.1 --keep-rate 0.5",
+        "Both --keep-rate and --target-reduction were given: pass one of them.",
+    ),
+    ("convert dense --layers 2 --query-rows some", "--query-rows must be 'all' or a number from 1 up, not 'some'."),
+    (
+        "convert dense --layers 2 --selector best",
+        "--selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
+    ),
+    ("convert dense --layers 2 --img-size big", "--img-size must be a number of pixels, or height,width; not 'big'."),
+    (
+        "convert dense --layers 2 --img-size 65",
+        "An image of 65x65 pixels is no whole number of patches of 8x8: use 64x64 or 72x72.",
+    ),
+    (
+        "convert deit_tiny --layers 2 --img-size 200,224 --no-pretrained",
+        "An image of 200x224 pixels is no whole number of patches of 16x16: use 192x224 or 208x224.",
+    ),
+    (
+        "convert dense --layers 2 --architecture vit_tiny_patch16_224",
+        "dense is no weights file, so its architecture is known: leave out --architecture vit_tiny_patch16_224.",
+    ),
+    (
+        "convert dense --layers 2 --neighbors 9",
+        "--neighbors changes nothing, as the bypass 'identity' takes nothing from other tokens: leave it out.",
+    ),
+    (
+        "convert dense --layers 2 --selector similarity --query-rows 4",
+        "--query-rows changes nothing, as the selector 'similarity' reads no attention logits: leave it out.",
+    ),
+    (
+        "convert dense --layers 2 --selector previous --selector-kernel 3",
+        "--selector-kernel changes nothing, as the selector 'previous' has no convolutions: leave it out.",
+    ),
+    (
+        "convert resnet18 --layers 2 --no-pretrained",
+        "resnet18 is a ResNet, which cannot be converted: it is not built of transformer blocks that all "
+        "work on one grid of tokens. Type `tosa list` to see what can be.",
+    ),
+    (
+        "convert swin_tiny_patch4_window7_224 --layers 2 --no-pretrained",
+        "swin_tiny_patch4_window7_224 is a SwinTransformer, which cannot be converted: its attention runs "
+        "in windows of the image, which a selection of its tokens does not fill. Type `tosa list` to see "
+        "what can be.",
+    ),
+    (
+        "convert test_resnet --layers 2 --no-pretrained",
+        "test_resnet is a ResNet, which cannot be converted: it is not built of transformer blocks that "
+        "all work on one grid of tokens. Type `tosa list` to see what can be.",
+    ),
+    (
+        "convert no/such/folder --layers 2",
+        "There is no folder or file no/such/folder. Check the path, or name a timm model such as deit_tiny.",
+    ),
+    (
+        "convert dense/config.json --layers 2",
+        "dense/config.json is not a weights file: expected one of .safetensors, .pth, .pt, .bin, .tar.",
+    ),
+    ("convert --layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
+    (
+        "convert dense --recipe nope",
+        "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_calibrated, "
+        "deit_tiny_imagenet_paper, dinov2_small_photos, kitti_newcrfs, nyu_newcrfs, paper; or give the "
+        "path of a .yaml file.",
+    ),
+    ("distill dense-tosa --epochs 0", "--epochs must be 1 or more, not 0."),
+    ("distill dense-tosa --lr 0", "--lr must be above 0, not 0.0."),
+    ("finetune dense-tosa --warmup-epochs 99", "--warmup-epochs (99.0) cannot be more than --epochs (30)."),
+    ("finetune dense-tosa --clip-grad=-1", "--clip-grad must be 0 or more, not -1.0."),
+    ("finetune dense-tosa --smoothing 1", "--smoothing must be 0 or more and below 1, not 1.0."),
+    ("finetune dense-tosa --task depth --hflip 2", "--hflip must be from 0 to 1, not 2.0."),
+    ("distill dense-tosa --crop-scale 3", "--crop-scale must be above 0 and at most 1, not 3.0."),
+    ("distill dense-tosa --seed=-1", "--seed must be from 0 to 4294967295, not -1."),
+    (
+        "distill dense-tosa --data-dir photos --opt nope -j 0",
+        "--opt 'nope' cannot be used (…): try adamw, sgd or lamb.",
+    ),
+    ("distill dense-tosa --data-dir photos --sched nope -j 0", "--sched must be one of none, cosine, …; not 'nope'."),
+    (
+        "distill dense-tosa --data-dir photos --log-with nope -j 0",
+        "Training cannot be set up like this: Unsupported logging capability: nope. …",
+    ),
+    (
+        "distill dense-tosa --data-dir photos -b 100 -j 0",
+        "22 images are too few for one step of 100 images in each of 1 processes, 1 times. Pass a smaller "
+        "--batch-size.",
+    ),
+    ("finetune dense-tosa --data-dir digits -b 7 --mixup 1 -j 0", "Mixup and CutMix need an even batch size, not 7."),
+    (
+        "distill dense-tosa --data-dir photos --resume -j 0",
+        "There is nothing to resume: …dense-tosa.distill-checkpoint.safetensors does not exist. Leave out "
+        "--resume to start anew.",
+    ),
+    ("distill me/model --data-dir photos", "me/model is on the Hub: name the folder to write with -o."),
+    (
+        "distill dense --data-dir photos",
+        "dense holds test_vit, which is not converted yet: run `tosa convert dense --layers 2,4,6,8,10` first.",
+    ),
+    (
+        "eval dense --data-dir digits",
+        "dense holds test_vit, which is not converted yet: run `tosa convert dense --layers 2,4,6,8,10` first.",
+    ),
+    (
+        "eval nowhere --data-dir digits",
+        "There is no model folder nowhere. Make one with `tosa convert`, or name a Hub repository.",
+    ),
+    (
+        "distill nowhere --data-dir photos",
+        "There is no model folder nowhere. Make one with `tosa convert`, or check the path.",
+    ),
+    (
+        "eval dense-tosa --data-dir digits --device cuda",
+        "There is no CUDA device here: pass --device cpu, or leave --device out.",
+    ),
+    (
+        "eval dense-tosa --data-dir digits -j 0 --flip --depth-scale 5 --split-file none.txt --data-format kitti "
+        "--depth-dir none",
+        "dense-tosa has no decoder, so no maps are read: leave out --data-format and --split-file and "
+        "--depth-dir and --depth-scale and --flip, or train a decoder with `tosa finetune dense-tosa "
+        "--task depth`.",
+    ),
+    (
+        "eval dense-tosa --data-dir digits -j 0 --flip",
+        "dense-tosa has no decoder, so no maps are read: leave out --flip, or train a decoder with `tosa "
+        "finetune dense-tosa --task depth`.",
+    ),
+]
+"""What commands refuse; "…" stands for what timm, accelerate or the place say."""
+
 
 @pytest.mark.parametrize(("kind", "values", "sentence"), SETTINGS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_wrong_setting(kind: type[Settings], values: dict[str, Any], sentence: str) -> None:
@@ -484,3 +668,25 @@ def test_a_wrong_call(call: Callable[[], Any], sentence: str) -> None:
     with pytest.raises(TosaError) as failure:
         call()
     assert str(failure.value) == sentence
+
+
+@pytest.mark.parametrize(("command", "sentence"), COMMANDS)
+def test_a_wrong_command(
+    work: Path,  # noqa: F811
+    tosa: Tosa,  # noqa: F811
+    request: pytest.FixtureRequest,
+    command: str,
+    sentence: str,
+) -> None:
+    if "cuda" in command and torch.cuda.is_available():
+        pytest.skip("needs a machine without CUDA")
+    if not command.startswith("convert "):
+        request.getfixturevalue("converted")
+    before = contents(work)
+    done = tosa(command)
+    assert done.code == 2 and done.out == "" and "Traceback" not in done.err, done.err
+    told = done.err.splitlines()[-1].removeprefix("Error: ")
+    start, varies, end = sentence.partition("…")
+    assert (told.startswith(start) and told.endswith(end)) if varies else told == sentence
+    assert done.err.count("\n") == 1 or not command.startswith("convert ")
+    assert contents(work) == before
