@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.model.attention import AttentionTap
+from tosa_cli.model.places import SelectedBias
 from tosa_cli.model.sdpa import read_call
 
 QUERY, KEY, VALUE = (torch.randn(2, 4, 7, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
@@ -61,3 +62,17 @@ def test_what_a_mask_hides_is_infinitely_far_away() -> None:
 def test_causal_attention_is_refused() -> None:
     with pytest.raises(NotImplementedError):
         read_call(QUERY, KEY, VALUE, is_causal=True)
+
+
+@pytest.mark.parametrize("as_bool", [False, True])
+def test_a_mask_is_fitted_to_selected_tokens_however_it_is_given(as_bool: bool) -> None:
+    keep = torch.tensor([[0, 2, 3, 6], [0, 1, 4, 5]])
+    mask = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(4)) > 0.3 if as_bool else BIAS[:1]
+    mask[..., 0] = 1
+    query, key, value = (each.gather(2, keep[:, None, :, None].expand(-1, 4, -1, 8)) for each in (QUERY, KEY, VALUE))
+    gathered = torch.stack([mask[0][:, rows][:, :, rows] for rows in keep])
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=gathered)
+    for args, kwargs in (((query, key, value, mask), {}), ((query, key), {"value": value, "attn_mask": mask})):
+        with SelectedBias(keep, None):
+            found = F.scaled_dot_product_attention(*args, **kwargs)
+        assert torch.allclose(found, expected, atol=1e-6)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tosa_cli.model.sdpa import ARGUMENTS, additive
+
 Extras = Mapping[str, Tensor]
 """What a block is given beside the tokens, by the block's own names."""
 
@@ -88,11 +90,12 @@ class SelectedBias(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        bias = kwargs.get("attn_mask")
+        call = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        bias = additive(call.get("attn_mask"), call["query"].dtype)
         if bias is not None:
             bias = gather_bias(bias, self.keep_indices)
         if bias is None or self.size_bias is None:
             bias = self.size_bias if bias is None else bias
         else:
             bias = bias + self.size_bias.to(bias.dtype)
-        return func(*args, **{**kwargs, "attn_mask": bias})
+        return func(**{**call, "attn_mask": bias})

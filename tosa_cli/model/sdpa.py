@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+"""PyTorch's names of the arguments, in their order."""
+
 
 class AttentionCall(NamedTuple):
     """What a block attends with.
@@ -45,8 +48,19 @@ def read_call(
         raise NotImplementedError("Causal attention is not an image's.")
     if enable_gqa and key.shape[1] != query.shape[1]:
         key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], dim=1) for each in (key, value))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
-    if attn_mask is not None and attn_mask.ndim == 3:
-        attn_mask = attn_mask.unsqueeze(0)
-    return AttentionCall(query, key, value, attn_mask, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
+    bias = additive(attn_mask, query.dtype)
+    if bias is not None and bias.ndim == 3:
+        bias = bias.unsqueeze(0)
+    return AttentionCall(query, key, value, bias, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to the logits: one of true and false, which says what is attended to, becomes 0 and -inf.
+
+    Args:
+        mask: The mask; None adds nothing.
+        dtype: Number format of what is added in the place of true and false.
+    """
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)

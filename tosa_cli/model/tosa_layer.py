@@ -73,7 +73,8 @@ def run_parts(
         return Parts(run_selected(block, selected, choice, extras), others)
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
-        reads = bypass_reads(Parts(attention_input(block, selected), attention_input(block, others)), choice)
+        read = selected if choice.partners is None else attention_input(block, selected)  # partners alone are read
+        reads = bypass_reads(Parts(read, attention_input(block, others)), choice)
     computed = run_selected(block, selected, choice, extras)
     updates = bypass(reads, partner_updates(selected, computed, choice) if bypass.reads_updates else None)
     return Parts(computed, (others + updates).to(others.dtype))
