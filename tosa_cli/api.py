@@ -7,12 +7,12 @@ from torch import nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.hub import checkpoint
+from tosa_cli.hub.folder import kind_of
 from tosa_cli.hub.predictor import check_predictor_config, save_predictor
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
-from tosa_cli.task import PREDICTOR_ARCHITECTURE
 from tosa_cli.workflow.convert import as_source, convert_source
 
 __all__ = ["convert", "load", "save"]
@@ -51,7 +51,7 @@ def load(
 
 
 def _check_config(config: dict[str, Any], folder: str) -> Provenance:
-    is_predictor = config.get("architecture") == PREDICTOR_ARCHITECTURE
+    is_predictor = kind_of(config) == "predictor"
     return check_predictor_config(config, folder) if is_predictor else checkpoint.check_config(config, folder)
 
 

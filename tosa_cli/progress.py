@@ -1,7 +1,7 @@
-"""What long work tells of its advance. Imports no torch."""
+"""What long work tells while it runs, and to whom. Imports no torch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -25,11 +25,44 @@ class NoProgress:
         """Do nothing."""
 
 
-@contextmanager
-def no_progress(description: str) -> Iterator[Progress]:
-    """Show nothing of the advance of long work."""
-    yield NoProgress()
+class Listener(Protocol):
+    """Who is told what a verb does; the command line's console is one."""
+
+    def say(self, message: str) -> None:
+        """Something worth knowing."""
+
+    def warn(self, message: str) -> None:
+        """Something that may be wrong."""
+
+    def progress(self, description: str) -> AbstractContextManager[Progress]:
+        """Long work begins, whose advance is told to what this gives."""
 
 
-def say_nothing(message: str) -> None:
-    """Keep to oneself what is done."""
+class Nobody:
+    """Listens to nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+    def warn(self, message: str) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def progress(self, description: str) -> Iterator[Progress]:
+        """Give what tells nothing."""
+        yield NoProgress()
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: `1 image`, `2 images`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def tell_skipped(failed: list[str], listener: Listener) -> None:
+    """Name the images that could not be read."""
+    if failed:
+        listener.warn(f"Images that could not be read were skipped, {len(failed)} in all:")
+        for name in failed[:10]:
+            listener.say(f"  {name}")
+        if len(failed) > 10:
+            listener.say(f"  and {len(failed) - 10} more.")

@@ -12,6 +12,7 @@ from tosa_cli.config import Method
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.progress import Nobody
 from tosa_cli.workflow.convert import convert
 from tosa_cli.workflow.inspect import inspect
 
@@ -26,8 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_layers_are_chosen_by_measurement_and_the_model_remembers_how_it_was_made(folder: Path) -> None:
+def test_layers_are_chosen_by_measurement_and_the_model_remembers_how_it_was_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
+    listener = Nobody()
+    monkeypatch.setattr(listener, "say", said.append)
     config = ConvertConfig(
         source=str(folder / "dense"),
         layers="auto",
@@ -39,7 +44,7 @@ def test_layers_are_chosen_by_measurement_and_the_model_remembers_how_it_was_mad
         img_size=(64, 48),
         num_classes=3,
     )
-    report = convert(config, name="mine", say=said.append)
+    report = convert(config, name="mine", listener=listener)
     assert 0.2 <= report.flops.reduction < 0.25 and report.flops.model == "mine"
     assert [curve.layers for curve in report.measured.curves] == [(layer,) for layer in range(1, 7)]
     assert said == [f"Measuring what each layer can spare, on 4 images of {folder / 'photos'} ..."]

@@ -65,7 +65,7 @@ def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_ru
 
     if not dry_run:
         check_output(folder, overwrite)
-    report = convert(config, name=folder.name, say=console.say, progress=console.progress)
+    report = convert(config, name=folder.name, listener=console)
     model, curves = report.model, report.measured.curves
     for image in report.measured.skipped:
         console.warn(f"Skipped {image}.")

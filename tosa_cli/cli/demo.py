@@ -2,6 +2,8 @@
 
 import shlex
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ MARKER = ".tosa-demo"
 
 
 def demo(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("tosa-demo"),
     overwrite: OverwriteOption = False,
     seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0,
@@ -38,11 +41,12 @@ def demo(
     training = ["--data-dir", str(data), "-b", "32", "-j", "0", "--seed", str(seed), "--epochs", "5"]
     settings = ["--lr", "5e-4", "--warmup-epochs", "1", "--smoothing", "0", "--hflip", "0", "--crop-scale", "0.95"]
     converted, distilled, finetuned = (output / name for name in ("converted", "distilled", "finetuned"))
-    _run("convert", dense, "--layers", "2,4,6", "--keep-rate", "0.25", "-o", converted)
-    _run("distill", converted, *training, "-o", distilled)
-    _run("finetune", distilled, *training, *settings, "-o", finetuned)
-    _run("eval", finetuned, "--data-dir", data, "-b", "64", "-j", "0", "--compare", "--update-card")
-    _run("flops", finetuned)
+    run = partial(_run, context.find_root().command)
+    run("convert", dense, "--layers", "2,4,6", "--keep-rate", "0.25", "-o", converted)
+    run("distill", converted, *training, "-o", distilled)
+    run("finetune", distilled, *training, *settings, "-o", finetuned)
+    run("eval", finetuned, "--data-dir", data, "-b", "64", "-j", "0", "--compare", "--update-card")
+    run("flops", finetuned)
     _show_stages(data, dense, [converted, distilled, finetuned])
     console.say(f"Done in {time.perf_counter() - started:.0f} s. The model and its card are in {finetuned}.")
     console.next_command("tosa", "convert", "deit_tiny", "--layers", "2,4,6,8,10")
@@ -139,13 +143,11 @@ def _clear(output: Path, overwrite: bool) -> None:
     (output / MARKER).touch()
 
 
-def _run(*words: str | Path) -> None:
+def _run(root: Callable[..., Any], *words: str | Path) -> None:
     """Run a command as a user would, and show it so that it can be pasted into a shell."""
-    from tosa_cli.cli.app import app
-
     arguments = [str(word) for word in words]
     console.say(f"\n$ {shlex.join(['tosa', *arguments])}")
-    app(arguments, standalone_mode=False)
+    root(arguments, standalone_mode=False)
 
 
 def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:

@@ -1,6 +1,5 @@
 """`tosa flops`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,7 +7,6 @@ import typer
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
 from tosa_cli.data.images import read_img_size
-from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.model.flops import FlopsReport
@@ -32,14 +30,15 @@ def flops(
     size = read_img_size(img_size)
 
     from tosa_cli.hub.checkpoint import load
-    from tosa_cli.hub.predictor import is_predictor
+    from tosa_cli.hub.kind import find_kind
     from tosa_cli.hub.source import load_source
     from tosa_cli.model.flops import count_flops
 
-    if is_predictor(name):
+    kind = find_kind(name)
+    if kind == "predictor":
         _count_predictor(name, size, json)
         return
-    if _is_converted(name):
+    if kind == "converted":
         report = count_flops(load(name, img_size=size), name=name)
     else:
         source = load_source(name, pretrained=False, img_size=size)
@@ -48,20 +47,6 @@ def flops(
         console.print_json(report.to_dict())
     else:
         show_flops(report)
-
-
-def _is_converted(name: str) -> bool:
-    from tosa_cli.hub.download import fetch_file
-    from tosa_cli.hub.folder import CONFIG, is_model_folder
-
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.exists() or "/" not in name:
-        return is_model_folder(folder)
-    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
-    try:
-        return is_model_folder(fetch_file(repo_id, CONFIG, revision=revision or None).parent)
-    except TosaError:
-        return False  # whoever loads it tells why it cannot be loaded
 
 
 def _count_predictor(name: str, size: int | tuple[int, int] | None, json: bool) -> None:

@@ -56,8 +56,7 @@ def inspect(
         img_size=size,
         data_dir=data_dir,
         max_samples=max_samples,
-        say=console.say,
-        progress=console.progress,
+        listener=console,
     )
     for image in report.measured.skipped:
         console.warn(f"Skipped {image}.")

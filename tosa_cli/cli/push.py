@@ -1,17 +1,13 @@
 """`tosa push`."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import JsonOption, resolve_model
 from tosa_cli.errors import InputError
-
-MAX_LAYERS = 4
-"""Layers that a picture of the card shows."""
 
 
 def push(
@@ -58,11 +54,11 @@ def push(
     repo_id = names[-1]
     folder = resolve_model(names[0] if len(names) == 2 else None)
 
-    from tosa_cli.hub.push import plan_push, push_folder
+    from tosa_cli.workflow.push import plan as plan_files
+    from tosa_cli.workflow.push import push
 
-    plan_push(Path(folder), repo_id)  # tells what is missing before pictures are drawn
-    plan = plan_push(Path(folder), repo_id, draw_pictures(folder, images) if images else None)
     if dry_run:
+        plan = plan_files(folder, repo_id, images or ())
         if json:
             console.print_json(
                 {
@@ -79,9 +75,10 @@ def push(
         )
         console.say(f"Dry run: nothing was pushed ({plan.total_bytes / 1e6:.1f} MB).")
         return
-    report = push_folder(
-        plan,
+    report = push(
+        folder,
         repo_id,
+        images=images or (),
         private=private,
         revision=revision,
         create_pr=create_pr,
@@ -109,60 +106,6 @@ def push(
         console.say(f"{repo_id} already holds these files: nothing was pushed.")
     console.print_line(report.pr_url or report.commit_url)
     console.next_command("python", "-c", f'import tosa_cli; tosa_cli.load("{repo_id}")')
-
-
-def draw_pictures(folder: str, images: Sequence[Path]) -> dict[str, bytes]:
-    """Draw what a model computes in some photos, by the names that the pictures go by in the repository.
-
-    Raises:
-        DataError: If a photo cannot be read.
-        InputError: If matplotlib is not installed.
-    """
-    from tosa_cli.draw.selection_figure import require_matplotlib
-    from tosa_cli.hub.predictor import is_predictor
-
-    require_matplotlib()
-    draw = _draw_with_decoder(folder) if is_predictor(folder) else _draw_converted(folder)
-    names = ["selection.png", *(f"selection-{number}.png" for number in range(2, len(images) + 1))]
-    return {name: draw(image) for name, image in zip(names, images, strict=True)}
-
-
-def _draw_converted(folder: str) -> Callable[[Path], bytes]:
-    from tosa_cli.data.photos import photo_transform, read_photo
-    from tosa_cli.draw.picture import make_picture
-    from tosa_cli.hub.checkpoint import load
-
-    model = load(folder)
-    transform = photo_transform(model)
-    dense: Any = None if model.provenance.is_finetuned else model.backbone
-    layers = evenly_spread(list(model.keep_rates), MAX_LAYERS)
-    return lambda image: make_picture(model, read_photo(image, model, transform), dense, layers=layers).png
-
-
-def _draw_with_decoder(folder: str) -> Callable[[Path], bytes]:
-    from tosa_cli.data.photos import open_photo, whole_photo_transform
-    from tosa_cli.draw.picture import make_predicted_picture
-    from tosa_cli.hub.predictor import load_predictor
-    from tosa_cli.model.tosa_vit import TosaViT
-
-    model = load_predictor(folder)
-    transform = whole_photo_transform(model)
-    converted = isinstance(model.encoder, TosaViT)
-    layers = evenly_spread(list(model.encoder.keep_rates), MAX_LAYERS) if converted else None
-
-    def draw(image: Path) -> bytes:
-        photo = open_photo(image, model)
-        ratio = photo.height / photo.width
-        return make_predicted_picture(model, transform(photo)[None], layers=layers, ratio=ratio).png
-
-    return draw
-
-
-def evenly_spread(layers: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the layers, evenly spread, the first and the last among them."""
-    if len(layers) <= count:
-        return list(layers)
-    return [layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)]
 
 
 def _may_overwrite(repo_id: str) -> bool:

@@ -19,13 +19,12 @@ from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
-from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, read_json
+from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, kind_of, read_json
 from tosa_cli.hub.weights import weights_error
 from tosa_cli.model.families import family_of
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
-from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 __all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
 
@@ -242,12 +241,12 @@ def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
 def check_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
-    if config.get("architecture") == PREDICTOR_ARCHITECTURE:
+    if kind_of(config) == "predictor":
         raise CheckpointError(
             f"{folder} holds a model with a decoder, which only `tosa eval`, `finetune`, `flops`, `viz` and `push` "
             f"take: name the converted model that its encoder came from."
         )
-    if config.get("architecture") != ARCHITECTURE:
+    if kind_of(config) != "converted":
         raise CheckpointError(
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "
             f"run `tosa convert {folder} --layers 2,4,6,8,10` first."

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -16,6 +16,9 @@ from tosa_cli.errors import CheckpointError, OutputError
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
+
+Kind = Literal["converted", "predictor"]
+"""What tosa writes: a converted model, or a model with a decoder, which predicts for every pixel."""
 
 
 def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
@@ -40,10 +43,17 @@ def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
     return values
 
 
+def kind_of(config: Mapping[str, Any]) -> Kind | None:
+    """Which kind of model a config.json is of; None if it is of none that tosa writes."""
+    kinds: dict[Any, Kind] = {ARCHITECTURE: "converted", PREDICTOR_ARCHITECTURE: "predictor"}
+    architecture = config.get("architecture")
+    return kinds.get(architecture) if isinstance(architecture, str) else None
+
+
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds a model that tosa wrote."""
     try:
-        return read_json(folder / CONFIG).get("architecture") in (ARCHITECTURE, PREDICTOR_ARCHITECTURE)
+        return kind_of(read_json(folder / CONFIG)) is not None
     except CheckpointError:
         return False
 

@@ -7,14 +7,13 @@ import torch
 from huggingface_hub import ModelCardData
 from torch import nn
 
-from tosa_cli.config import ARCHITECTURE
-from tosa_cli.errors import CheckpointError, ConfigError, TosaError, UnsupportedModelError
+from tosa_cli.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
 from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
-from tosa_cli.hub.download import fetch_file
-from tosa_cli.hub.folder import CONFIG, read_json
+from tosa_cli.hub.folder import CONFIG, kind_of
+from tosa_cli.hub.kind import find_config, find_kind
 from tosa_cli.hub.public import how_to_load_predictor
-from tosa_cli.hub.source import from_anywhere, load_source
+from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.registry import build_predictor
 from tosa_cli.model.tosa_vit import TosaViT
@@ -64,13 +63,13 @@ def make_predictor(name: str, config: TaskConfig, img_size: tuple[int, int] | No
 
 def is_predictor(name: str) -> bool:
     """Whether a folder or Hub repository holds a predictor."""
-    return _config(name).get("architecture") == PREDICTOR_ARCHITECTURE
+    return find_kind(name) == "predictor"
 
 
 def task_of(name: str) -> str | None:
     """The task of the predictor in a folder or Hub repository; None if there is none."""
-    config = _config(name)
-    if config.get("architecture") != PREDICTOR_ARCHITECTURE:
+    config = find_config(name)
+    if kind_of(config) != "predictor":
         return None
     args = config.get("model_args")
     return args.get("task", TaskConfig.task) if isinstance(args, dict) else TaskConfig.task
@@ -113,7 +112,7 @@ def load_predictor(folder_or_repo: str | Path) -> Predictor:
 def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
     """Check the config.json of a folder or repository before anything is built from it, and read its provenance."""
     path = f"{folder}/{CONFIG}"
-    if config.get("architecture") != PREDICTOR_ARCHITECTURE:
+    if kind_of(config) != "predictor":
         raise CheckpointError(f"{folder} holds no model with a decoder: train one with `tosa finetune --task depth`.")
     if not isinstance(config.get("model_args"), dict) or not isinstance(config.get("tosa"), dict):
         raise CheckpointError(f"{path} should hold objects under 'model_args' and 'tosa'.")
@@ -124,32 +123,11 @@ def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
 
 
 def _load_encoder(name: str) -> tuple[Any, Provenance]:
-    if _config(name).get("architecture") == ARCHITECTURE:
+    if find_kind(name) == "converted":
         converted = load(name)
         return converted, converted.provenance
     source = load_source(name)
-    license_name = (source.model.pretrained_cfg or {}).get("license")
-    return source.model, Provenance(
-        source=from_anywhere(name),
-        base_model=source.name,
-        base_hub_id=source.hub_id,
-        base_revision=source.revision,
-        license=license_name,
-    )
-
-
-def _config(name: str) -> dict[str, Any]:
-    """The config.json of a folder or Hub repository; empty without one, or where it cannot be read."""
-    folder = Path(name.removeprefix("local-dir:"))
-    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
-    try:
-        if folder.is_dir():
-            return read_json(folder / CONFIG)
-        if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
-            return {}
-        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None))
-    except TosaError:
-        return {}  # whoever loads it tells why it cannot be loaded
+    return source.model, source.provenance(name)
 
 
 def _encoder_args(encoder: nn.Module) -> dict[str, Any]:

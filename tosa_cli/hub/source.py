@@ -10,19 +10,18 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 
-from tosa_cli.config import ARCHITECTURE
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
 from tosa_cli.hub.download import cached_commit, check_available, fetch_file
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.files import Files, folder_files, hub_files
-from tosa_cli.hub.folder import CONFIG, WEIGHTS, read_json
+from tosa_cli.hub.folder import CONFIG, WEIGHTS, kind_of, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
 from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
 from tosa_cli.model.families import FAMILIES, Backbone, check_supported, family_of
 from tosa_cli.model.registry import set_norm_eps_
-from tosa_cli.task import PREDICTOR_ARCHITECTURE
+from tosa_cli.provenance import Provenance
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -48,6 +47,24 @@ class Source:
     notes: tuple[str, ...] = ()
     has_new_head: bool = False
     pretrained: bool = True
+
+    def provenance(self, named: str) -> Provenance:
+        """What a model that is made of it remembers of it.
+
+        Args:
+            named: The source as the user named it; empty if it has no name.
+        """
+        cfg, kept = getattr(self.model, "pretrained_cfg", None) or {}, from_anywhere(named)
+        if not self.pretrained:
+            # Nothing of the weights that the source's name stands for is inside.
+            return Provenance(source=kept, base_model=cfg.get("architecture") or self.name)
+        return Provenance(
+            source=kept,
+            base_model=self.name,
+            base_hub_id=self.hub_id,
+            base_revision=self.revision,
+            license=cfg.get("license"),
+        )
 
 
 def load_source(
@@ -253,12 +270,12 @@ def _from_transformers(
 
 def _check_config(config: dict[str, Any], shown: str) -> None:
     """Check the config.json of a dense model in timm's format."""
-    architecture = config.get("architecture")
-    if architecture == ARCHITECTURE:
+    architecture, kind = config.get("architecture"), kind_of(config)
+    if kind == "converted":
         raise SourceError(
             f"{shown} is already a converted model. Convert its source instead, or run `tosa flops {shown}`."
         )
-    if architecture == PREDICTOR_ARCHITECTURE:
+    if kind == "predictor":
         raise SourceError(
             f"{shown} holds a model with a decoder: name the model that its encoder came from, or run `tosa flops "
             f"{shown}`."

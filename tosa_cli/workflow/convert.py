@@ -1,7 +1,6 @@
 """`convert`: a pretrained ViT becomes a ToSA model, in layers that are named or chosen by measurement."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,22 +12,18 @@ from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
 from tosa_cli.hub.checkpoint import with_results
-from tosa_cli.hub.source import Source, from_anywhere, load_source
+from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Progress, no_progress, say_nothing
-from tosa_cli.provenance import Provenance
+from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
 DEFAULT_SAMPLES = 32
 BATCH_SIZE = 8
-
-ShowProgress = Callable[[str], AbstractContextManager[Progress]]
-"""Gives something that is told of the advance of what is described, as long as that lasts."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,7 @@ def convert(
     source: nn.Module | None = None,
     *,
     name: str = "",
-    say: Callable[[str], None] = say_nothing,
-    progress: ShowProgress = no_progress,
+    listener: Listener | None = None,
 ) -> ConvertReport:
     """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
 
@@ -76,23 +70,23 @@ def convert(
         source: The dense timm model, where it is at hand, which becomes part of the new one; None loads the source that
             the config names.
         name: What the report calls the model.
-        say: Told in sentences what is done.
-        progress: Shows the advance of what takes long.
+        listener: Told what is done.
 
     Raises:
         TosaError: If the source cannot be found, read or converted, the images cannot be read, or the target cannot be
             reached; the subclass and the message say which.
     """
+    listener = listener or Nobody()
     loaded = as_source(source) if source is not None else load_from(config)
     for note in loaded.notes:
-        say(note)
+        listener.say(note)
     measured = MeasuredLayers()
     if isinstance(config.layers, tuple):
         tosa = config.at(config.layers, config.keep_rate)
         tosa.check_depth(len(loaded.model.blocks))
         if config.target_reduction is not None:
             tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
-            say(f"Keep rate {tosa.keep_rate} reaches the target.")
+            listener.say(f"Keep rate {tosa.keep_rate} reaches the target.")
     else:
         measured = measure_layers(
             loaded.model,
@@ -101,8 +95,7 @@ def convert(
             config.dataset,
             config.split,
             config.max_samples,
-            say=say,
-            progress=progress,
+            listener=listener,
         )
         tosa = allocate(loaded.model, config, measured.curves, cast(float, config.target_reduction))
     model = convert_source(loaded, tosa, config.source, config.source_settings)
@@ -145,8 +138,7 @@ def measure_layers(
     split: str = "train",
     max_samples: int | None = None,
     *,
-    say: Callable[[str], None] = say_nothing,
-    progress: ShowProgress = no_progress,
+    listener: Listener | None = None,
 ) -> MeasuredLayers:
     """Measure the error curve of each layer on a few images, evenly spread, or the first of a stream.
 
@@ -157,22 +149,21 @@ def measure_layers(
         dataset: timm's name of the type of the data set; empty for a folder.
         split: Split of the data set.
         max_samples: Measure on so many images; None takes 32.
-        say: Told in a sentence what is measured.
-        progress: Shows the advance.
+        listener: Told what is done.
 
     Raises:
         DataError: If there are none.
         ConfigError: If the selector says nothing before it is trained.
     """
+    listener = listener or Nobody()
     opened = open_dataset(data_dir, dataset, split)
     name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
     indices = None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
     images = images_to_read(
         opened, cast(nn.Module, model), indices=indices, first=count, batch_size=BATCH_SIZE, name=name
     )
-    number = "1 image" if images.num_images == 1 else f"{images.num_images} images"
-    say(f"Measuring what each layer can spare, on {number} of {name} ...")
-    with progress("Measuring") as bar:
+    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
+    with listener.progress("Measuring") as bar:
         curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
     return MeasuredLayers(tuple(curves), tuple(images.failed))
 
@@ -192,20 +183,9 @@ def convert_source(source: Source, config: TosaConfig, named: str, loading: Mapp
         IdentityError: If the converted model does not equal its source with every token kept.
     """
     model = insert_selectors(source.model, config)
-    cfg = getattr(source.model, "pretrained_cfg", None) or {}
-    kept = from_anywhere(named)
-    settings = {"source": kept, **config.to_dict()}
-    if source.pretrained:
-        provenance = Provenance(
-            source=kept,
-            base_model=source.name,
-            base_hub_id=source.hub_id,
-            base_revision=source.revision,
-            license=cfg.get("license"),
-        )
-    else:
-        # Nothing of the weights that the source's name stands for is inside.
-        provenance = Provenance(source=kept, base_model=cfg.get("architecture") or source.name)
+    provenance = source.provenance(named)
+    settings = {"source": provenance.source, **config.to_dict()}
+    if not source.pretrained:
         settings["pretrained"] = False
     model.provenance = provenance.after("converted", {**settings, **(loading or {})})
     return model

@@ -1,6 +1,6 @@
 """`inspect`: whether a model can be converted, in which layers, and what each setting would save."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -10,8 +10,8 @@ from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.families import Backbone, is_supported, num_heads
 from tosa_cli.model.flops import FlopsReport, count_flops
-from tosa_cli.progress import no_progress, say_nothing
-from tosa_cli.workflow.convert import MeasuredLayers, ShowProgress, measure_layers
+from tosa_cli.progress import Listener, Nobody
+from tosa_cli.workflow.convert import MeasuredLayers, measure_layers
 
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 TARGETS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -80,8 +80,7 @@ def inspect(
     img_size: int | tuple[int, int] | None = None,
     data_dir: str = "",
     max_samples: int | None = None,
-    say: Callable[[str], None] = say_nothing,
-    progress: ShowProgress = no_progress,
+    listener: Listener | None = None,
 ) -> InspectReport:
     """Tell what can be converted of a model, and what each setting would save.
 
@@ -91,18 +90,18 @@ def inspect(
         img_size: Image size in pixels, one number or (height, width); None keeps the source's.
         data_dir: Images on which to measure what each layer can spare; empty measures nothing.
         max_samples: Measure on so many of them; None takes 32.
-        say: Told in sentences what is done.
-        progress: Shows the advance of what takes long.
+        listener: Told what is done.
 
     Raises:
         TosaError: If the source cannot be found, read or converted, or the images cannot be read; the subclass and the
             message say which.
     """
+    listener = listener or Nobody()
     if data_dir:
         method.check_measurable()
     loaded = load_source(source, pretrained=bool(data_dir), img_size=img_size)
     for note in loaded.notes:
-        say(note)
+        listener.say(note)
     model = loaded.model
     dense = count_flops(model, name=loaded.name)
     savings = _savings(model)
@@ -123,7 +122,7 @@ def inspect(
     }
     if not data_dir:
         return InspectReport(dense, facts, savings)
-    measured = measure_layers(model, method, data_dir, max_samples=max_samples, say=say, progress=progress)
+    measured = measure_layers(model, method, data_dir, max_samples=max_samples, listener=listener)
     return InspectReport(dense, facts, savings, measured, _allocations(model, method, measured.curves))
 
 
