@@ -641,6 +641,117 @@ COMMANDS = [
         "dense-tosa has no decoder, so no maps are read: leave out --flip, or train a decoder with `tosa "
         "finetune dense-tosa --task depth`.",
     ),
+    (
+        "convert dense --preset calibrated",
+        "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the "
+        "layers as in --layers 2,4,6,8,10.",
+    ),
+    (
+        "convert dense --layers auto --data-dir photos",
+        "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
+        "--keep-rate.",
+    ),
+    ("convert dense --preset mine", "--preset must be paper or calibrated, not 'mine'."),
+    (
+        "convert dense --preset paper --recipe deit_tiny_imagenet_paper",
+        "Both --preset and --recipe were given: pass one of them.",
+    ),
+    (
+        "convert dense --layers auto --selector similarity --data-dir nowhere --target-reduction 0.2",
+        "There is no folder nowhere. Pass a folder of images with --data-dir.",
+    ),
+    (
+        "convert dense --layers auto --selector attention --data-dir photos --target-reduction 0.2",
+        "The selector 'attention' says nothing before it is trained, so what each layer can spare cannot "
+        "be measured with it: use --selector similarity, or name the layers as in --layers 2,4,6,8,10.",
+    ),
+    (
+        "convert dense --layers 2,4 --selector similarity --selection per-head",
+        "The selector 'similarity' has one score a token, not one a head: use --selection shared, or one "
+        "of the selectors attention, previous, random.",
+    ),
+    (
+        "convert dense --layers 2,4 --dataset wds/photos --split train",
+        "No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "
+        "--dataset and --split.",
+    ),
+    (
+        "convert dense --preset calibrated --layers 2,4 --data-dir photos",
+        "No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out --data-dir.",
+    ),
+    (
+        "convert dense --layers 2,4 --max-samples 3",
+        "No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out --max-samples.",
+    ),
+    ("bench --peers --sweep", "--peers and --sweep were given together: run `tosa bench` once with each."),
+    ("bench --data-dir photos", "--data-dir was given without --peers: add --peers, or leave --data-dir out."),
+    (
+        "bench --sweep --data-dir photos",
+        "--data-dir was given without --peers: add --peers, or leave --data-dir out.",
+    ),
+    (
+        "bench --peers --max-samples 3",
+        "--max-samples was given without --data-dir: name the folder of photos with --data-dir.",
+    ),
+    ("bench --keep-rates 0.5", "--keep-rates was given without --sweep: add --sweep, or leave --keep-rates out."),
+    (
+        "bench --peers --batch-sizes 1",
+        "--batch-sizes was given without --sweep: add --sweep, or leave --batch-sizes out.",
+    ),
+    ("bench --plot a.png", "--plot was given without --sweep: add --sweep, or leave --plot out."),
+    ("bench --sweep --keep-rates half", "--keep-rates should be shares of tokens, as in 0.9,0.8; not 'half'."),
+    ("bench --sweep --keep-rates 0.5,0", "--keep-rates should be above 0 and at most 1, as in 0.9,0.8; not '0.5,0'."),
+    ("bench --sweep --keep-rates 1.5", "--keep-rates should be above 0 and at most 1, as in 0.9,0.8; not '1.5'."),
+    ("bench --sweep --batch-sizes 1,,2", "--batch-sizes should be numbers of images, as in 1,8,16; not '1,,2'."),
+    ("bench --sweep --batch-sizes 0", "--batch-sizes should be numbers from 1 up, as in 1,8,16; not '0'."),
+    (
+        "bench --sweep --img-sizes 224,axb",
+        "--img-sizes should be sizes in pixels, as in 224,336 or 224x320; not '224,axb'.",
+    ),
+    ("bench --sweep --img-sizes 0", "--img-sizes should be sizes in pixels, as in 224,336 or 224x320; not '0'."),
+    (
+        "bench --sweep --img-size 32 --img-sizes 48",
+        "--img-size and --img-sizes were given together: give one of them.",
+    ),
+    ("bench --peers --data-dir nowhere", "There is no folder nowhere. Pass a folder of images with --data-dir."),
+    (
+        "export dense-tosa --outputs tokens",
+        "--outputs must be one of: logits, pooler_output, last_hidden_state; not 'tokens'.",
+    ),
+    ("export dense-tosa --opset 9", "--opset must be from 18 to 23, not 9."),
+    (
+        "export dense-tosa -o model.txt",
+        "The format onnx is written to a .onnx file, but model.txt is none: name another.",
+    ),
+    (
+        "export dense-tosa -o model.pt2 --quantize int8",
+        "--quantize is for ONNX files: leave it out, or choose the format onnx.",
+    ),
+    (
+        "export dense-tosa -o nowhere/model.onnx",
+        "nowhere/model.onnx cannot be written: …nowhere is no folder that you can write to.",
+    ),
+    ("viz dense-tosa", "No image was named: pass images or a folder of them, as in `tosa viz dense-tosa cat.jpg`."),
+    ("viz photos/nothing.jpg", "There is no image or folder photos/nothing.jpg. Check the path."),
+    ("viz photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4,6."),
+    ("viz photos/000.jpg --layers two", "--layers should be layer numbers with commas, as in 2,6,10; not 'two'."),
+    ("viz photos -o all.png", "all.png is one picture, but there are several images: name a folder with -o."),
+    (
+        "viz photos -o photos/001.jpg",
+        "photos/001.jpg is a file, but a folder is written: choose another name with -o.",
+    ),
+    (
+        "viz photos/000.jpg -o photos/001.jpg",
+        "photos/001.jpg is a file, but a folder is written: choose another name with -o.",
+    ),
+    (
+        "viz photos/000.jpg -o photos/000.jpg/cat.png",
+        "…photos/000.jpg cannot be written to: choose another place with -o.",
+    ),
+    (
+        "viz nowhere photos",
+        "There is no model folder nowhere. Make one with `tosa convert`, or name a Hub repository.",
+    ),
 ]
 """What commands refuse; "…" stands for what timm, accelerate or the place say."""
 

@@ -142,31 +142,6 @@ def test_a_plot_needs_matplotlib_and_a_file_to_write(
 # ---------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ("--peers --sweep", "--peers and --sweep were given together"),
-        ("--data-dir photos", "--data-dir was given without --peers: add --peers"),
-        ("--sweep --data-dir photos", "--data-dir was given without --peers"),
-        ("--peers --max-samples 3", "--max-samples was given without --data-dir"),
-        ("--keep-rates 0.5", "--keep-rates was given without --sweep: add --sweep, or leave --keep-rates out."),
-        ("--peers --batch-sizes 1", "--batch-sizes was given without --sweep"),
-        ("--plot a.png", "--plot was given without --sweep"),
-        ("--sweep --keep-rates half", "--keep-rates should be shares of tokens, as in 0.9,0.8; not 'half'"),
-        ("--sweep --keep-rates 0.5,0", "--keep-rates should be above 0 and at most 1"),
-        ("--sweep --keep-rates 1.5", "--keep-rates should be above 0 and at most 1"),
-        ("--sweep --batch-sizes 1,,2", "--batch-sizes should be numbers of images, as in 1,8,16; not '1,,2'"),
-        ("--sweep --batch-sizes 0", "--batch-sizes should be numbers from 1 up"),
-        ("--sweep --img-sizes 224,axb", "--img-sizes should be sizes in pixels, as in 224,336 or 224x320; not"),
-        ("--sweep --img-sizes 0", "--img-sizes should be sizes in pixels"),
-        ("--sweep --img-size 32 --img-sizes 48", "--img-size and --img-sizes were given together"),
-        ("--peers --data-dir nowhere", "nowhere"),
-    ],
-)  # fmt: skip
-def test_options_that_cannot_be_meant_are_refused(converted: Path, tosa: Tosa, options: str, sentence: str) -> None:
-    refused(tosa(f"bench {options}"), sentence)
-
-
 def test_plain_bench_keeps_its_keys(converted: Path, tosa: Tosa) -> None:
     report: dict[str, Any] = tosa(f"{FAST} --json").json
     assert set(report) == {*CONDITIONS, *SPEED, "batch_size", "img_size", "dense", "tosa"}

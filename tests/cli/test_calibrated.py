@@ -42,34 +42,6 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
     assert [curve["layers"] for curve in done.json["curves"]] == [[1], [2], [3], [4], [5], [6]]
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ("--preset calibrated", "pass --data-dir PHOTOS"),
-        ("--layers auto --data-dir photos", "pass --target-reduction 0.25"),
-        ("--preset mine", "--preset must be paper or calibrated, not 'mine'."),
-        ("--preset paper --recipe deit_tiny_imagenet_paper", "Both --preset and --recipe"),
-        (
-            "--layers auto --selector similarity --data-dir nowhere --target-reduction 0.2",
-            "There is no folder nowhere",
-        ),
-        (
-            "--layers auto --selector attention --data-dir photos --target-reduction 0.2",
-            "The selector 'attention' says nothing before it is trained, so what each layer can spare cannot be "
-            "measured with it: use --selector similarity, or name the layers as in --layers 2,4,6,8,10.",
-        ),
-        ("--layers 2,4 --selector similarity --selection per-head", "one score a token"),
-        ("--layers 2,4 --dataset wds/photos --split train", "or leave out --dataset and --split."),
-        ("--preset calibrated --layers 2,4 --data-dir photos", "or leave out --data-dir."),
-        ("--layers 2,4 --max-samples 3", "No images are read without --layers auto: pass that with --target-reduction"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_nothing_is_written(work: Path, tosa: Tosa, options: str, sentence: str) -> None:
-    done = tosa(f"convert dense {options}")
-    assert done.code == 2 and sentence in done.err and "Traceback" not in done.err
-    assert not (work / "dense-tosa").exists()
-
-
 def test_the_paper_preset_is_the_papers(work: Path, tosa: Tosa) -> None:
     assert tosa("convert dense --img-size 64 --preset paper --layers 2,4 -o paper").code == 0
     config = load("paper").config

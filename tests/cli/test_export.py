@@ -50,21 +50,6 @@ def test_int8_is_told_in_sentences(converted: Path, tosa: Tosa, monkeypatch: pyt
     assert "int8 on 32 pieces of photos: logits have a cosine of 0.9" in done.out and "the speed of float32" in done.out
 
 
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ("--outputs tokens", "outputs must be one of: logits"),
-        ("--opset 9", "opset must be from 18"),
-        ("-o model.txt", "written to a .onnx file"),
-        ("-o model.pt2 --quantize int8", "quantize is for ONNX files"),
-        ("-o nowhere/model.onnx", "no folder that you can write to"),
-    ],
-)
-def test_what_does_not_fit_is_refused(converted: Path, tosa: Tosa, command: str, says: str) -> None:
-    done = tosa(f"export dense-tosa {command}")
-    assert done.code == 2 and says in done.err and "Traceback" not in done.err
-
-
 def test_speed_in_onnx_runtime_is_measured_against_the_dense_export(
     converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
 ) -> None:

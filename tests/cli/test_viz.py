@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.cli.conftest import Tosa
@@ -71,26 +70,3 @@ def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(con
     assert done.code == 0 and done.json["images"][0]["patch_cosine"] is None
     assert "The dense model is left out." in done.err
     assert tosa("viz photos/002.jpg --compare").code == 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ("dense-tosa", "No image was named"),
-        ("photos/nothing.jpg", "There is no image or folder photos/nothing.jpg."),
-        ("photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4,6."),
-        ("photos/000.jpg --layers two", "--layers should be layer numbers"),
-        ("photos -o all.png", "is one picture, but there are several images"),
-        ("photos -o photos/001.jpg", "photos/001.jpg is a file, but a folder is written: choose another name with -o."),
-        ("photos/000.jpg -o photos/001.jpg", "photos/001.jpg is a file, but a folder is written"),
-        ("photos/000.jpg -o photos/000.jpg/cat.png", "cannot be written to"),
-        ("nowhere photos", "There is no model folder nowhere."),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_is_written(
-    converted: Path, tosa: Tosa, arguments: str, sentence: str
-) -> None:
-    before = sorted(converted.parent.rglob("*"))
-    done = tosa(f"viz {arguments}")
-    assert done.code == 2 and sentence in done.err, done.err
-    assert sorted(converted.parent.rglob("*")) == before
