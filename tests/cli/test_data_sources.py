@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -403,16 +402,12 @@ def test_training_on_shards_is_not_resumed_with_another_number_of_workers(
             assert done.code == 2 and "The run to resume had workers 0, now it is 2, on which the order" in done.err
 
 
-def test_a_package_that_is_missing_is_named(converted: Path, tosa: Tosa) -> None:
-    code = (
-        "import sys\nsys.modules['datasets'] = None\nsys.modules['webdataset'] = None\n"
-        "from tosa_cli.cli.app import main\nmain()"
-    )
-    for name in ("hfds", "wds"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *f"eval dense-tosa --dataset {name}/digits --data-dir shards -j 0".split()],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2 and done.stdout == ""
-        assert f"needs a package: run `pip install 'tosa-cli[{name}]'`." in done.stderr
+@pytest.mark.parametrize(("name", "package"), [("hfds", "datasets"), ("wds", "webdataset")])
+def test_a_package_that_is_missing_is_named(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"timm.data.readers.reader_{name}", raising=False)
+    done = tosa(f"eval dense-tosa --dataset {name}/digits --data-dir shards -j 0")
+    assert done.code == 2 and done.out == ""
+    assert f"needs a package: run `pip install 'tosa-cli[{name}]'`." in done.err

@@ -1,5 +1,6 @@
 """A mistake is told in one sentence: what was given, what was expected, what to do next; nothing is written."""
 
+import importlib
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import Done, Tosa
 from tests.data.tiny_pairs import write_folder
 from tosa_cli import load
+from tosa_cli.cli import console
 from tosa_cli.data.datasets import split_indices
 from tosa_cli.hub import checkpoint
 from tosa_cli.train import checkpoint as checkpoints
@@ -354,8 +357,6 @@ def test_a_rate_that_is_far_too_high_stops_with_the_model_as_it_was(converted: P
 
 
 def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tosa_cli.cli import console
-
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -428,12 +429,12 @@ def test_a_fault_of_tosa_asks_for_a_report(converted: Path, tosa: Tosa, monkeypa
     check_refused(tosa("flops"), "RuntimeError: something unforeseen", "This is a fault of tosa", code=1)
 
 
-def test_only_the_main_process_talks(converted: Path) -> None:
-    for rank, lines in (("0", True), ("1", False)):
-        done = subprocess.run(
-            [sys.executable, "-m", "tosa_cli.cli.app", "flops"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "RANK": rank, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        assert done.returncode == 0 and bool(done.stdout) == bool(done.stderr) == lines
+@pytest.mark.parametrize(("rank", "talks"), [("0", True), ("1", False)])
+def test_only_the_main_process_talks(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, rank: str, talks: bool
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with patch.dict(vars(console)):
+        importlib.reload(console)
+        done = tosa("flops")
+    assert done.code == 0 and bool(done.out) == bool(done.err) == talks

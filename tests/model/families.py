@@ -94,4 +94,7 @@ MECHANISMS = (
 def make_family(family: str, **args: Any) -> nn.Module:
     """A small dense model of a family, with weights that make every layer and every bias matter."""
     name, own = FAMILIES[family]
-    return make_vit(name, **{**own, **args})
+    settings = {**own, **args}
+    if "num_kv_heads" in settings:  # one number a layer
+        settings["num_kv_heads"] = settings["num_kv_heads"][: settings["depth"]]
+    return make_vit(name, **settings)
