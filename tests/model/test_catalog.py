@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import DiffParallelScalingBlock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,6 +58,17 @@ def test_an_architecture_that_timm_cannot_build_is_no_crash(monkeypatch: pytest.
 
     monkeypatch.setattr("tosa_cli.model.catalog.timm.create_model", fail)
     assert look_up("test_vit").reason == "timm does not build it here (ImportError: no such package)."
+
+
+def test_an_architecture_converts_where_only_its_later_layers_can_select(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(name: str, device: str, depth: int = 3) -> Any:
+        model = create_model(name, device=device, depth=depth)
+        model.blocks[0] = DiffParallelScalingBlock(model.embed_dim, 1)
+        return model
+
+    create_model = timm.create_model
+    monkeypatch.setattr("tosa_cli.model.catalog.timm.create_model", build)
+    assert look_up("test_vit").reason is None
 
 
 def test_every_architecture_converts_or_is_refused_in_one_sentence() -> None:

@@ -21,7 +21,6 @@ from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, kind_of, read_json
 from tosa_cli.hub.weights import weights_error
-from tosa_cli.model.families import family_of
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
@@ -160,7 +159,7 @@ def resize(model: TosaViT, img_size: int | tuple[int, int]) -> None:
     Raises:
         ConfigError: If it is no whole number of patches.
     """
-    family_of(model.backbone).check_img_size(model.backbone, img_size)
+    model.family.check_img_size(model.backbone, img_size)
     model.set_input_size(to_2tuple(img_size))
 
 

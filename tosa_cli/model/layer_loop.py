@@ -12,7 +12,6 @@ from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import (
     attention_input,
-    embed_with_places,
     kind_of,
     num_heads,
 )
@@ -274,6 +273,6 @@ class LayerLoop(LayersInterface):
             Scaled logits (B, H, M, N) of each layer.
         """
         wanted: dict[int, Read] = dict.fromkeys(layers, lambda logits: logits)
-        stream = Stream(*embed_with_places(self.backbone, images))
+        stream = Stream(*self.family.embed(self.backbone, images))
         passed = self.dense_layers(stream, max(wanted), wanted, query_rows)
         return {layer: stream.scores for layer in passed if layer in wanted and stream.scores is not None}

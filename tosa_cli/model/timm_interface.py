@@ -10,7 +10,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.model.families import Backbone, embed_with_places
+from tosa_cli.model.families import Backbone, Family, family_of
 from tosa_cli.model.families.backbone import PatchEmbed
 from tosa_cli.model.places import Places
 
@@ -27,6 +27,11 @@ class TimmInterface(nn.Module):
     """A model around a timm ViT that answers timm's questions as that ViT does."""
 
     backbone: Backbone
+
+    @property
+    def family(self) -> Family:
+        """What is known of backbones of this type."""
+        return family_of(self.backbone)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -46,7 +51,7 @@ class TimmInterface(nn.Module):
         timm leaves the source's there, and resolves transforms from them where a model takes images of any size.
         """
         cfg = getattr(self.backbone, "pretrained_cfg", None)  # a backbone that was built by its class has none
-        size = (self.in_chans, *self.patch_embed.img_size)  # type: ignore[misc]
+        size = (self.in_chans, *self.patch_embed.img_size)
         if cfg is not None and tuple(cfg.get("input_size") or ()) != size:
             # A larger size to test at was meant for the source's size.
             self.backbone.pretrained_cfg = {**cfg, "input_size": size, "test_input_size": None, "pool_size": None}
@@ -183,7 +188,7 @@ class LayersInterface(FinetunableViT):
             raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}.")
         taken, last = feature_take_indices(len(self.blocks), indices)
         outputs = self.run_layers(
-            *embed_with_places(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
+            *self.family.embed(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
         )
         features = [self.backbone.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
         num_prefix = self.num_prefix_tokens

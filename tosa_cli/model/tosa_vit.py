@@ -10,7 +10,6 @@ from tosa_cli.model.bypasses import BYPASSES
 from tosa_cli.model.families import (
     Backbone,
     check_convertible,
-    embed_with_places,
     matching_projection,
 )
 from tosa_cli.model.keys import MatchingKeys
@@ -78,7 +77,7 @@ class TosaViT(LayerLoop):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their original order."""
-        return self.backbone.norm(self.run_layers(*embed_with_places(self.backbone, images)).tokens)
+        return self.backbone.norm(self.run_layers(*self.family.embed(self.backbone, images)).tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens (B, N, D) and classify them, as the backbone does."""
@@ -90,7 +89,7 @@ class TosaViT(LayerLoop):
         Returns:
             Keep indices of each ToSA layer: (B, K), or (B, H, K) for per-head selection.
         """
-        return self.run_layers(*embed_with_places(self.backbone, images)).keep_indices
+        return self.run_layers(*self.family.embed(self.backbone, images)).keep_indices
 
     @property
     def settings(self) -> dict[str, Any]:

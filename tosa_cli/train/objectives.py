@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.model.families import family_of
 from tosa_cli.model.selectors.attention import attention_kl
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
@@ -85,7 +84,7 @@ class FeaturesObjective(nn.Module):
         self.indices = [depth * i // (feature_layers + 1) - 1 for i in range(1, feature_layers + 1)]
         self.num_prefix = model.num_prefix_tokens
         # Registers are read by nobody behind the last layer.
-        self.num_class = self.num_prefix - family_of(model.backbone).num_register_tokens(model.backbone)
+        self.num_class = self.num_prefix - model.family.num_register_tokens(model.backbone)
         model.requires_grad_(False)
         later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.backbone.norm, model.bypasses])
         parameters = list(later.requires_grad_(True).parameters())
