@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -15,40 +14,12 @@ from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
+    from tosa_cli.cli.timing import Setup
     from tosa_cli.measure.speed import SpeedReport
-    from tosa_cli.model.tosa_vit import TosaViT
 
 _T = TypeVar("_T")
 
 KEEP_RATES = "0.9,0.8,0.7,0.6,0.5,0.4"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What is measured and how, whatever it is measured against."""
-
-    name: str
-    batch_size: int
-    img_size: ImgSize
-    device: "torch.device"
-    dtype: "torch.dtype"
-    compile: bool
-    rounds: int
-    json: bool
-
-    def load(self, img_size: ImgSize) -> "tuple[nn.Module, TosaViT]":
-        """The dense and the converted model, as they are measured."""
-        from tosa_cli.cli.evaluate import tell_compared
-        from tosa_cli.hub.checkpoint import load
-        from tosa_cli.hub.original import dense_model
-
-        converted = load(self.name, img_size=img_size)
-        dense = dense_model(converted, img_size)
-        tell_compared(dense)
-        return dense.model.to(self.device, self.dtype).eval(), converted.to(self.device, self.dtype).eval()
 
 
 def bench(
@@ -119,6 +90,7 @@ def bench(
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
 
+    from tosa_cli.cli.timing import Setup
     from tosa_cli.device import pick_device
 
     setup = Setup(
@@ -143,22 +115,10 @@ def bench(
         _bench_alone(setup, runtime)
 
 
-def spread(timing: Any) -> str:
-    """Least and greatest time of a batch, in milliseconds."""
-    return f"{timing.min_s * 1e3:.1f} to {timing.max_s * 1e3:.1f}"
-
-
-def say_conditions(report: Any) -> None:
-    """Tell what a report was measured under."""
-    console.say(
-        f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, "
-        f"{'compiled' if report.compile else 'eager'}."
-    )
-
-
-def _bench_alone(setup: Setup, runtime: Literal["torch", "onnxruntime"]) -> None:
+def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime"]) -> None:
     import torch
 
+    from tosa_cli.cli.timing import say_conditions, spread
     from tosa_cli.measure.speed import compare_speed
     from tosa_cli.model.flops import count_flops
 

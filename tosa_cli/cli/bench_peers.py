@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tosa_cli.cli import console
-from tosa_cli.cli.bench import Setup, say_conditions, spread
+from tosa_cli.cli.timing import Setup, say_conditions, spread
 from tosa_cli.cli.training import choose_indices, tell_skipped
 from tosa_cli.data.datasets import name_of, open_dataset
 from tosa_cli.data.loading import images_to_read

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tosa_cli.cli import console
-from tosa_cli.cli.bench import Setup, say_conditions, spread
+from tosa_cli.cli.timing import Setup, say_conditions, spread
 from tosa_cli.data.images import ImgSize
 from tosa_cli.draw.plot import check_can_plot, plot_sweep
 from tosa_cli.measure.sweep import SweepRow, sweep_speed
