@@ -17,16 +17,47 @@ from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.api import convert, load, save
+    from tosa_cli.data.description import Data
+    from tosa_cli.measure.config import EvalConfig
     from tosa_cli.model.predictor import Predictor
     from tosa_cli.model.tosa_vit import TosaViT
+    from tosa_cli.train.config import DistillConfig, FinetuneConfig
+    from tosa_cli.train.predictor_config import PredictorConfig
+    from tosa_cli.workflow.distill import distill
+    from tosa_cli.workflow.evaluate import evaluate
+    from tosa_cli.workflow.finetune import finetune
 
 __version__ = "0.1.0"
 
-__all__ = ["Predictor", "TosaConfig", "TosaError", "TosaViT", "convert", "load", "save"]
+__all__ = [
+    "Data",
+    "DistillConfig",
+    "EvalConfig",
+    "FinetuneConfig",
+    "Predictor",
+    "PredictorConfig",
+    "TosaConfig",
+    "TosaError",
+    "TosaViT",
+    "convert",
+    "distill",
+    "evaluate",
+    "finetune",
+    "load",
+    "save",
+]
 
 _LAZY = {
+    "Data": "tosa_cli.data.description",
+    "DistillConfig": "tosa_cli.train.config",
+    "EvalConfig": "tosa_cli.measure.config",
+    "FinetuneConfig": "tosa_cli.train.config",
     "Predictor": "tosa_cli.model.predictor",
+    "PredictorConfig": "tosa_cli.train.predictor_config",
     "convert": "tosa_cli.api",
+    "distill": "tosa_cli.workflow.distill",
+    "evaluate": "tosa_cli.workflow.evaluate",
+    "finetune": "tosa_cli.workflow.finetune",
     "load": "tosa_cli.api",
     "save": "tosa_cli.api",
     "TosaViT": "tosa_cli.model.tosa_vit",

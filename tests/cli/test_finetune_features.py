@@ -82,7 +82,7 @@ def test_time_may_be_limited(mild: Path, tosa: Tosa) -> None:
 def test_held_out_images_are_limited_as_they_are_measured_often(
     mild: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tosa_cli.cli.finetune.MAX_WATCHED", 5)
+    monkeypatch.setattr("tosa_cli.tasks.features.Features.max_held_out", 5)
     done = tosa(f"{FEATURES} mild --data-dir photos --val-dir digits/validation --epochs 1 --json")
     assert done.json["held_out"]["samples"] == 5
 

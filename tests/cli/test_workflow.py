@@ -132,7 +132,7 @@ def test_percents_have_two_decimals_however_few_they_are(
     def few(models: dict[str, Any], *_: Any, **__: Any) -> AccuracyReport:
         return AccuracyReport(103, [], 0.0, {name: Accuracy(100 / 103, 500 / 103, 1.0, 1.0) for name in models})
 
-    monkeypatch.setattr("tosa_cli.measure.accuracy.measure_accuracy", few)
+    monkeypatch.setattr("tosa_cli.tasks.classification.measure_accuracy", few)
     assert row_of("tosa", tosa("eval --data-dir digits -j 0").out)[1:3] == ["0.97", "4.85"]
 
 

@@ -28,11 +28,6 @@ err = Console(stderr=True, soft_wrap=True, **PLAIN)
 UNBOUNDED = 10_000
 
 
-def counted(number: int, thing: str) -> str:
-    """A number of things: `1 image`, `2 images`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def say(message: str) -> None:
     """Tell the user something."""
     err.print(message)

@@ -10,6 +10,7 @@ from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resol
 from tosa_cli.data.images import read_img_size
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.hub.names import stem_of
+from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.export.check import CheckReport
@@ -60,7 +61,7 @@ def export(
         return
     takes = "any number of images"
     if config.batch_size is not None:
-        takes = f"{console.counted(config.batch_size, 'image')} at a time"
+        takes = f"{counted(config.batch_size, 'image')} at a time"
     shape = "x".join(str(extent) for extent in report.inputs["pixel_values"][1:])
     console.print_line(
         f"{report.file}: {report.size_mb:.1f} MB; takes {takes}, {shape}; gives {', '.join(report.outputs)}."

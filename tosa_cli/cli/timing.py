@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from tosa_cli.cli import console
-from tosa_cli.cli.evaluate import tell_compared
 from tosa_cli.data.images import ImgSize
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.original import dense_model
@@ -31,7 +30,8 @@ class Setup:
         """The dense and the converted model, as they are measured."""
         converted = load(self.name, img_size=img_size)
         dense = dense_model(converted, img_size)
-        tell_compared(dense)
+        if dense.note:
+            console.say(dense.note)
         return dense.model.to(self.device, self.dtype).eval(), converted.to(self.device, self.dtype).eval()
 
 

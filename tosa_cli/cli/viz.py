@@ -13,6 +13,7 @@ from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject
 from tosa_cli.data.images import IMAGE_SUFFIXES, read_img_size
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
 from tosa_cli.hub.names import stem_of
+from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.draw.picture import Picture
@@ -223,7 +224,7 @@ def _tell(
     title = f"Pictures, and the cosine of the final tokens to {other}" if kinds else "Pictures"
     console.print_table(title, ["image", *kinds, *figures_of(reports[0]), "picture"], rows)
     if target.page is not None:
-        console.say(f"Wrote {console.counted(len(reports), 'picture')}, and {target.page}, which holds all of them.")
+        console.say(f"Wrote {counted(len(reports), 'picture')}, and {target.page}, which holds all of them.")
     else:
         console.say(f"Wrote {reports[0]['picture']}.")
 

@@ -142,7 +142,6 @@ def _converted(
 
 
 def _dense(converted: "TosaViT", size: ImgSize, compare: bool | None) -> "nn.Module | None":
-    from tosa_cli.cli.evaluate import tell_compared
     from tosa_cli.errors import TosaError
     from tosa_cli.hub.original import dense_model
 
@@ -155,7 +154,8 @@ def _dense(converted: "TosaViT", size: ImgSize, compare: bool | None) -> "nn.Mod
             raise
         console.warn(f"The dense model is left out. {error}")
         return None
-    tell_compared(dense)
+    if dense.note:
+        console.say(dense.note)
     return dense.model
 
 

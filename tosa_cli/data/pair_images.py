@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from tosa_cli.data.datasets import name_of
-from tosa_cli.data.formats import FORMATS, FormatDefaults
+from tosa_cli.data.formats import FORMATS, Format
 from tosa_cli.data.images import color_mode, to_color_mode
 from tosa_cli.data.loading import Images, one_a_core, start_worker
 from tosa_cli.data.maps import check_depth_unit, check_map, measured_pixels
@@ -25,10 +25,29 @@ from tosa_cli.data.samples import MAX_CONSECUTIVE_FAILURES, Batch, reason_of
 from tosa_cli.errors import DataError
 from tosa_cli.seeding import seeded
 from tosa_cli.task import IGNORED_LABEL, TaskConfig
-from tosa_cli.train.predictor_config import PredictorConfig
 
 BORDERED_SIZE = (640, 480)
 """Width and height of the images that have NYU's white frame."""
+
+
+class MapChanges(Protocol):
+    """Random changes to a training image and its map together; the settings of finetuning are such."""
+
+    @property
+    def crop_scale(self) -> float:
+        """Smallest share of an image that a crop covers, where images do not keep their size."""
+
+    @property
+    def hflip(self) -> float:
+        """Probability of a horizontal flip."""
+
+    @property
+    def color_jitter(self) -> float:
+        """Strength of color jitter, which leaves the map."""
+
+    @property
+    def rotation(self) -> float:
+        """Largest angle in degrees."""
 
 
 class WrongMap(str):
@@ -80,7 +99,7 @@ class PairSamples(Dataset[PairSample]):
         indices: Sequence[int],
         mode: str,
         task: TaskConfig,
-        defaults: FormatDefaults,
+        defaults: Format,
         transform: Any,
         training: bool,
         seed: int,
@@ -163,7 +182,7 @@ class PairSamples(Dataset[PairSample]):
             )
 
 
-def _format_box(image: Image.Image, defaults: FormatDefaults) -> tuple[int, int, int, int]:
+def _format_box(image: Image.Image, defaults: Format) -> tuple[int, int, int, int]:
     """The part (left, top, right, bottom) of an image that is used."""
     width, height = image.size
     if defaults.bottom_crop is not None:
@@ -183,7 +202,7 @@ def pairs_to_read(
     batch_size: int,
     workers: int = 0,
     indices: Sequence[int] | None = None,
-    augment: PredictorConfig | None = None,
+    augment: MapChanges | None = None,
     seed: int = 0,
     held_out: bool = False,
 ) -> PairImages:
@@ -252,9 +271,7 @@ class _ImageAlone(nn.Module):
         return self.transform(image), target
 
 
-def _augmentation(
-    config: PredictorConfig, defaults: FormatDefaults, task: TaskConfig, size: tuple[int, int]
-) -> list[Any]:
+def _augmentation(config: MapChanges, defaults: Format, task: TaskConfig, size: tuple[int, int]) -> list[Any]:
     fill = {tv_tensors.Mask: 0 if task.task == "depth" else IGNORED_LABEL, "others": 0}
     steps: list[Any] = []
     if config.rotation:

@@ -11,7 +11,7 @@ A split file has a line `IMAGE DEPTH ...` for each image, as those of BTS and Ne
 image is left out. 0 stands for a depth that was not measured.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tosa_cli.data.datasets import check_split_is_meant
-from tosa_cli.data.formats import FORMATS
+from tosa_cli.data.formats import FORMATS, Wanted
 from tosa_cli.data.images import to_color_mode
 from tosa_cli.data.maps import read_depth, read_mask
 from tosa_cli.errors import DataError
@@ -146,23 +146,25 @@ def open_pairs(
     root = Path(data_dir)
     if not root.exists():
         raise DataError(f"There is no folder {root}. Pass where the images lie with --data-dir.")
-    if task == "segmentation" and data_format != "folder":
+    form = FORMATS[data_format]
+    if task == "segmentation" and not form.has_masks:
         raise DataError(f"The format {data_format} has depth maps, not masks: use --data-format folder.")
     if task == "segmentation" and depth_scale:
         raise DataError("--depth-scale goes with depth maps, and segmentation has masks: leave it out.")
     if data_format == "folder" and depth_dir and not split_file:
         raise DataError("--depth-dir goes with a split file: name it with --split-file, or leave --depth-dir out.")
-    scale = depth_scale or FORMATS[data_format].depth_scale
+    scale = depth_scale or form.depth_scale
     read_map = read_mask if task == "segmentation" else partial(read_depth, scale=scale)
-    mat = root if root.suffix == ".mat" else root / LABELLED_MAT
-    if data_format == "folder" and not split_file:
-        return _from_folder(root, split, task, read_map)
-    if data_format == "nyu" and mat.is_file() and not split_file:
-        return _from_mat(mat, split)
-    return _from_split_file(root, Path(depth_dir or data_dir), split_file, data_format, read_map)
+    return form.open(Wanted(root, task, split, split_file, Path(depth_dir or data_dir), read_map))
 
 
-def _from_folder(root: Path, split: str, task: PredictorTask, read_map: Callable[[Path], np.ndarray]) -> PairFiles:
+def pairs_of_folder(wanted: Wanted) -> PairFiles:
+    """Open `rgb/` with `depth/` or `mask/` in a folder, or in its sub-folder of a split.
+
+    Raises:
+        DataError: If a folder, an image or a map is missing.
+    """
+    root, split, task = wanted.root, wanted.split, wanted.task
     if (root / split).is_dir():
         root = root / split
     else:
@@ -183,10 +185,15 @@ def _from_folder(root: Path, split: str, task: PredictorTask, read_map: Callable
         files.append((image, found[0]))
     if not files:
         raise DataError(f"{images} holds no images (.jpg, .png).")
-    return PairFiles(root, files, read_map)
+    return PairFiles(root, files, wanted.read_map)
 
 
-def _from_mat(path: Path, split: str) -> LabelledMat:
+def pairs_of_mat(path: Path, split: str) -> LabelledMat:
+    """Open the training or test images of NYU's labelled file.
+
+    Raises:
+        DataError: If a package is not installed, or the file is another or cut short.
+    """
     from scipy.io import loadmat
 
     try:
@@ -208,20 +215,21 @@ def _from_mat(path: Path, split: str) -> LabelledMat:
     return LabelledMat(path, indices.tolist())
 
 
-def _from_split_file(
-    root: Path, depth_root: Path, split_file: str, data_format: str, read_map: Callable[[Path], np.ndarray]
-) -> PairFiles:
-    if not split_file:
-        raise DataError(
-            f"The format {data_format} needs a split file, a line 'IMAGE DEPTH' for each image: name it with "
-            f"--split-file (held-out images: --val-split-file)."
-        )
+def pairs_of_split_file(wanted: Wanted, parts: Sequence[Path]) -> PairFiles:
+    """Open the images with depth maps that a split file names.
+
+    Args:
+        wanted: Which images; a split file among it.
+        parts: Folders of depth maps; the first that has a map is taken.
+
+    Raises:
+        DataError: If the file cannot be read, or names what is missing.
+    """
+    root, depth_root, split_file = wanted.root, wanted.depth_root, wanted.split_file
     try:
         lines = Path(split_file).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"The split file {split_file} cannot be read ({error}).") from error
-    # KITTI's annotated depth comes in two parts, which the split files of the field take as one.
-    parts = [depth_root, depth_root / "train", depth_root / "val"] if data_format == "kitti" else [depth_root]
     files = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -240,4 +248,4 @@ def _from_split_file(
         files.append((image, found[0]))
     if not files:
         raise DataError(f"The split file {split_file} names no image with a depth map.")
-    return PairFiles(root, files, read_map)
+    return PairFiles(root, files, wanted.read_map)

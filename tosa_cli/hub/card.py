@@ -132,7 +132,7 @@ def _summary(model: TosaViT, flops: FlopsReport) -> str:
     return (
         f"A [ToSA](https://arxiv.org/abs/2406.08816) model made from {describe_base(provenance)}. In its ToSA layers "
         f"only selected tokens are computed and the others bypass the layer; every token is still there at the end, so "
-        f"the model serves dense prediction too. It takes {flops.gmacs:.3f} GMACs for an image of "
+        f"the model serves depth and segmentation too. It takes {flops.gmacs:.3f} GMACs for an image of "
         f"{flops.img_size[0]}x{flops.img_size[1]} pixels, against {flops.dense_gmacs:.3f} of its source "
         f"({flops.reduction:.1%} less). {_done(model)}"
     )

@@ -29,6 +29,13 @@ class DenseModel:
         """Whose weights it has: those of the `source`, or the converted model's `own`."""
         return "own" if self.lost else "source"
 
+    @property
+    def note(self) -> str:
+        """What to say of the comparison where it is not with the source; empty otherwise."""
+        if not self.lost:
+            return ""
+        return f"{self.lost} So the model is compared with its own weights and every token computed."
+
 
 def has_random_source(provenance: Provenance) -> bool:
     """Whether a model was converted from an architecture alone, whose weights were random."""

@@ -51,7 +51,7 @@ def make_predictor(name: str, config: TaskConfig, img_size: tuple[int, int] | No
     except TypeError as error:
         raise UnsupportedModelError(
             f"{name} is a {args['base_architecture']}, which takes images of one size only, so it cannot be an encoder "
-            f"for dense tasks ({error})."
+            f"for depth and segmentation ({error})."
         ) from error
     weights = {key: value for key, value in encoder.state_dict().items() if key in model.state_dict()}
     decoder = {key: value for key, value in model.state_dict().items() if key.startswith("decoder.")}

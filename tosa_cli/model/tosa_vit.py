@@ -25,7 +25,7 @@ _ADDED = ("selectors.", "keys.", "bypasses.")
 class TosaViT(LayerLoop):
     """A timm ViT in which chosen layers compute the selected tokens only, and the others bypass the layer.
 
-    The number and the order of the tokens never change, so the model serves dense prediction as its source does.
+    The number and the order of the tokens never change, so the model serves depth and segmentation as its source does.
     It speaks timm's language: `forward`, `forward_features`, `forward_intermediates`, `forward_head`, and a
     state dict under the backbone's own key names, with what was added under `selectors.<layer>`, `keys.<layer>` and
     `bypasses.<layer>`.

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from tosa_cli.data.description import Data
 from tosa_cli.errors import ConfigError
-from tosa_cli.settings import CommandSettings, Setting, option_name, shown
+from tosa_cli.settings import Setting, option_name, shown
 
 Amp = Literal["no", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,34 +59,13 @@ DEVICE = Setting("Where to compute.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CommandSettings):
+class TrainConfig(Data):
     """What `distill` and `finetune` have in common. Names are those of timm's training script.
 
     Raises:
         ConfigError: If a value is out of range.
     """
 
-    data_dir: Annotated[str, Setting("Folder of images, or root of a Hugging Face or WebDataset source.")] = ""
-    dataset: Annotated[str, Setting("timm's name of the data set type: empty for a folder, hfds/... or wds/....")] = ""
-    split: Annotated[str, Setting("Split of the data set to train on.")] = "train"
-    max_samples: Annotated[
-        int | None,
-        Setting(
-            "Use so many images of it, evenly spread; None uses all. Of wds/..., which is read in order, the first "
-            "ones, and only where nothing is trained step by step.",
-            ge=1,
-        ),
-    ] = None
-    val_dir: Annotated[
-        str,
-        Setting(
-            "Folder of held-out images, whose split validation is taken if it has one; empty holds out a share of the "
-            "training images."
-        ),
-    ] = ""
-    val_split: Annotated[
-        str, Setting("Split that holds the held-out images; empty holds out a share of the training images.")
-    ] = ""
     epochs: Annotated[int, Setting("Passes over the data.", ge=1)] = 1
     batch_size: Annotated[int, BATCH_SIZE] = 32
     grad_accum_steps: Annotated[

@@ -83,7 +83,7 @@ def distill(
     calibration: Images | None,
     config: DistillConfig,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     watch: Watch | None = None,
     resume: bool = False,
     progress: Progress | None = None,

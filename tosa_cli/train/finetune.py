@@ -35,7 +35,7 @@ def finetune(
     images: Images,
     config: FinetuneConfig,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     teacher: nn.Module | None = None,
     watch: Watch | None = None,
     resume: bool = False,

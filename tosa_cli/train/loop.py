@@ -63,7 +63,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     fingerprint: str = "",
     resume: bool = False,
     make_scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = None,
@@ -84,7 +84,7 @@ def train(
         images: Training images.
         optimizer: Optimizer of what is trained.
         config: The settings.
-        checkpoint: Where the checkpoint is written.
+        checkpoint: Where the checkpoint is written; None writes none.
         fingerprint: What tells the model to train from others; a run is resumed on the same one only.
         resume: Continue from it.
         make_scheduler: Makes a timm schedule from the optimizer and the number of updates an epoch.

@@ -1,4 +1,4 @@
-"""Finetuning for dense prediction: the decoder, and the encoder with frozen selectors (paper, section 3.3)."""
+"""Finetuning for depth and segmentation: the decoder, and the encoder with frozen selectors (paper, section 3.3)."""
 
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def finetune_predictor(
     images: Images,
     config: PredictorConfig,
     *,
-    checkpoint: Path,
+    checkpoint: Path | None,
     watch: Watch | None = None,
     resume: bool = False,
     progress: Progress | None = None,

@@ -1,4 +1,4 @@
-"""Settings of finetuning for dense prediction, and of the data formats. Imports no torch."""
+"""Settings of finetuning for depth and segmentation. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar

@@ -37,7 +37,7 @@ class Saver:
 
     Args:
         accelerator: From `make_accelerator`.
-        path: Where the checkpoint is written.
+        path: Where the checkpoint is written; None writes none.
         config: The settings.
         identity: What else tells the run from others.
         trained: The parameters that are trained, by name.
@@ -50,7 +50,7 @@ class Saver:
     def __init__(
         self,
         accelerator: Accelerator,
-        path: Path,
+        path: Path | None,
         config: TrainConfig,
         identity: dict[str, Any],
         trained: dict[str, nn.Parameter],
@@ -104,7 +104,7 @@ class Saver:
 
     def save_if_due(self) -> None:
         """Write the checkpoint that is due, if there is one."""
-        if self.due is None:
+        if self.due is None or self.path is None:
             return
         (epoch, batch, update), self.due = self.due, None
         self.has_checkpoint = True
@@ -126,6 +126,8 @@ class Saver:
     @torch.no_grad()
     def restore(self) -> tuple[int, int, int]:
         """Read the checkpoint; returns epoch, batch and update. Raises `CheckpointError` if it is of another run."""
+        if self.path is None:
+            raise CheckpointError("There is nothing to resume: the run keeps no checkpoint.")
         state = read_checkpoint(self.path)
         groups = _by_prefix(state.tensors)
         shapes = {name: value.shape for name, value in groups.get("weights", {}).items()}

@@ -1,0 +1,79 @@
+"""The verbs from Python: a model, its images and one config, with everything that the commands do."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import tosa_cli
+from tests.data.tiny_pairs import write_folder
+from tests.train.tiny_runs import same, tiny_tosa, weights, write_digits, write_photos
+from tosa_cli.data.description import read_from
+from tosa_cli.errors import CheckpointError, ConfigError, InputError
+from tosa_cli.model.predictor import Predictor
+
+FAST = {"batch_size": 8, "workers": 0, "epochs": 1, "device": "cpu"}
+
+
+def test_a_model_is_distilled_in_place_and_tells_what_its_held_out_images_say(tmp_path: Path) -> None:
+    model = tiny_tosa()
+    before = weights(model, "selectors")
+    report = tosa_cli.distill(model, write_photos(tmp_path / "photos"), tosa_cli.DistillConfig(**FAST))
+    assert report.model is model and report.folder is None and not same(before, weights(model, "selectors"))
+    assert report.updates == 2 and [row["layer"] for row in report.held_out["layers"]] == [2, 4, 6]
+    assert model.provenance.stage == "distilled" and [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_fit_that_does_not_help_is_not_kept_in_python_either(tmp_path: Path) -> None:
+    photos, black = write_photos(tmp_path / "photos"), tmp_path / "black"
+    black.mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64)).save(black / f"{name}.png")
+    model = tiny_tosa(selector="similarity", bypass="nearest+linear", layers=(2, 3))
+    before = weights(model, "bypasses")
+    data = tosa_cli.Data(data_dir=str(black), val_dir=str(photos))
+    report = tosa_cli.distill(model, data, tosa_cli.DistillConfig(**{**FAST, "batch_size": 4}))
+    assert report.held_out["fit_kept"] is False and same(before, weights(model, "bypasses"))
+
+
+def test_a_folder_is_brought_to_its_next_stage_and_measured(tmp_path: Path) -> None:
+    digits = tmp_path / "digits"
+    write_digits(digits / "train", 40)
+    write_digits(digits / "validation", 33)
+    folder = tosa_cli.save(tiny_tosa(), tmp_path / "model")
+    data = tosa_cli.Data(data_dir=str(digits), val_split="validation")
+    report = tosa_cli.finetune(folder, data, tosa_cli.FinetuneConfig(**FAST))
+    assert report.folder == folder and tosa_cli.load(folder).provenance.stage == "finetuned"
+    config = tosa_cli.EvalConfig(batch_size=33, workers=0, device="cpu")
+    measured = tosa_cli.evaluate(folder, digits, config).to_dict()
+    assert measured["top1"] == pytest.approx(report.held_out["top1_after"]) and measured["samples"] == 33
+    assert tosa_cli.evaluate(report.model, digits, config).to_dict()["top1"] == measured["top1"]
+
+
+def test_a_decoder_is_put_on_a_folder_and_goes_on_learning_as_a_model(tmp_path: Path) -> None:
+    scenes = write_folder(tmp_path / "scenes", 12)
+    folder = tosa_cli.save(tiny_tosa(), tmp_path / "model")
+    config = tosa_cli.PredictorConfig(**{**FAST, "batch_size": 4}, decoder="linear")
+    report = tosa_cli.finetune(folder, scenes, config)
+    assert report.folder == tmp_path / "model-depth" and isinstance(report.model, Predictor)
+    again = tosa_cli.finetune(report.model, scenes, {**FAST, "batch_size": 4})
+    assert again.folder is None and again.held_out["task"] == "depth"
+    assert again.held_out["abs_rel_before"] == pytest.approx(report.held_out["abs_rel_after"])
+    measured = tosa_cli.evaluate(report.model, scenes, tosa_cli.EvalConfig(split="train", workers=0, device="cpu"))
+    assert measured.values["decoder"] == "linear" and "abs_rel" in measured.values
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    model = tiny_tosa()
+    with pytest.raises(CheckpointError, match=r"keeps no checkpoint: name the folder"):
+        tosa_cli.distill(model, tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"A TosaViT has no decoder: save it, and name its folder"):
+        tosa_cli.finetune(model, tmp_path, {"task": "depth"})
+    with pytest.raises(
+        ConfigError, match=r"--mixup \(0.8\) goes with the task classification, not with the task depth"
+    ):
+        tosa_cli.finetune(model, tmp_path, {"task": "depth", "mixup": 0.8})
+    with pytest.raises(ConfigError, match=r"--task must be one of: classification, depth, segmentation; not 'pose'"):
+        tosa_cli.finetune(model, tmp_path, {"task": "pose"})
+    with pytest.raises(ConfigError, match=r"Unknown setting 'val_dir'"):
+        read_from(tosa_cli.EvalConfig(), tosa_cli.Data(val_dir="photos"))

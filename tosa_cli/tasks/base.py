@@ -1,0 +1,160 @@
+"""What a task is: its data, what is learned and measured, what ranks weights, and what is shown of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+
+from tosa_cli.data.loading import Images
+from tosa_cli.measure.config import EvalConfig
+from tosa_cli.progress import Listener
+from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.loop import TrainReport
+from tosa_cli.train.weights import HeldOut
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a figure is shown.
+
+    Attributes:
+        title: Its name.
+        decimals: Its decimals.
+        unit: Its unit, if it has one.
+    """
+
+    title: str
+    decimals: int = 4
+    unit: str = ""
+
+    @property
+    def with_unit(self) -> str:
+        """Name and unit."""
+        return f"{self.title} {self.unit}".rstrip()
+
+    def show(self, value: float | None) -> str:
+        """A value as text."""
+        return "-" if value is None else f"{value:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model as finetuning starts from it.
+
+    Attributes:
+        model: The model.
+        config: The settings, completed by what the model already has.
+        folder: The folder that is written unless another is named; None if there is none.
+        is_own: Whether that folder is the model's own, so that it may be replaced.
+    """
+
+    model: Any
+    config: Any
+    folder: Path | None
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: its title, its columns and its rows as text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Task(ABC):
+    """A task, which the verbs `finetune` and `evaluate` ask.
+
+    Attributes:
+        name: Its name, as in `--task`.
+        settings: The settings of finetuning for it.
+        columns: The figures that it is measured by, and how they are shown.
+        measured: What is measured on held-out images, in words.
+        keeps_best: Whether the best weights are kept even where none are measured on the way.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[type[TrainConfig]]
+    columns: ClassVar[Mapping[str, Column]]
+    measured: ClassVar[str]
+    keeps_best: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, model: Any, values: Mapping[str, Any], may_be_remote: bool) -> Start:
+        """Find the model to finetune, and complete the settings.
+
+        Args:
+            model: A folder, a Hub id, or the model itself.
+            values: The settings that were named.
+            may_be_remote: Whether it may be on the Hub, as another folder to write was named.
+
+        Raises:
+            ConfigError: If a setting is wrong.
+            InputError: If the model does not fit.
+        """
+
+    def teacher(self, model: Any) -> Any:
+        """The model that is learned from, if the task has one."""
+        return None
+
+    @abstractmethod
+    def open(self, model: Any, config: Any) -> tuple[Images, Images]:
+        """Open training images and held-out images.
+
+        Raises:
+            DataError: If they are missing, wrong or too few.
+        """
+
+    @abstractmethod
+    def learn(
+        self, accelerator: Accelerator, model: Any, images: Images, config: Any, *, teacher: Any, **run: Any
+    ) -> TrainReport:
+        """Finetune a model in place; the arguments not named here are those of `train`."""
+
+    @abstractmethod
+    def held_out(self, model: Any, teacher: Any, images: Images, device: torch.device, config: Any) -> HeldOut:
+        """Measure a model on held-out images; the score ranks its weights."""
+
+    def doing(self, config: Any) -> str:
+        """What finetuning does, in words."""
+        return "Finetuning"
+
+    def about_results(self, config: Any) -> dict[str, Any]:
+        """What is recorded with the figures on held-out images."""
+        return {}
+
+    def about_run(self, config: Any) -> dict[str, Any]:
+        """What is reported of a run beside its figures."""
+        return {}
+
+    @abstractmethod
+    def next_words(self, config: Any) -> list[str]:
+        """What follows `tosa eval MODEL --data-dir IMAGES` after finetuning."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, name: str, config: EvalConfig, listener: Listener) -> dict[str, Any]:
+        """Measure a model: the report as plain JSON values.
+
+        Args:
+            model: The model.
+            name: What to call it.
+            config: On what it is measured, and how.
+            listener: Told what is done.
+
+        Raises:
+            InputError: If the settings do not fit the model.
+            DataError: If images are missing or wrong.
+        """
+
+    @abstractmethod
+    def table(self, report: Mapping[str, Any]) -> Table:
+        """What is shown of a report."""
+
+    @abstractmethod
+    def conditions(self, report: Mapping[str, Any]) -> str:
+        """What is said below the table."""

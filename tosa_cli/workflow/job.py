@@ -1,0 +1,178 @@
+"""What `distill` and `finetune` share: the model, the folder that is written, and the report."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from tosa_cli.api import save
+from tosa_cli.data.loading import Images
+from tosa_cli.errors import CheckpointError
+from tosa_cli.hub.folder import check_output
+from tosa_cli.progress import Listener, counted, tell_skipped
+from tosa_cli.provenance import COMMANDS, Stage
+from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
+from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.weights import Watch
+
+
+@dataclass
+class RunReport:
+    """What `distill` or `finetune` did.
+
+    Attributes:
+        model: The model, trained.
+        folder: The folder that was written; None if none was.
+        images_per_second: Images a second while it trained.
+        seconds: Time it took.
+        updates: Optimizer steps.
+        skipped: Images that could not be read, with the reason.
+        held_out: What the held-out images say of the weights before and after.
+        watch: All measurements on held-out images; None if none were made.
+        config: The settings, completed.
+        details: What else is reported, by name.
+    """
+
+    model: Any
+    folder: Path | None
+    images_per_second: float
+    seconds: float
+    updates: int
+    skipped: list[str]
+    held_out: dict[str, Any]
+    watch: Watch | None
+    config: TrainConfig
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {
+            "model": None if self.folder is None else str(self.folder),
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+            "updates": self.updates,
+            "skipped": self.skipped,
+            "held_out": self.held_out,
+            **self.details,
+        }
+
+
+@dataclass
+class Job:
+    """A model to train and where it goes.
+
+    Attributes:
+        model: The model: a `TosaViT`, or a `Predictor`.
+        stage: What the job makes of it.
+        folder: Folder to write; None writes nothing, and keeps no checkpoint.
+        overwrite: Whether the folder may be replaced: it is the model's own, or the user said so.
+        listener: Told what is done.
+    """
+
+    model: Any
+    stage: Stage
+    folder: Path | None
+    overwrite: bool
+    listener: Listener
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the checkpoint of the run lies: beside the folder."""
+        return None if self.folder is None else checkpoint_path(self.folder, COMMANDS[self.stage])
+
+    @property
+    def tracker_folder(self) -> Path | None:
+        """Where trackers write: beside the model, and never into it, as it is what is pushed."""
+        if self.folder is None:
+            return None
+        folder = self.folder.resolve()
+        return folder.with_name(f"{folder.name}-logs")
+
+    def check(self, resume: bool) -> None:
+        """Check that the result can be written before any work is done.
+
+        Raises:
+            OutputError: If the output exists or cannot be written.
+            CheckpointError: If there is nothing to resume.
+        """
+        if self.folder is not None:
+            check_output(self.folder, self.overwrite)
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            if resume:
+                raise CheckpointError("A run without a folder to write keeps no checkpoint: name the folder to resume.")
+        elif resume:
+            check_resumable(checkpoint)
+        elif checkpoint.exists():
+            self.listener.warn(f"{checkpoint} of an unfinished run will be replaced; --resume would go on from it.")
+
+    def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
+        """Start the trackers that were asked for."""
+        if config.log_with:
+            settings = {key: value for key, value in config.to_dict().items() if isinstance(value, (int, float, str))}
+            accelerator.init_trackers("tosa", config=settings)
+
+    def tell_images(self, doing: str, training: Images, held_out: Images) -> None:
+        """Say what is done, on how many images, and how many are held out."""
+        self.listener.say(
+            f"{doing} on {counted(training.num_images, 'image')} of {training.name}; "
+            f"{counted(held_out.num_images, 'image')} {'is' if held_out.num_images == 1 else 'are'} held out."
+        )
+
+    def finish(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        done: Any,
+        held_out: Images,
+        watch: Watch | None,
+        results: dict[str, Any],
+        details: dict[str, Any],
+    ) -> RunReport:
+        """Write the model folder, then remove the checkpoint, and tell what was skipped.
+
+        Args:
+            accelerator: Of the run; of several processes the main one writes.
+            config: The settings, which the folder keeps.
+            done: What training did: a `TrainReport` or a `DistillReport`.
+            held_out: The held-out images.
+            watch: The measurements on them.
+            results: What the folder keeps of these.
+            details: What else is reported.
+        """
+        model = self.model.cpu().eval()
+        model.provenance = model.provenance.after(self.stage, config.recorded(), {COMMANDS[self.stage]: results})
+        skipped = [*done.failed, *held_out.failed]
+        if self.folder is not None and self.checkpoint is not None and accelerator.is_main_process:
+            save(model, self.folder, overwrite=self.overwrite)
+            remove_checkpoint(self.checkpoint)
+        tell_skipped(skipped, self.listener)
+        return RunReport(
+            model=model,
+            folder=self.folder,
+            images_per_second=done.images_per_second,
+            seconds=done.seconds,
+            updates=done.updates,
+            skipped=skipped,
+            held_out=results,
+            watch=watch,
+            config=config,
+            details=details,
+        )
+
+
+def watched_results(watch: Watch) -> dict[str, Any]:
+    """What the held-out images say of the weights at the start and of those handed back."""
+    before, after = watch.history[0], watch.best
+    results: dict[str, Any] = {"samples": after.samples}
+    if watch.keep_best:
+        results["measurements"] = len(watch.candidates)
+    for name, value in before.figures.items():
+        results |= {f"{name}_before": value, f"{name}_after": after.figures[name]}
+    return results
+
+
+def is_same(own: Path | None, folder: Path | None) -> bool:
+    """Whether a folder to write is the model's own."""
+    return own is not None and folder is not None and own.is_dir() and own.resolve() == folder.resolve()
