@@ -322,6 +322,23 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
     assert again.code == 2 and "a demo already exists" in again.err
 
 
+def test_the_demo_names_the_package_that_brings_its_digits(
+    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    done = tosa("demo")
+    assert done.code == 2 and done.err.splitlines()[-1].endswith("run `pip install 'tosa-cli[demo]'`.")
+
+
+def test_measuring_and_exporting_need_neither_scikit_learn_nor_scipy() -> None:
+    code = (
+        "import sys; sys.modules.update(sklearn=None, scipy=None);"
+        "import tosa_cli.export.photos, tosa_cli.measure.segmentation, tosa_cli.data.pairs, tosa_cli.cli.demo"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_model_is_trained_in_its_own_folder(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(converted)
     for command in ("distill . --data-dir ../photos", "finetune . --data-dir ../digits"):

@@ -11,7 +11,7 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import OverwriteOption
-from tosa_cli.errors import OutputError
+from tosa_cli.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from tosa_cli.data.loading import Images
@@ -53,10 +53,17 @@ def demo(
 
 
 def write_digits(folder: Path) -> None:
-    """Write scikit-learn's 1,797 digits of 8x8 pixels as PNG: `train` and `validation`, one folder a class."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
+    """Write scikit-learn's 1,797 digits of 8x8 pixels as PNG: `train` and `validation`, one folder a class.
 
+    Raises:
+        InputError: If scikit-learn is not installed.
+    """
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("The digits of the demo need a package: run `pip install 'tosa-cli[demo]'`.") from error
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "validation" if index % 5 == 0 else "train"

@@ -194,10 +194,9 @@ def pairs_of_mat(path: Path, split: str) -> LabelledMat:
     Raises:
         DataError: If a package is not installed, or the file is another or cut short.
     """
-    from scipy.io import loadmat
-
     try:
         import h5py
+        from scipy.io import loadmat
     except ImportError as error:
         raise DataError(f"Reading {path.name} needs a package: run `pip install 'tosa-cli[nyu]'`.") from error
     splits = path.with_name(SPLITS_MAT)

@@ -1,12 +1,17 @@
-"""Photos on which an exported model is compared with its original: pieces of the two that scikit-learn brings."""
+"""Photos on which an exported model is compared with its original: pieces of the two in the folder `images`."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
+from PIL import Image
 from timm.data import resolve_data_config
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
 from tosa_cli.model.tosa_vit import TosaViT
+
+PHOTOS = tuple(Path(__file__).with_name("images") / name for name in ("china.jpg", "flower.jpg"))
 
 
 def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
@@ -21,7 +26,7 @@ def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
         Images (B, C, height, width) in float32.
     """
     target = list(model.backbone.patch_embed.img_size)
-    photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1) / 255 for photo in load_sample_images().images]
+    photos = [_read(path) for path in PHOTOS]
     generator = torch.Generator().manual_seed(seed)
     images = []
     for number in range(count):
@@ -37,6 +42,11 @@ def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
     config = resolve_data_config({}, model=model)
     mean, std = (_per_channel(config[key], model.in_chans) for key in ("mean", "std"))
     return ((batch - mean) / std).contiguous()
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as photo:
+        return torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1) / 255
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:

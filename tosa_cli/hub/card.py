@@ -57,7 +57,7 @@ def why_unpublished(model: TosaViT, measured: Mapping[str, Any]) -> str | None:
     total, left_out = measured.get("dataset_samples"), measured.get("skipped") or 0
     if total is not None and measured["samples"] + left_out < total:
         return "it was measured on part of the data"
-    own = list(model.patch_embed.img_size)  # type: ignore[arg-type]
+    own = list(model.patch_embed.img_size)
     if list(measured.get("img_size") or own) != own:
         return f"it was measured at another image size than the model's {own[0]}x{own[1]}"
     return None

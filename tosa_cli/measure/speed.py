@@ -224,7 +224,7 @@ def _peak_memory_mb(model: nn.Module, images: Tensor) -> float | None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         model(images)
     level = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):  # type: ignore[union-attr]
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
             level += event.nbytes()
             peak = max(peak, level)

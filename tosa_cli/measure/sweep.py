@@ -98,7 +98,7 @@ def sweep_speed(
         dense, tosa = load_models(img_size)
         variants = {str(rate): with_keep_rate(tosa, rate) for rate in keep_rates}
         flops = {name: count_flops(variant) for name, variant in variants.items()}
-        height, width = tosa.patch_embed.img_size  # type: ignore[union-attr, misc]
+        height, width = tosa.patch_embed.img_size
         weight = next(tosa.parameters())
         for batch_size in batch_sizes:
             images = torch.randn(batch_size, tosa.in_chans, height, width, device=weight.device, dtype=weight.dtype)

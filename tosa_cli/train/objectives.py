@@ -89,7 +89,7 @@ class FeaturesObjective(nn.Module):
         later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.backbone.norm, model.bypasses])
         parameters = list(later.requires_grad_(True).parameters())
         # Several processes need to know which weights no gradient reaches, as of a bypass that no token takes.
-        images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)  # type: ignore[misc]
+        images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)
         reached = torch.autograd.grad(self._tokens(model, images)[0].sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, reached, strict=True):
             parameter.requires_grad_(gradient is not None)
