@@ -1,25 +1,22 @@
 """From what a user names to a dense timm model: timm names, Hub ids, folders and weights files."""
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.architectures import is_transformers, plan_model
-from tosa_cli.hub.download import cached_commit, check_available, fetch_file
-from tosa_cli.hub.errors import explain_hub_error
+from tosa_cli.hub.download import cached_commit, fetch_file
 from tosa_cli.hub.files import Files, folder_files, hub_files
-from tosa_cli.hub.folder import CONFIG, WEIGHTS, kind_of, read_json
+from tosa_cli.hub.folder import CONFIG, kind_of, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
+from tosa_cli.hub.timm_models import build, build_planned, create, resolve_name, weights_names
 from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
-from tosa_cli.model.families import FAMILIES, Backbone, check_supported, family_of
+from tosa_cli.model.families import Backbone, family_of
 from tosa_cli.model.registry import set_norm_eps_
 from tosa_cli.provenance import Provenance
 
@@ -120,7 +117,7 @@ def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) 
     if source.startswith("hf-hub:") or "/" in source:
         return _from_hub(source, pretrained, args)
     name = resolve_name(source)
-    model = _create(name, source, pretrained, args)
+    model = create(name, source, pretrained, args)
     cfg: dict[str, Any] = model.pretrained_cfg
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
     hub_id = cfg.get("hf_hub_id") if pretrained else None
@@ -137,81 +134,6 @@ def from_anywhere(source: str) -> str:
     return prefix + str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
-def resolve_name(name: str) -> str:
-    """Complete a short timm name.
-
-    Raises:
-        SourceError: If timm knows no such model; names the nearest ones.
-    """
-    base = name.partition(".")[0]
-    if timm.is_model(base):
-        return name
-    for template in (template for family in FAMILIES for template in family.short_names):
-        for short in (name, name.removeprefix("dinov2_")):
-            if timm.is_model(template.format(short)):
-                return template.format(short)
-    modules = [module for family in FAMILIES for module in family.modules]
-    known = [name for module in modules for name in timm.list_models(module=module)]
-    known += sorted({model.removesuffix("_patch16_224") for model in known if model.endswith("_patch16_224")})
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or ["deit_tiny_patch16_224"]
-    raise SourceError(f"timm knows no model {name!r}. Did you mean {' or '.join(near)}?")
-
-
-def _create(name: str, source: str, pretrained: bool, args: dict[str, Any]) -> Backbone:
-    # Refuse what cannot be converted before its weights are downloaded.
-    planned = _planned(name, source, args)
-    cfg = planned.pretrained_cfg
-    if pretrained and cfg.get("hf_hub_id"):
-        check_available(cfg["hf_hub_id"], weights_names(cfg), source)
-    return _build(name, source, pretrained, args).eval()
-
-
-def weights_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """Files of a repository on the Hub that timm takes the weights of a model from, the likeliest first."""
-    return (cfg.get("hf_hub_filename") or WEIGHTS, "pytorch_model.bin")
-
-
-def _planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] | None = None) -> Backbone:
-    """The source as it would be built, without its weights: checked for what can be converted, and at what size."""
-    planned = _build(name, source, False, own or {}, device="meta")
-    check_supported(planned)
-    if args["img_size"] is not None:
-        family_of(planned).check_img_size(planned, args["img_size"])
-    return planned
-
-
-def _build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> Backbone:
-    try:
-        model: Any = timm.create_model(name, pretrained=pretrained, device=device, **args)
-        return model
-    except Exception as error:
-        raise _explain(error, name, source) from error
-
-
-def _explain(error: Exception, name: str, source: str) -> TosaError:
-    text = str(error)
-    if isinstance(error, TosaError):
-        return error
-    if "pretrained tag" in text:
-        return SourceError(f"timm has no such weights of {source} ({text}) Leave the tag out to take the default ones.")
-    if "No pretrained weights exist" in text:
-        return SourceError(f"timm has no pretrained weights of {source}. Pass --no-pretrained, or name a weights file.")
-    if "Unknown model" in text:
-        return CheckpointError(f"{source} names an architecture that timm does not know ({text}).")
-    if isinstance(error, TypeError) and "device" in text:
-        return SourceError(f"{source} cannot be converted: timm builds it in a way of its own.")
-    if isinstance(error, (RuntimeError, SafetensorError)) and not _is_network(error):
-        return weights_error(error, source)
-    if isinstance(error, (KeyError, AttributeError, TypeError, AssertionError)):
-        return CheckpointError(f"{source} has a configuration of the wrong shape ({type(error).__name__}: {text}).")
-    return explain_hub_error(error, source)
-
-
-def _is_network(error: BaseException) -> bool:
-    module = type(error).__module__
-    return module.startswith(("huggingface_hub", "httpx", "requests", "urllib"))
-
-
 def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     name = source.removeprefix("hf-hub:")
     hub_id, _, revision = name.partition("@")
@@ -221,7 +143,7 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
         model, _, notes = _from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
         return Source(model, hub_id, hub_id, commit, notes)
     _check_config(values, name)
-    return Source(_create(f"hf-hub:{hub_id}@{commit}", source, pretrained, args), hub_id, hub_id, commit)
+    return Source(create(f"hf-hub:{hub_id}@{commit}", source, pretrained, args), hub_id, hub_id, commit)
 
 
 def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
@@ -230,7 +152,7 @@ def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
         model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
         return Source(model, name, notes=notes)
     _check_config(config, str(path))
-    model = _create(f"local-dir:{path}", str(path), False, args)
+    model = create(f"local-dir:{path}", str(path), False, args)
     if pretrained:
         load_weights(model, read_weights(path), str(path), args["num_classes"])
     return Source(model, config["architecture"])
@@ -246,10 +168,10 @@ def _from_transformers(
             f"{shown} cannot be converted with its head: {plan.refused}. Pass --num-classes 0 to convert it without, "
             f"or the number of classes of a new one."
         )
-    own = _planned(plan.architecture, shown, args, plan.args)
+    own = build_planned(plan.architecture, shown, args, plan.args)
     cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
     asked = {name: value for name, value in args.items() if value is not None}
-    model: Backbone = _build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
+    model: Backbone = build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
     first: Any = model.blocks[0]
     if first.norm1.eps != plan.norm_eps:
         set_norm_eps_(model, plan.norm_eps)
@@ -296,7 +218,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")
     name = resolve_name(architecture) if architecture else _name_from_file(path)
-    _planned(name, str(path), args)
+    build_planned(name, str(path), args)
     state = read_weights(path)
     if is_named_by_transformers(state):
         raise CheckpointError(
@@ -308,7 +230,7 @@ def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dic
     pool = {"global_pool": "avg"} if "fc_norm.weight" in state and "norm.weight" not in state else {}  # MAE finetuned
     patches = state.get("patch_embed.proj.weight")
     channels = {"in_chans": patches.shape[1]} if patches is not None and patches.ndim == 4 else {}
-    model = _build(name, str(path), False, {**args, **pool, **channels, "num_classes": num_classes}).eval()
+    model = build(name, str(path), False, {**args, **pool, **channels, "num_classes": num_classes}).eval()
     if pretrained:
         load_weights(model, state, str(path), args["num_classes"])
     return Source(model, name, has_new_head=num_classes not in (0, own_classes))
