@@ -14,12 +14,14 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
+from tosa_cli.hub.source import Source
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.families import check_convertible, check_supported, eligible_layers
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
+from tosa_cli.workflow.inspect import inspect
 
 from .tiny_models import make_images, make_vit, randomize_
 
@@ -134,3 +136,15 @@ def test_two_layers_with_one_between_that_cannot_select_are_not_in_a_row() -> No
     model = make_vit("test_vit", img_size=64, patch_size=8, num_classes=10)
     curves = [ErrorCurve((layer,), (0.8, 0.3), (0.1, 0.2)) for layer in (2, 4)]
     assert allocate(model, Method(selector="previous", query_rows=1), curves, 0.15).layers == (2, 4)
+
+
+def test_inspecting_it_proposes_the_layers_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_mixed()
+    model.blocks = model.blocks[2:]  # the first and the third layer cannot
+    monkeypatch.setattr("tosa_cli.workflow.inspect.load_source", lambda *_, **__: Source(model, "mixed"))
+    report = inspect("mixed", Method())
+    assert report.eligible == (2, 4) and report.savings == [] and report.facts["num_heads"] == 2
+    model = make_mixed()
+    report = inspect("mixed", Method())
+    assert report.eligible == (1, 2, 4, 6)
+    assert {saving.layers for saving in report.savings} == {(2,)}

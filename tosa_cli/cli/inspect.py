@@ -48,7 +48,7 @@ def inspect(
         check_can_plot(plot, overwrite)
     method = Method(selector=selector, bypass=bypass)
 
-    from tosa_cli.workflow.inspect import KEEP_RATES, inspect, layer_choices
+    from tosa_cli.workflow.inspect import KEEP_RATES, inspect
 
     report = inspect(
         source,
@@ -75,6 +75,8 @@ def inspect(
         f"{facts['embed_dim']}, {facts['num_heads']} heads, {dense.gmacs:.3f} GMACs at "
         f"{dense.img_size[0]}x{dense.img_size[1]}."
     )
+    if len(report.eligible) < facts["depth"]:
+        console.print_line(f"Layers that can be ToSA layers: {_joined(report.eligible)}.")
     rows: dict[tuple[str, str], list[str]] = {}
     for saving in report.savings:
         rows.setdefault((_joined(saving.layers), saving.selection), []).append(f"{saving.reduction:.1%}")
@@ -97,8 +99,9 @@ def inspect(
         how = ["--selector", selector, "--bypass", bypass, "--layers", "auto", "--target-reduction", "0.25"]
         console.next_command("tosa", "convert", source, *how, "--data-dir", data_dir)
         return
-    choices = layer_choices(facts["depth"])
-    how = ["--layers", _joined(choices[0])] if choices else ["--layers", "1", "--selector", "similarity"]
+    how = ["--layers", _joined(report.eligible[:1]), "--selector", "similarity"]
+    if report.savings:
+        how = ["--layers", _joined(report.savings[0].layers)]
     console.next_command("tosa", "convert", source, *how)
 
 

@@ -8,7 +8,7 @@ from tosa_cli.config import Method, Selection, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.hub.source import load_source
-from tosa_cli.model.families import Backbone, is_supported, num_heads
+from tosa_cli.model.families import Backbone, eligible_layers, num_heads
 from tosa_cli.model.flops import FlopsReport, count_flops
 from tosa_cli.progress import Listener, Nobody
 from tosa_cli.workflow.convert import MeasuredLayers, measure_layers
@@ -50,6 +50,7 @@ class InspectReport:
     Attributes:
         dense: Multiply-accumulates of the dense model.
         facts: What the model is, as JSON values.
+        eligible: Layers, numbered from 1, that can be ToSA layers by a selector that reads no maps.
         savings: What settings would save, by layers, selection and keep rate.
         measured: What each layer can spare, where images were given.
         allocations: What would be chosen for each target reduction that can be reached, where that was measured.
@@ -57,6 +58,7 @@ class InspectReport:
 
     dense: FlopsReport
     facts: Mapping[str, Any]
+    eligible: tuple[int, ...]
     savings: Sequence[Saving]
     measured: MeasuredLayers = field(default_factory=MeasuredLayers)
     allocations: Mapping[float, TosaConfig] = field(default_factory=dict)
@@ -104,7 +106,7 @@ def inspect(
         listener.say(note)
     model = loaded.model
     dense = count_flops(model, name=loaded.name)
-    savings = _savings(model)
+    eligible, savings = eligible_layers(model), _savings(model)
     facts = {
         "model": loaded.name,
         "convertible": True,
@@ -112,7 +114,7 @@ def inspect(
         "block": type(model.blocks[0]).__name__,
         "depth": len(model.blocks),
         "embed_dim": model.embed_dim,
-        "num_heads": num_heads(model.blocks[0]),
+        "num_heads": num_heads(model.blocks[eligible[0] - 1]),
         "num_prefix_tokens": model.num_prefix_tokens,
         "tokens": dense.layers[0].tokens,
         "img_size": list(dense.img_size),
@@ -121,9 +123,9 @@ def inspect(
         "params": dense.params,
     }
     if not data_dir:
-        return InspectReport(dense, facts, savings)
+        return InspectReport(dense, facts, eligible, savings)
     measured = measure_layers(model, method, data_dir, max_samples=max_samples, listener=listener)
-    return InspectReport(dense, facts, savings, measured, _allocations(model, method, measured.curves))
+    return InspectReport(dense, facts, eligible, savings, measured, _allocations(model, method, measured.curves))
 
 
 def layer_choices(depth: int) -> list[tuple[int, ...]]:
@@ -138,13 +140,19 @@ def layer_choices(depth: int) -> list[tuple[int, ...]]:
 
 
 def _savings(model: Backbone) -> list[Saving]:
-    selections: list[Selection] = [selection for selection in get_args(Selection) if is_supported(model, selection)]
-    found = []
-    for layers in layer_choices(len(model.blocks)):
+    selections: tuple[Selection, ...] = get_args(Selection)
+    settings: dict[tuple[tuple[int, ...], Selection], None] = {}
+    for proposed in layer_choices(len(model.blocks)):
         for selection in selections:
-            for rate in KEEP_RATES:
-                config = TosaConfig(layers=layers, keep_rate=rate, selection=selection)
-                found.append(Saving(layers, selection, rate, count_flops(model, config).reduction))
+            eligible = eligible_layers(model, selection, reads_maps=True)
+            layers = tuple(layer for layer in proposed if layer in eligible)
+            if layers:
+                settings[layers, selection] = None
+    found = []
+    for layers, selection in settings:
+        for rate in KEEP_RATES:
+            config = TosaConfig(layers=layers, keep_rate=rate, selection=selection)
+            found.append(Saving(layers, selection, rate, count_flops(model, config).reduction))
     return found
 
 
