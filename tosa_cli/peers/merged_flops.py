@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import Backbone
+from tosa_cli.model.families import Backbone, linear_macs
 from tosa_cli.model.flops import GIGA, count_flops
 from tosa_cli.peers.merging import MergeMode, check_mergeable, num_mergeable
 
@@ -74,7 +72,7 @@ class DenseMacs:
         self.outside = self.dense - sum(layer.dense_macs for layer in report.layers)
         blocks: Any = backbone.blocks
         self.shapes = [
-            (_linear_macs(block.attn), block.attn.num_heads * block.attn.head_dim, _linear_macs(block.mlp))
+            (linear_macs(block.attn), block.attn.num_heads * block.attn.head_dim, linear_macs(block.mlp))
             for block in blocks
         ]
 
@@ -112,8 +110,3 @@ class _MergedMacs(DenseMacs):
                 macs += tokens * width * head_dim if self.mode == "merge-unmerge" else 0
             tokens = left if self.mode == "merge" else tokens
         return macs
-
-
-def _linear_macs(module: nn.Module) -> int:
-    """MACs of all linear layers of a module for one token."""
-    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))

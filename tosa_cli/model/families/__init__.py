@@ -6,7 +6,6 @@ from tosa_cli.model.families.eligibility import (
     check_convertible,
     check_supported,
     eligible_layers,
-    is_supported,
     why_ineligible,
     why_unsupported,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "family_of",
     "has_class_token",
     "head_dim",
-    "is_supported",
     "is_supported_kind",
     "key_dim",
     "kind_of",

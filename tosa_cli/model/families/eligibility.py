@@ -46,11 +46,6 @@ def check_supported(model: Any, selection: Selection = "shared") -> None:
         raise UnsupportedModelError(reason)
 
 
-def is_supported(model: Any, selection: Selection) -> bool:
-    """Whether a model can be converted with this selection."""
-    return why_unsupported(model, selection) is None
-
-
 def why_unsupported(model: Any, selection: Selection = "shared") -> str | None:
     """One sentence that says why a model cannot be converted with this selection; None if some layer of it can be."""
     reason = why_unknown(model)
