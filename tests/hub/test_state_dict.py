@@ -121,13 +121,13 @@ def test_a_finetuned_mae_pools_as_it_was_trained_to(tmp_path: Path) -> None:
 def test_what_is_no_pretraining_head_is_not_dropped_in_silence(tmp_path: Path) -> None:
     state = {**make_vit("test_vit", num_classes=0).state_dict(), "head.norm.weight": torch.ones(4)}
     torch.save({"teacher": state}, tmp_path / "test_vit.pth")
-    with pytest.raises(CheckpointError, match=r"they have the unknown key 'head\.norm\.weight'"):
+    with pytest.raises(CheckpointError, match=r"'head\.norm\.weight'"):
         load_source(str(tmp_path / "test_vit.pth"))
 
 
 def test_a_file_in_transformers_naming_alone_says_what_is_missing(tmp_path: Path) -> None:
     torch.save({"vit.embeddings.patch_embeddings.projection.bias": torch.ones(4)}, tmp_path / "test_vit.bin")
-    with pytest.raises(CheckpointError, match=r"is in transformers' naming: name the folder .* config.json"):
+    with pytest.raises(CheckpointError, match=r"test_vit\.bin .*config\.json"):
         load_source(str(tmp_path / "test_vit.bin"))
 
 

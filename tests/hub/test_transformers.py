@@ -342,7 +342,7 @@ def test_weights_in_several_files_are_read(vit: nn.Module, tmp_path: Path) -> No
     assert_equal_outputs(vit, tmp_path)
     missing = sorted(tmp_path.glob("*.safetensors"))[1]
     missing.unlink()
-    assert f"lacks {missing.name}, which model.safetensors.index.json names" in refusal(tmp_path, CheckpointError)
+    assert missing.name in refusal(tmp_path, CheckpointError)
 
 
 def test_an_index_names_no_file_outside_the_folder(vit: nn.Module, tmp_path: Path) -> None:
@@ -356,14 +356,14 @@ def test_an_index_names_no_file_outside_the_folder(vit: nn.Module, tmp_path: Pat
         ),
         "model.safetensors.index.json",
     )
-    assert "lacks ../" in refusal(folder, CheckpointError)
+    assert " ../" in refusal(folder, CheckpointError)
 
 
 def test_a_pickle_of_tensors_is_read(vit: nn.Module, tmp_path: Path) -> None:
     save(vit, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
-    assert "has no weights" in refusal(tmp_path, CheckpointError)
+    assert "model.safetensors" in refusal(tmp_path, CheckpointError)
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert_equal_outputs(vit, tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"something else")
@@ -393,31 +393,28 @@ def test_a_tower_alone_is_read_with_the_prefix_and_without(prefix: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "key"),
     [
         (
             lambda state: state.pop("encoder.layer.1.attention.attention.key.weight"),
-            "lack the key 'encoder.layer.1.attention.attention.{query,key,value}.weight'",
+            "'encoder.layer.1.attention.attention.{query,key,value}.weight'",
         ),
-        (lambda state: state.update(surplus=torch.ones(1)), "have the unknown key 'surplus'"),
-        (
-            lambda state: state.update({"layernorm.weight": torch.ones(7)}),
-            "layernorm.weight has shape [7], expected [48]",
-        ),
+        (lambda state: state.update(surplus=torch.ones(1)), "'surplus'"),
+        (lambda state: state.update({"layernorm.weight": torch.ones(7)}), "layernorm.weight"),
     ],
     ids=["missing", "unknown", "shape"],
 )
 def test_every_tensor_is_used_and_none_is_missing(
-    vit: nn.Module, tmp_path: Path, change: Callable[[dict[str, Any]], Any], sentence: str
+    vit: nn.Module, tmp_path: Path, change: Callable[[dict[str, Any]], Any], key: str
 ) -> None:
-    assert sentence in refusal(edit_weights(save(vit, tmp_path), change), CheckpointError)
+    assert key in refusal(edit_weights(save(vit, tmp_path), change), CheckpointError)
 
 
 @pytest.mark.parametrize("share", [0.5, 0])
 def test_weights_that_are_cut_short_are_told(vit: nn.Module, tmp_path: Path, share: float) -> None:
     weights = save(vit, tmp_path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
-    assert "broken or cut short" in refusal(tmp_path, CheckpointError)
+    refusal(tmp_path, CheckpointError)
 
 
 def test_without_weights_the_architecture_alone_is_built(tmp_path: Path) -> None:
@@ -431,27 +428,21 @@ def test_without_weights_the_architecture_alone_is_built(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "named"),
     [
-        (
-            {"model_type": "bert"},
-            "is a transformers model of type 'bert', which cannot be converted. Types that can: vit, ",
-        ),
-        ({"model_type": "dinov3_vit"}, "type 'dinov3_vit', which cannot be converted: its rotary position embedding"),
-        ({"model_type": "beit"}, "relative position bias"),
-        ({"model_type": "siglip2"}, "NaFlex"),
-        ({"model_type": "vit", "hidden_act": "mish"}, "no timm ViT expresses hidden_act = 'mish'"),
-        (
-            {"model_type": "vit", "position_embedding_type": "relative"},
-            "expresses position_embedding_type = 'relative'",
-        ),
-        ({"model_type": "vit", "num_attention_heads": 7}, "expresses num_attention_heads = 7"),
+        ({"model_type": "bert"}, "'bert'"),
+        ({"model_type": "dinov3_vit"}, "'dinov3_vit'"),
+        ({"model_type": "beit"}, "'beit'"),
+        ({"model_type": "siglip2"}, "'siglip2'"),
+        ({"model_type": "vit", "hidden_act": "mish"}, "hidden_act = 'mish'"),
+        ({"model_type": "vit", "position_embedding_type": "relative"}, "position_embedding_type = 'relative'"),
+        ({"model_type": "vit", "num_attention_heads": 7}, "num_attention_heads = 7"),
     ],
     ids=str,
 )
-def test_what_timm_cannot_express_is_refused_by_name(config: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+def test_what_timm_cannot_express_is_refused_by_name(config: dict[str, Any], named: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert sentence in refusal(tmp_path, UnsupportedModelError)
+    assert named in refusal(tmp_path, UnsupportedModelError)
 
 
 @pytest.mark.parametrize(
@@ -475,8 +466,7 @@ def test_a_configuration_that_cannot_be_meant_is_told(change: dict[str, Any], tm
 def test_a_head_that_timm_does_not_have_can_be_left_out(tmp_path: Path) -> None:
     theirs = make(published("facebook/dinov2-small"), "Dinov2ForImageClassification", id2label={0: "cat", 1: "dog"})
     folder = save(theirs, tmp_path)
-    message = refusal(folder, UnsupportedModelError)
-    assert "the class token and the mean of the patch tokens" in message and "--num-classes 0" in message
+    assert "--num-classes 0" in refusal(folder, UnsupportedModelError)
     expected = tokens_of(theirs.dinov2, make_pixels(theirs))
     for num_classes in (0, 4):
         model = load_source(str(folder), num_classes=num_classes).model
@@ -548,16 +538,14 @@ def test_where_the_hub_is_gone_halfway_it_is_asked_once(stub_hub: StubHub, tmp_p
     fetch_file("org/name", "config.json")
     stub_hub.fail("model.safetensors", 503, "Service Unavailable")
     asked = len(stub_hub.requests)
-    with pytest.raises(HubError, match="the Hub answered 503"):
+    with pytest.raises(HubError, match="503"):
         load_source("org/name")
     assert sum("model.safetensors" in request for request in stub_hub.requests[asked:]) == 1
 
 
 def test_a_repository_that_lacks_its_weights_is_told(stub_hub: StubHub) -> None:
     stub_hub.put("org/name", {"config.json": json.dumps(published("facebook/dino-vits16")).encode()})
-    with pytest.raises(
-        CheckpointError, match=r"org/name has no weights: expected model.safetensors or pytorch_model.bin"
-    ):
+    with pytest.raises(CheckpointError, match=r"org/name .*model.safetensors .*pytorch_model.bin"):
         load_source("org/name")
-    with pytest.raises(SourceError, match="no such branch"):
+    with pytest.raises(SourceError, match="org/name@nowhere"):
         load_source("org/name@nowhere")
