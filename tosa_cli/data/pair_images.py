@@ -1,10 +1,9 @@
 """Images with maps to tensors; torchvision's transforms change image and map together."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +12,13 @@ from timm.data import resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from tosa_cli.data.datasets import name_of
 from tosa_cli.data.formats import FORMATS, Format
 from tosa_cli.data.images import color_mode, to_color_mode
 from tosa_cli.data.loading import Images, one_a_core, start_worker
+from tosa_cli.data.map_changes import ImageAlone, MapChanges, map_augmentation
 from tosa_cli.data.maps import check_depth_unit, check_map, measured_pixels
 from tosa_cli.data.pairs import Pairs
 from tosa_cli.data.samples import MAX_CONSECUTIVE_FAILURES, Batch, reason_of
@@ -28,26 +28,6 @@ from tosa_cli.task import IGNORED_LABEL, TaskConfig
 
 BORDERED_SIZE = (640, 480)
 """Width and height of the images that have NYU's white frame."""
-
-
-class MapChanges(Protocol):
-    """Random changes to a training image and its map together; the settings of finetuning are such."""
-
-    @property
-    def crop_scale(self) -> float:
-        """Smallest share of an image that a crop covers, where images do not keep their size."""
-
-    @property
-    def hflip(self) -> float:
-        """Probability of a horizontal flip."""
-
-    @property
-    def color_jitter(self) -> float:
-        """Strength of color jitter, which leaves the map."""
-
-    @property
-    def rotation(self) -> float:
-        """Largest angle in degrees."""
 
 
 class WrongMap(str):
@@ -241,9 +221,9 @@ def pairs_to_read(
     if augment is not None:
         if img_size is None:
             raise ValueError("Training needs an image size.")
-        steps = _augmentation(augment, defaults, task, img_size)
+        steps = map_augmentation(augment, defaults, task, img_size)
     else:
-        steps = [_ImageAlone(v2.Resize(img_size, antialias=True))] if img_size else []
+        steps = [ImageAlone(v2.Resize(img_size, antialias=True))] if img_size else []
     training = augment is not None
     chosen = range(len(pairs)) if indices is None else indices
     samples = PairSamples(pairs, chosen, mode, task, defaults, v2.Compose([*steps, to_tensor]), training, seed)
@@ -258,37 +238,6 @@ def pairs_to_read(
         worker_init_fn=partial(start_worker, None),
     )
     return PairImages(loader, samples, len(samples), None, name_of(pairs.folder), held_out=held_out)
-
-
-class _ImageAlone(nn.Module):
-    """Applies a transform to the image and leaves its map as it is."""
-
-    def __init__(self, transform: Any) -> None:
-        super().__init__()
-        self.transform = transform
-
-    def forward(self, image: Any, target: Any) -> tuple[Any, Any]:
-        return self.transform(image), target
-
-
-def _augmentation(config: MapChanges, defaults: Format, task: TaskConfig, size: tuple[int, int]) -> list[Any]:
-    fill = {tv_tensors.Mask: 0 if task.task == "depth" else IGNORED_LABEL, "others": 0}
-    steps: list[Any] = []
-    if config.rotation:
-        steps.append(v2.RandomRotation(config.rotation, interpolation=InterpolationMode.BILINEAR, fill=fill))
-    if defaults.full_size:
-        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
-    else:
-        # Scaled as for evaluation, and so that the smallest crop has the size already.
-        height, width = size
-        larger = [math.ceil(extent / math.sqrt(config.crop_scale)) for extent in size]
-        scale, ratio = (config.crop_scale, 1.0), (width / height, width / height)
-        steps += [v2.Resize(larger, antialias=True), v2.RandomResizedCrop(size, scale, ratio, antialias=True)]
-    steps.append(v2.RandomHorizontalFlip(config.hflip))
-    if config.color_jitter:
-        strength = config.color_jitter
-        steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-    return steps
 
 
 def _collate_training(samples: list[PairSample]) -> Batch:

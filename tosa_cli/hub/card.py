@@ -232,11 +232,8 @@ def _cosine_table(command: str, done: dict[str, Any], whose: str) -> str:
 
 def _accuracy_table(command: str, done: dict[str, Any]) -> str:
     rows = [f"| {when} | {done[f'top1_{when}']:.2f} | {done[f'top5_{when}']:.2f} |" for when in ("before", "after")]
-    said = (
-        f"Accuracy in percent on {done['samples']} held-out images, before and after `tosa {command}`. "
-        f"{how_chosen(done)}"
-    )
-    return f"{said.rstrip()}\n\n| | top-1 | top-5 |\n|---|---|---|\n" + "\n".join(rows)
+    said = f"Accuracy in percent on {done['samples']} held-out images, before and after `tosa {command}`. "
+    return f"{(said + how_chosen(done)).rstrip()}\n\n| | top-1 | top-5 |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def _eval_table(measured: dict[str, Any]) -> str:

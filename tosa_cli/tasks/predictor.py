@@ -71,11 +71,7 @@ class PredictorTask(Task):
         if not held_out_indices:
             raise DataError(f"{opened.folder} holds only one image, but training needs one more to measure on.")
         chosen, _ = split_indices(len(held_out_indices), config.max_watched, hold_out=False)
-        common: dict[str, Any] = {
-            "data_format": config.data_format,
-            "batch_size": config.batch_size,
-            "workers": config.workers,
-        }
+        common: dict[str, Any] = {name: getattr(config, name) for name in ("data_format", "batch_size", "workers")}
         images = pairs_to_read(
             opened,
             model,
@@ -235,12 +231,9 @@ class PredictorTask(Task):
 
     def conditions(self, report: Mapping[str, Any]) -> str:
         """What is saved, and how it was measured."""
-        height, width = report["img_size"]
-        saved = (
-            f"{report['encoder_reduction']:.1%} fewer MACs in the encoder, {report['reduction']:.1%} in all. "
-            if _saves(report)
-            else ""
-        )
+        (height, width), saved = report["img_size"], ""
+        if _saves(report):
+            saved = f"{report['encoder_reduction']:.1%} fewer MACs in the encoder, {report['reduction']:.1%} in all. "
         return (
             f"{saved}{self.counted(report)}{report['device']}, {report['dtype']}, {height}x{width} pixels, batch size "
             f"{report['batch_size']}{', averaged with the mirrored image' if report['flip'] else ''}."
