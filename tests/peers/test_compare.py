@@ -19,7 +19,7 @@ from tosa_cli.peers.merging import MergedViT, MergeMode
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
 
-from ..model.test_flops import needs_a_right_counter, run_and_count
+from ..model.test_flops import run_and_count
 from ..model.tiny_models import MODELS, make_images, make_vit
 from ..train.tiny_runs import tiny_tosa, write_photos
 from .test_pruning import KINDS
@@ -34,7 +34,6 @@ def photos_for(model: Any, folder: Any) -> Any:
 # ---------------------------------------------------------------- MACs
 
 
-@needs_a_right_counter
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pattern", [(0,), (5,), (0, 3), (50, 0)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
@@ -47,7 +46,6 @@ def test_the_macs_of_merging_are_those_of_the_running_model(
     assert run_and_count(MergedViT(dense, mode, schedule)) == count_merged_macs(dense, mode, schedule)
 
 
-@needs_a_right_counter
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "args"),
@@ -82,7 +80,6 @@ def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(mode: MergeMode)
         solve_num_merged(make_vit(), mode, 0.9)
 
 
-@needs_a_right_counter
 @pytest.mark.parametrize("layers", [(2, 4, 5), (1,), (3, 6)], ids=str)
 @pytest.mark.parametrize("rate", [1.0, 0.995, 0.99, 0.7, 0.3, 0.001])
 @pytest.mark.parametrize(("name", "args"), KINDS, ids=str)
@@ -126,7 +123,6 @@ def test_a_budget_that_pruning_cannot_reach_is_told_with_what_can_be_reached() -
 # ---------------------------------------------------------------- the models
 
 
-@needs_a_right_counter
 @pytest.mark.parametrize("target", [0.1, 0.2])
 def test_all_peers_save_as_much_and_run_as_counted(target: float) -> None:
     dense = make_vit("test_vit")
