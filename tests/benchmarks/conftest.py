@@ -1,11 +1,6 @@
-"""The scripts under benchmarks/ import each other by name, and are not part of an installed package."""
+"""The benchmarks are a package in the project's root, which `tests` puts on the path; an installed package has none."""
 
-import sys
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-if BENCHMARKS.is_dir():
-    sys.path.insert(0, str(BENCHMARKS))
-else:
+if not (Path(__file__).parents[2] / "benchmarks").is_dir():
     collect_ignore_glob = ["test_*.py"]

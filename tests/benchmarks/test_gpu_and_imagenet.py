@@ -6,20 +6,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import imagenet_estimate
 import pytest
-import run_gpu
 import torch
-from render_imagenet import put_in, render
 
+from benchmarks.deploy import run_gpu
+from benchmarks.imagenet import estimate
+from benchmarks.imagenet.render import put_in, render
 from tosa_cli.measure import speed
 
+ROOT = Path(__file__).parents[2]
 TINY = "deit_tiny_patch16_224"
 ONCE = speed.Speedup(1.0, 1.0, 1.0)
 
 
 def launch(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, run_gpu.__file__, *words], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", run_gpu.__spec__.name, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -51,8 +53,8 @@ def test_on_the_cpu_every_variant_is_timed_and_a_second_run_measures_nothing(
 
 
 def test_the_page_on_imagenet_has_the_committed_figures() -> None:
-    figures = json.loads(imagenet_estimate.RESULTS.read_text(encoding="utf-8"))
-    page = imagenet_estimate.PAGE.read_text(encoding="utf-8")
+    figures = json.loads(estimate.RESULTS.read_text(encoding="utf-8"))
+    page = estimate.PAGE.read_text(encoding="utf-8")
     assert put_in(page, render(figures)) == page
     assert render(figures) in page
 

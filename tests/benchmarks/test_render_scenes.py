@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import render_scenes
 from PIL import Image
-from render_scenes import FARTHEST, NEAREST, render, room, run
-from scene_rays import Bounds, Box, Camera, Cylinder, Room, Solid, Sphere, lit, trace
-from scene_rooms import Scene, draw_scene
-from scene_shading import render_image
-from scene_textures import TEXTURES, Material, albedo
+
+from benchmarks.scenes import render_scenes
+from benchmarks.scenes.rays import Bounds, Box, Camera, Cylinder, Room, Solid, Sphere, lit, trace
+from benchmarks.scenes.render_scenes import FARTHEST, NEAREST, render, room, run
+from benchmarks.scenes.rooms import Scene, draw_scene
+from benchmarks.scenes.shading import render_image
+from benchmarks.scenes.textures import TEXTURES, Material, albedo
 
 EMPTY = Room((4.0, 3.0, 6.0))
 AHEAD = Camera(position=(2.0, 1.5, 1.0), target=(2.0, 1.5, 5.0), tan_half=0.5)

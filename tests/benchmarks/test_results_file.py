@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from results_file import whole_file, write_json
+
+from benchmarks.writer import whole_file, write_json
 
 
 def test_an_interrupted_write_leaves_the_file_before(tmp_path: Path) -> None:

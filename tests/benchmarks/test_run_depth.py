@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_depth
+
+from benchmarks.depth import run_depth
 
 FIGURES = {"sq_rel": 0.1, "rmse": 0.5, "log10": 0.04, "d2": 0.99}
 COSTS = {"encoder_gmacs": 6.0, "encoder_reduction": 0.0, "gmacs": 9.0, "reduction": 0.0, "samples": 300, "seconds": 1.0}

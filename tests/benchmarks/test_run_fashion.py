@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fashion_teacher
 import numpy as np
 import pytest
-import render_fashion
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from fashion_answer import answer
-from fashion_data import CLASSES
-from fashion_figures import PLOT, TEACHER_PLOT, cost
-from fashion_lab import Lab
-from fashion_teacher import make_model, train_phase
-from fashion_variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
 from filelock import FileLock
 from PIL import Image
-from run_fashion import run_part
 from timm.models import save_for_hf
 
+from benchmarks.fashion import render as render_fashion
+from benchmarks.fashion import teacher as fashion_teacher
+from benchmarks.fashion.answer import answer
+from benchmarks.fashion.data import CLASSES
+from benchmarks.fashion.figures import PLOT, TEACHER_PLOT, cost
+from benchmarks.fashion.lab import Lab
+from benchmarks.fashion.run_fashion import run_part
+from benchmarks.fashion.teacher import make_model, train_phase
+from benchmarks.fashion.variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
 from tosa_cli.train.config import TrainConfig
 
 TINY = Settings(
@@ -117,7 +117,7 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
 def test_an_interrupted_finetuning_ends_in_the_same_weights(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fashion_lab
+    from benchmarks.fashion import lab as fashion_lab
 
     settings = Settings(**{**vars(TINY), "checkpoint_every": 1})
 
@@ -335,6 +335,6 @@ def test_an_interrupted_teacher_ends_in_the_same_weights_and_keeps_its_log(
 
 
 def _tuned() -> dict[str, Any]:
-    from fashion_variants import FINETUNE
+    from benchmarks.fashion.variants import FINETUNE
 
     return FINETUNE

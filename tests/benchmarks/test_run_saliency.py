@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import run_saliency
 import torch
+
+from benchmarks.real import run_saliency
 
 BASE: dict[str, Any] = {"reduction": 0.1, "pooled_correlation": 0.5}
 

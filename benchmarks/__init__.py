@@ -1,0 +1,1 @@
+"""Measures what the project claims: each page of this folder is made from figures in `results`."""
