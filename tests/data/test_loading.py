@@ -122,9 +122,9 @@ def test_sixteen_bits_are_scaled_in_pairs_and_shards_too(tmp_path: Path) -> None
 
 def test_values_of_more_bits_are_named_and_not_read_as_white(tmp_path: Path) -> None:
     folder = write_deep(tmp_path / "deeper", grey().astype(np.int32) * 1000, ".tif")
-    with pytest.raises(DataError, match=r"deeper/deep.tif .*its values run from \d+ to \d+, which are no 16 bits"):
+    with pytest.raises(DataError, match=r"deeper/deep\.tif .* 0 to 245000"):
         list(images_to_read(open_dataset(str(folder)), tiny_tosa(), batch_size=1).batches(strict=False))
-    with pytest.raises(DataError, match="which are no 16 bits"):
+    with pytest.raises(DataError, match=r"deeper/deep.tif"):
         open_photo(next(folder.iterdir()), tiny_tosa())
 
 

@@ -86,7 +86,7 @@ def test_the_labelled_file_of_nyu_gives_measured_depth_in_its_own_split(tmp_path
     assert np.array_equal(np.asarray(image), pixels) and np.array_equal(depth, expected)
     assert test.filename(0).endswith("nyu_depth_v2_labeled.mat[2]")
     (folder / "splits.mat").unlink()
-    with pytest.raises(DataError, match=r"splits.mat is missing, which tells training from test images"):
+    with pytest.raises(DataError, match=r"splits\.mat"):
         open_pairs(str(folder), task="depth", data_format="nyu")
 
 
@@ -180,23 +180,20 @@ def negative(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("spoil", "named"),
     [
-        (wrong_size, r"000.png is 32x32 pixels, but its map 30x32: they must be of one size"),
-        (eight_bits, r"is an image of mode L, but a depth map is a greyscale PNG of 16 bits"),
-        (coloured, r"is an image of mode RGB, but a depth map"),
-        (
-            metres_times_a_million,
-            r"runs from 40 to 40 m, with next to nothing between 0.001 and 10 m: .*--depth-scale",
-        ),
-        (whole_numbers, r"holds int64, but a .npy depth map holds floating-point metres"),
-        (negative, r"has depths below zero \(down to -1\)"),
+        (wrong_size, r"000.png .*32x32 .*30x32"),
+        (eight_bits, r"000.png .*mode L\b"),
+        (coloured, r"000.png .*mode RGB\b"),
+        (metres_times_a_million, r" 40 to 40 m.*--depth-scale .*--max-depth"),
+        (whole_numbers, r"000.npy .*int64"),
+        (negative, r"000.npy .*-1\b"),
     ],
 )
-def test_a_wrong_depth_map_is_told_before_any_work_is_done(tmp_path: Path, spoil: Any, sentence: str) -> None:
+def test_a_wrong_depth_map_is_told_before_any_work_is_done(tmp_path: Path, spoil: Any, named: str) -> None:
     write_folder(tmp_path, 3)
     spoil(tmp_path)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=named):
         read(open_pairs(str(tmp_path), task="depth"))
 
 
@@ -209,7 +206,7 @@ def test_a_wrong_map_further_on_stops_the_work_and_a_broken_file_is_named(tmp_pa
     assert [Path(name.split(" (")[0]).name for name in images.failed] == ["002.png"]
     Image.new("L", (32, 32)).save(tmp_path / "depth/004.png")
     images = read(open_pairs(str(tmp_path), task="depth"), workers=workers)
-    with pytest.raises(DataError, match=r"004.png is an image of mode L") as failure:
+    with pytest.raises(DataError, match=r"004\.png .*mode L\b") as failure:
         list(images.batches(strict=False))
     assert "Traceback" not in str(failure.value)
 
@@ -240,7 +237,7 @@ def test_an_image_whose_measured_depth_is_cut_off_is_named(tmp_path: Path) -> No
 def test_a_mask_with_an_unknown_class_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, 3)
     save_image(tmp_path / "mask/000.png", np.full((32, 32), 5, np.uint8))
-    with pytest.raises(DataError, match=r"has class 5, but --num-labels is 2"):
+    with pytest.raises(DataError, match=r"class 5.*--num-labels .*2"):
         read(open_pairs(str(tmp_path), task="segmentation"), FLOOR)
 
 
@@ -249,30 +246,30 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     save_image(tmp_path / "rgb/001.png", scene(1, 40, 40)[0])
     save_png16(tmp_path / "depth/001.png", scene(1, 40, 40)[1], 1000)
     pairs = open_pairs(str(tmp_path), task="depth")
-    with pytest.raises(DataError, match=r"are of different sizes \(32x32 and 40x40\): pass --img-size, or -b 1"):
+    with pytest.raises(DataError, match=r"32x32 and 40x40.*--img-size"):
         list(read(pairs).batches(strict=False))
     assert len(list(read(pairs, batch_size=1).batches(strict=True))) == 2
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "named"),
     [
-        ({"data_dir": "missing"}, "There is no folder missing"),
-        ({"data_dir": ""}, "pass --data-dir FOLDER"),
-        ({"task": "segmentation", "data_format": "nyu"}, "has depth maps, not masks"),
-        ({"data_format": "kitti"}, "needs a split file"),
-        ({"split_file": "gone.txt"}, "names photos/gone.png, which does not exist"),
-        ({"depth_dir": "elsewhere"}, "--depth-dir goes with a split file"),
-        ({"data_format": "kitti", "split_file": "bad.txt"}, "Line 1 of bad.txt should be 'IMAGE DEPTH', but is 'x'"),
-        ({"data_format": "nyu", "split_file": "gone.txt"}, "names .*gone.png, which does not exist: check --data-dir"),
-        ({"data_format": "nyu", "split_file": "no.txt"}, "The split file no.txt cannot be read"),
-        ({"data_format": "nyu", "split_file": "none.txt"}, "names no image with a depth map"),
-        ({"data_dir": "lonely"}, "000.png has no map: expected .*depth/000.png"),
-        ({"data_dir": "bare"}, "bare has no folder rgb: expected rgb/NAME.jpg or .png and depth/NAME.png or NAME.npy"),
+        ({"data_dir": "missing"}, "missing.*--data-dir"),
+        ({"data_dir": ""}, "--data-dir"),
+        ({"task": "segmentation", "data_format": "nyu"}, "nyu.*--data-format folder"),
+        ({"data_format": "kitti"}, "kitti.*--split-file"),
+        ({"split_file": "gone.txt"}, "photos/gone.png"),
+        ({"depth_dir": "elsewhere"}, "--depth-dir"),
+        ({"data_format": "kitti", "split_file": "bad.txt"}, "Line 1 of bad.txt .*'x'"),
+        ({"data_format": "nyu", "split_file": "gone.txt"}, "gone.png.*--data-dir"),
+        ({"data_format": "nyu", "split_file": "no.txt"}, "no.txt"),
+        ({"data_format": "nyu", "split_file": "none.txt"}, "none.txt"),
+        ({"data_dir": "lonely"}, "rgb/000.png .*depth/000.png"),
+        ({"data_dir": "bare"}, "bare .*rgb/NAME.jpg"),
     ],
 )
 def test_what_is_missing_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], named: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "photos", 1)
@@ -281,5 +278,5 @@ def test_what_is_missing_is_named(
     (tmp_path / "bare").mkdir()
     for name, text in (("bad", "x"), ("gone", "gone.png gone.png"), ("none", "rgb/000.png None 1.0")):
         (tmp_path / f"{name}.txt").write_text(text)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=named):
         open_pairs(**{"data_dir": "photos", "task": "depth", **settings})  # type: ignore[arg-type]

@@ -71,7 +71,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return load(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(InputError, match=r"pip install 'tosa-cli\[plot\]'"):
+    with pytest.raises(InputError, match=r"tosa-cli\[plot\]"):
         make_picture(make_tosa(), make_images(1))
 
 
@@ -121,13 +121,13 @@ def test_folders_are_searched_in_order_and_each_image_comes_once(tmp_path: Path)
 
 
 def test_what_is_missing_empty_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no image or folder "):
+    with pytest.raises(DataError, match=r"cat\.jpg"):
         find_photos([tmp_path / "cat.jpg"])
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match=str(tmp_path)):
         find_photos([tmp_path])
     (tmp_path / "cat.jpg").write_bytes(b"meow")
     model = make_tosa(make_vit(img_size=64))
-    with pytest.raises(DataError, match=r"cat\.jpg cannot be read \(it is not an image, or broken\)"):
+    with pytest.raises(DataError, match=r"cat\.jpg"):
         read_photo(tmp_path / "cat.jpg", model, photo_transform(model))
 
 

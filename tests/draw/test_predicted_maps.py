@@ -161,7 +161,7 @@ def test_encoders_of_every_family_are_drawn_at_another_size(name: str) -> None:
 
 
 def test_a_layer_that_is_no_tosa_layer_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Layer 3 is not a ToSA layer of this model: choose among 2,4,6"):
+    with pytest.raises(ConfigError, match=r"Layer 3 .*2,4,6"):
         make_predicted_picture(make_predictor(), make_images(1, size=64), layers=[3])
 
 

@@ -71,7 +71,7 @@ def test_chosen_layers_alone_are_read_and_others_refused() -> None:
     everything = read_selection(model, images)
     (layer,) = read_selection(model, images, [4])
     assert torch.equal(layer.kept, everything[1].kept)
-    with pytest.raises(ConfigError, match=r"Layer 3 is not a ToSA layer of this model: choose among 2,4,6\."):
+    with pytest.raises(ConfigError, match=r"Layer 3 .*2,4,6\."):
         read_selection(model, images, [2, 3])
 
 

@@ -177,7 +177,7 @@ def test_families_that_are_told_of_places_export_with_any_batch(tmp_path: Path, 
 
 def test_a_model_without_a_head_gives_tokens_and_pooled_features(tmp_path: Path) -> None:
     model, path = tiny_tosa(num_classes=0, in_chans=1), tmp_path / "model.onnx"
-    with pytest.raises(ConfigError, match="no head"):
+    with pytest.raises(ConfigError, match="--outputs"):
         export_model(model, path, ExportConfig(outputs=("logits",)))
     report = export_model(model, path, ExportConfig(opset=18))
     assert report.outputs == ["last_hidden_state", "pooler_output"] and report.inputs["pixel_values"][1] == 1
@@ -255,7 +255,7 @@ def test_weights_too_large_for_one_file_stand_beside_it(tmp_path: Path, monkeypa
     with torch.no_grad():
         assert torch.allclose(run_onnx(path, images_of(2))["logits"], model(images_of(2)), atol=1e-4)
     path.unlink()
-    with pytest.raises(OutputError, match=r"model.onnx.data already exists"):
+    with pytest.raises(OutputError, match=r"model\.onnx\.data .*--overwrite"):
         export_model(model, path)
     assert export_model(model, path, overwrite=True).data_file is None
     assert list(tmp_path.iterdir()) == [path]
@@ -296,21 +296,21 @@ def test_a_failed_check_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "named"),
     [
-        ("old.onnx", "already exists"),
-        ("model.pt2", r"written to a \.onnx file"),
-        ("folder.onnx", "is a folder"),
-        ("nowhere/model.onnx", "no folder that you can write to"),
+        ("old.onnx", "old.onnx .*--overwrite"),
+        ("model.pt2", r" \.onnx .*model\.pt2"),
+        ("folder.onnx", "folder.onnx "),
+        ("nowhere/model.onnx", "nowhere "),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, named: str
 ) -> None:
     monkeypatch.setattr(export_module, "write_onnx", None)
     (tmp_path / "old.onnx").write_bytes(b"old")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(OutputError, match=says):
+    with pytest.raises(OutputError, match=named):
         export_model(tiny_tosa(), tmp_path / name)
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
 
@@ -320,7 +320,7 @@ def test_a_missing_package_is_named_with_what_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else object())
-    with pytest.raises(InputError, match=rf"needs {missing}, .*pip install 'tosa-cli\[export\]'"):
+    with pytest.raises(InputError, match=rf" {missing},.*tosa-cli\[export\]"):
         export_model(tiny_tosa(), tmp_path / "model.onnx")
 
 

@@ -82,7 +82,7 @@ def test_a_selector_that_reads_maps_gets_no_two_layers_in_a_row() -> None:
 
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.9])
 def test_a_target_that_cannot_be_reached_is_refused(target: float) -> None:
-    with pytest.raises(ConfigError, match="target reduction"):
+    with pytest.raises(ConfigError, match=rf"{100 * target:.1f}%|{target}"):
         allocate(backbone(), SIMILARITY, curves(1, 1, 1, 1, 1, 1), target)
 
 
@@ -127,6 +127,6 @@ def test_layers_that_share_a_choice_share_a_curve_and_a_keep_rate(photos: Images
 
 def test_a_selector_that_says_nothing_before_it_is_trained_is_not_measured(photos: Images) -> None:
     config = replace(SIMILARITY, selector="attention", bypass="identity")
-    with pytest.raises(ConfigError, match="says nothing before it is trained") as failure:
+    with pytest.raises(ConfigError, match="'attention'") as failure:
         measure_curves(make_accelerator(TrainConfig(device="cpu")), backbone(), config, photos)
     assert "--selector similarity" in str(failure.value)

@@ -323,7 +323,7 @@ def test_a_fit_that_is_not_finite_stops_and_leaves_no_files(photos: Path, scratc
     model = tiny_tosa(selector="similarity", bypass="nearest+linear")
     with torch.no_grad():
         model.blocks[2].mlp.fc2.bias[0] = float("inf")
-    with pytest.raises(TrainingError, match=r"The fit of layer 4 is not finite: its tokens are not, or there are too"):
+    with pytest.raises(TrainingError, match="layer 4"):
         fit(model, photos)
     assert not list(scratch.iterdir())
 
@@ -342,7 +342,7 @@ def test_a_broken_image_is_skipped_and_named(photos: Path, selector: str) -> Non
 
 def test_a_broken_image_stops_a_strict_fit_and_leaves_no_files(photos: Path, scratch: Path) -> None:
     (photos / "020.jpg").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"020\.jpg \(not an image, or broken\) cannot be read.* leave out --strict"):
+    with pytest.raises(DataError, match=r"020\.jpg .*--strict"):
         fit(tiny_tosa(selector="similarity", bypass="linear"), photos, strict=True)
     assert not list(scratch.iterdir())
 
@@ -369,7 +369,7 @@ def test_images_none_of_which_can_be_read_are_refused(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "photos", 3)
     for path in folder.iterdir():
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"None of the images of .*photos can be read, the first is .*000\.jpg"):
+    with pytest.raises(DataError, match=r"photos .*000\.jpg"):
         fit(tiny_tosa(selector="similarity", bypass="linear"), folder)
 
 
@@ -379,7 +379,7 @@ def test_images_none_of_which_can_be_read_are_refused(tmp_path: Path) -> None:
 def test_a_run_that_is_interrupted_in_training_resumes_exactly(photos: Path, tmp_path: Path) -> None:
     whole, resumed = (tiny_tosa(bypass="linear") for _ in range(2))
     train_and_fit(whole, photos, tmp_path / "whole")
-    with pytest.raises(TrainingError, match=r"run the same command with --resume"):
+    with pytest.raises(TrainingError, match="--resume"):
         train_and_fit(tiny_tosa(bypass="linear"), photos, tmp_path / "part", progress=StopAt(4), checkpoint_every=1)
     report = train_and_fit(resumed, photos, tmp_path / "part", resume=True, checkpoint_every=1)
     assert report.training.updates == 6 and report.training.images < 48
@@ -447,10 +447,9 @@ def test_beside_trained_selectors_the_first_figure_is_of_neither_and_the_fit_is_
 def test_a_model_with_nothing_to_do_is_refused_with_a_sentence(
     photos: Path, tmp_path: Path, selector: str, bypass: str
 ) -> None:
-    sentence = f"The selector '{selector}' has nothing to train, and the bypass '{bypass}' nothing to fit: the model is"
     with pytest.raises(ConfigError) as failure:
         train_and_fit(tiny_tosa(selector=selector, bypass=bypass), photos, tmp_path / "run")
-    assert str(failure.value).startswith(sentence) and "--bypass nearest+linear" in str(failure.value)
+    assert all(named in str(failure.value) for named in (repr(selector), repr(bypass), "--bypass nearest+linear"))
     assert not (tmp_path / "run").exists()
 
 

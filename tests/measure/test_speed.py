@@ -161,7 +161,7 @@ def combinations() -> Iterator[tuple[tuple[int, int], int, float]]:
 
 
 def test_a_keep_rate_out_of_range_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be above 0 and at most 1"):
+    with pytest.raises(ConfigError, match=r"1\.5"):
         with_keep_rate(tiny_tosa(), 1.5)
 
 

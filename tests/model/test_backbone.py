@@ -29,25 +29,25 @@ def test_plain_vision_transformers_are_supported(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "kind"),
     [
-        ("resnet18", "resnet18 is a ResNet, which cannot be converted: it is not built of transformer blocks"),
-        ("swin_tiny_patch4_window7_224", "is a SwinTransformer, which cannot be converted: its attention runs in"),
-        ("samvit_base_patch16", "is a VisionTransformerSAM, which cannot be converted: its attention runs in windows"),
-        ("vit_dlittle_patch16_reg1_gap_256", "Layer 1 of vit_dlittle_patch16_reg1_gap_256 has differential attention"),
-        ("vit_dpwee_patch16_reg1_gap_256", "Layer 1 of vit_dpwee_patch16_reg1_gap_256 has differential attention"),
-        ("naflexvit_base_patch16_gap", "is a NaFlexVit, which cannot be converted: it is made for batches of images"),
-        ("cait_xxs24_224", "is a Cait, which cannot be converted: its attention mixes the heads"),
+        ("resnet18", "ResNet"),
+        ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+        ("samvit_base_patch16", "VisionTransformerSAM"),
+        ("vit_dlittle_patch16_reg1_gap_256", "Layer 1"),
+        ("vit_dpwee_patch16_reg1_gap_256", "Layer 1"),
+        ("naflexvit_base_patch16_gap", "NaFlexVit"),
+        ("cait_xxs24_224", "Cait"),
     ],
 )
-def test_other_models_are_refused_by_the_name_of_their_type(name: str, sentence: str) -> None:
+def test_other_models_are_refused_by_the_name_of_their_type(name: str, kind: str) -> None:
     with pytest.raises(UnsupportedModelError) as failure:
         check_supported(timm.create_model(name, device="meta"))
-    assert sentence in str(failure.value)
+    assert kind in str(failure.value) and name in str(failure.value)
 
 
 def test_a_module_that_timm_did_not_make_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="The model is a Linear, which cannot be converted"):
+    with pytest.raises(UnsupportedModelError, match="Linear"):
         check_supported(nn.Linear(2, 2))
 
 
@@ -57,7 +57,7 @@ def test_a_subclass_is_refused_as_it_may_compute_something_else() -> None:
 
     model = make_vit()
     model.__class__ = Almost
-    with pytest.raises(UnsupportedModelError, match=r"is a Almost, .*: it is a subclass, which may compute something"):
+    with pytest.raises(UnsupportedModelError, match="Almost"):
         check_supported(model)
 
 
@@ -70,8 +70,7 @@ def test_blocks_of_another_build_select_whole_layers_only(name: str, kind: str) 
     check_supported(model, "shared")
     with pytest.raises(UnsupportedModelError) as failure:
         check_supported(model, "per-head")
-    expected = f"Layer 1 of {name} is a {kind}, which cannot be converted with per-head selection: supported are Block."
-    assert str(failure.value) == expected
+    assert all(named in str(failure.value) for named in ("Layer 1", name, kind, "per-head"))
 
 
 def test_gated_attention_selects_whole_layers_only() -> None:
@@ -79,12 +78,12 @@ def test_gated_attention_selects_whole_layers_only() -> None:
     model.blocks[3].attn.gate = nn.Linear(64, 64)
     check_convertible(model, TosaConfig(layers=(2, 4)))
     check_convertible(model, TosaConfig(layers=(2, 6), selection="per-head"))
-    with pytest.raises(UnsupportedModelError, match=r"Layer 4 of test_vit has gated attention.*use --selection shared"):
+    with pytest.raises(UnsupportedModelError, match=r"Layer 4 .*--selection shared"):
         check_convertible(model, TosaConfig(layers=(2, 4), selection="per-head"))
     for block in model.blocks:
         block.attn.gate = nn.Linear(64, 64)
     check_supported(model, "shared")
-    with pytest.raises(UnsupportedModelError, match=r"Layer 1 of test_vit has gated attention.*use --selection shared"):
+    with pytest.raises(UnsupportedModelError, match=r"Layer 1 .*--selection shared"):
         check_supported(model, "per-head")
 
 
@@ -176,7 +175,7 @@ def test_attention_dropout_holds_for_the_map_computed_for_all_rows() -> None:
 def test_a_block_without_fused_attention_cannot_be_read() -> None:
     model = make_vit()
     model.blocks[0].attn.fused_attn = False
-    with pytest.raises(UnsupportedModelError, match=r"Block ran without PyTorch's fused attention.*TIMM_FUSED_ATTN"):
+    with pytest.raises(UnsupportedModelError, match="TIMM_FUSED_ATTN"):
         run_and_tap(model.blocks[0], embed(model, make_images()), 16)
 
 

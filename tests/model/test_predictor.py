@@ -145,14 +145,14 @@ def test_broken_folders_are_refused(folders: Path) -> None:
     save_predictor(model, folders / "depth")
     text = (folders / "depth/config.json").read_text()
     (folders / "depth/config.json").write_text(text.replace('"decoder": "dpt"', '"decoder": "pdt"'))
-    with pytest.raises(CheckpointError, match=r"decoder must be one of: linear, dpt, newcrfs; not 'pdt'"):
+    with pytest.raises(CheckpointError, match=r"decoder .*'pdt'"):
         load_predictor(folders / "depth")
     (folders / "depth/config.json").write_text(text.replace('"decoder": "dpt"', '"decoder": "linear"'))
-    with pytest.raises(CheckpointError, match=r"weights .* do not fit: they lack the key 'decoder.proj.weight'"):
+    with pytest.raises(CheckpointError, match=r"'decoder\.proj\.weight'"):
         load_predictor(folders / "depth")
-    with pytest.raises(CheckpointError, match=r"holds no model with a decoder"):
+    with pytest.raises(CheckpointError, match=r"`tosa finetune --task "):
         load_predictor(folders / "tosa")
-    with pytest.raises(CheckpointError, match=r"holds a model with a decoder, which only"):
+    with pytest.raises(CheckpointError, match="`tosa eval`"):
         tosa_cli.hub.checkpoint.load(folders / "depth")
 
 

@@ -89,7 +89,7 @@ def test_stopping_early_stops() -> None:
 
 @pytest.mark.parametrize("output_fmt", ["NCL", "NHWC"])
 def test_a_form_that_timm_does_not_give_either_is_refused(output_fmt: str) -> None:
-    with pytest.raises(ValueError, match=f"output_fmt must be NCHW or NLC, not '{output_fmt}'"):
+    with pytest.raises(ValueError, match=f"output_fmt .*'{output_fmt}'"):
         make_tosa().forward_intermediates(make_images(), output_fmt=output_fmt)
 
 

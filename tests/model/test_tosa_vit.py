@@ -335,7 +335,7 @@ def test_training_in_mixed_precision_gives_finite_gradients_in_float32(selection
 def test_building_refuses_what_cannot_be_converted() -> None:
     with pytest.raises(UnsupportedModelError, match="is a Linear"):
         TosaViT(nn.Linear(2, 2), TosaConfig(layers=(2,)))
-    with pytest.raises(ConfigError, match="Layer 9 was asked for, but the model has 6 layers"):
+    with pytest.raises(ConfigError, match=r"Layer 9 .*\(1 to 6\)"):
         TosaViT(make_vit(), TosaConfig(layers=(2, 9)))
 
 

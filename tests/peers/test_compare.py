@@ -76,7 +76,7 @@ def test_the_schedule_saves_what_is_asked_for_and_hardly_more(name: str, target:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_budget_out_of_reach_is_told_with_what_can_be_reached(mode: MergeMode) -> None:
-    with pytest.raises(ConfigError, match=rf"The reduction 90.0% cannot be reached: {mode} saves at most \d\d\.\d%"):
+    with pytest.raises(ConfigError, match=rf"90\.0% .*{mode} .*\d\d\.\d%"):
         solve_num_merged(make_vit(), mode, 0.9)
 
 
@@ -112,11 +112,11 @@ def test_the_papers_pruning_of_deit_small_costs_what_the_paper_says() -> None:
 
 
 def test_a_budget_that_pruning_cannot_reach_is_told_with_what_can_be_reached() -> None:
-    with pytest.raises(ConfigError, match=r"The reduction 90.0% cannot be reached: prune saves at most \d\d\.\d%"):
+    with pytest.raises(ConfigError, match=r"90\.0% .*prune .*\d\d\.\d%"):
         solve_pruned_keep_rate(make_vit(), (2, 4), 0.9)
-    with pytest.raises(UnsupportedModelError, match="no class token"):
+    with pytest.raises(UnsupportedModelError, match="class token"):
         solve_pruned_keep_rate(make_vit("test_vit2"), (2, 4), 0.1)
-    with pytest.raises(ConfigError, match="must be different ones of 1 to 6"):
+    with pytest.raises(ConfigError, match=r"\b8\b.* 1 to 6\b"):
         count_pruned_macs(make_vit(), 0.7, (8,))
 
 
@@ -139,7 +139,7 @@ def test_all_peers_save_as_much_and_run_as_counted(target: float) -> None:
 def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
     peers, missing = build_peers(make_vit("test_vit"), 0.55)
     assert "previous" in missing and "random" in missing
-    assert "cannot be reached: layers 2,4,6 save at most" in missing["previous"]
+    assert " 2,4,6 " in missing["previous"]
     peers, missing = build_peers(make_vit("test_vit", block_fn=ResPostBlock), 0.1)
     assert set(peers) == {"previous", "random"} and "timm's Block" in missing["merge"]
     peers, missing = build_peers(make_vit("test_vit2"), 0.1)
@@ -150,7 +150,7 @@ def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
 
 @pytest.mark.parametrize("reduction", [0.0, -0.1, 1.0])
 def test_a_model_that_saves_nothing_has_no_peers(reduction: float) -> None:
-    with pytest.raises(ConfigError, match="Peers are compared at the model's reduction of MACs"):
+    with pytest.raises(ConfigError, match="--keep-rate"):
         build_peers(make_vit(), reduction)
 
 

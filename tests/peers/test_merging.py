@@ -158,23 +158,23 @@ def test_the_backbone_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "sentence"),
+    ("name", "args", "kind"),
     [
-        ("test_vit", {"block_fn": ResPostBlock}, "Layer 1 is a ResPostBlock, which tokens cannot be merged in"),
-        ("test_vit", {"block_fn": ParallelScalingBlock}, "Layer 1 is a ParallelScalingBlock, which tokens cannot be"),
-        ("test_vit_relpos", {}, "Layer 1 is a RelPosBlock, which tokens cannot be merged in"),
-        ("test_resnet", {}, "cannot be converted"),
+        ("test_vit", {"block_fn": ResPostBlock}, "Layer 1 .*ResPostBlock"),
+        ("test_vit", {"block_fn": ParallelScalingBlock}, "Layer 1 .*ParallelScalingBlock"),
+        ("test_vit_relpos", {}, "Layer 1 .*RelPosBlock"),
+        ("test_resnet", {}, "ResNet"),
     ],
 )
-def test_blocks_of_another_kind_are_refused(name: str, args: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=sentence):
+def test_blocks_of_another_kind_are_refused(name: str, args: dict[str, Any], kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=kind):
         MergedViT(timm.create_model(name, **args), "merge", [0])
 
 
 def test_a_schedule_that_does_not_fit_is_refused() -> None:
     dense = make_vit()
     depth = len(dense.blocks)
-    with pytest.raises(ConfigError, match=f"1 numbers of merged tokens were given for {depth} layers"):
+    with pytest.raises(ConfigError, match=rf"^1 .*\b{depth}\b"):
         MergedViT(dense, "merge", [1])
-    with pytest.raises(ConfigError, match="Layer 2 cannot merge 500 of its 101 tokens, but 0 to 50"):
+    with pytest.raises(ConfigError, match=r"Layer 2 .*500 .*101 .*0 to 50\b"):
         MergedViT(dense, "merge", [0, 500] + [0] * (depth - 2))

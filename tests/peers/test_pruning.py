@@ -151,37 +151,37 @@ def test_it_runs_in_bfloat16_and_at_another_size() -> None:
 
 
 def test_a_model_without_a_class_token_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="The model has no class token, by whose attention tokens are"):
+    with pytest.raises(UnsupportedModelError, match="class token"):
         PrunedViT(make_vit("test_vit2"), 0.7, (2,))
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "sentence"),
+    ("name", "args", "kind"),
     [
-        ("test_vit", {"block_fn": ResPostBlock}, "Layer 1 is a ResPostBlock, which tokens cannot be pruned in"),
-        ("test_vit_relpos", {}, "Layer 1 is a RelPosBlock, which tokens cannot be pruned in"),
-        ("test_resnet", {}, "cannot be converted"),
+        ("test_vit", {"block_fn": ResPostBlock}, "Layer 1 .*ResPostBlock"),
+        ("test_vit_relpos", {}, "Layer 1 .*RelPosBlock"),
+        ("test_resnet", {}, "ResNet"),
     ],
 )
-def test_blocks_of_another_kind_are_refused(name: str, args: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=sentence):
+def test_blocks_of_another_kind_are_refused(name: str, args: dict[str, Any], kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=kind):
         PrunedViT(make_vit(name, **args), 0.7, (1,))
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.5, float("nan")])
 def test_a_keep_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(ConfigError, match=r"but must be above 0 and at most 1, as 0\.7"):
+    with pytest.raises(ConfigError, match=str(rate)):
         PrunedViT(make_vit(), rate, (2,))
 
 
 @pytest.mark.parametrize("layers", [(), (0,), (7,), (2, 2)])
 def test_layers_that_the_model_does_not_have_are_refused(layers: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="but must be different ones of 1 to 6"):
+    with pytest.raises(ConfigError, match=r" 1 to 6\b"):
         PrunedViT(make_vit(), 0.7, layers)
 
 
 def test_attention_that_is_not_fused_is_refused() -> None:
     dense: Any = make_vit()
     dense.blocks[1].attn.fused_attn = False
-    with pytest.raises(UnsupportedModelError, match=r"cannot be read: unset TIMM_FUSED_ATTN"), torch.no_grad():
+    with pytest.raises(UnsupportedModelError, match="TIMM_FUSED_ATTN"), torch.no_grad():
         PrunedViT(dense, 0.7, (2,))(make_images())

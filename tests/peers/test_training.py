@@ -125,5 +125,5 @@ def test_peers_around_the_same_weights_are_told_apart() -> None:
 
 def test_features_are_for_converted_models(digits: Path, tmp_path: Path) -> None:
     model: Any = tiny_peer("prune")
-    with pytest.raises(ConfigError, match="features is for converted models, not for a PrunedViT: use labels"):
+    with pytest.raises(ConfigError, match=r"features .*PrunedViT"):
         run_features(model, digits, tmp_path / "run")

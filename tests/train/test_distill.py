@@ -128,30 +128,28 @@ def test_bf16_on_the_cpu_learns_as_well(photos: Path, tmp_path: Path) -> None:
 
 
 def test_a_selector_without_weights_is_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"The selector 'previous' has nothing to train, and the bypass 'identity' nothing to fit"
-    ):
+    with pytest.raises(ConfigError, match=r"'previous'.*'identity'"):
         run_distill(tiny_tosa(selector="previous"), photos, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "named"),
     [
-        ({"opt": "nope"}, "opt 'nope' cannot be used .*: try adamw, sgd or lamb"),
-        ({"sched": "nope"}, "sched must be one of none, cosine, .*; not 'nope'"),
-        ({"sched": "plateau"}, "sched must be one of none, cosine"),
-        ({"log_with": "nope"}, "Training cannot be set up like this: .*nope"),
+        ({"opt": "nope"}, "opt 'nope'"),
+        ({"sched": "nope"}, "sched .*'nope'"),
+        ({"sched": "plateau"}, "sched .*'plateau'"),
+        ({"log_with": "nope"}, "nope"),
     ],
 )
 def test_an_unknown_name_is_refused_before_training(
-    photos: Path, tmp_path: Path, settings: dict[str, Any], sentence: str
+    photos: Path, tmp_path: Path, settings: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=named):
         run_distill(tiny_tosa(), photos, tmp_path / "run", **settings)
 
 
 def test_too_few_images_for_one_step_are_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"24 images are too few for one step of 25 images .* smaller --batch-size"):
+    with pytest.raises(DataError, match=r"^24 .* 25 .*--batch-size"):
         run_distill(tiny_tosa(), photos, tmp_path / "run", batch_size=25)
 
 
@@ -164,12 +162,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     broken = tiny_tosa()
     with torch.no_grad():
         next(broken.selector_parameters())[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match=r"The loss became nan after 0 steps, and training stopped. Try a smaller"):
+    with pytest.raises(TrainingError, match=r"nan after 0 steps.*--lr"):
         run_distill(broken, photos, tmp_path / "run", epochs=1, checkpoint_every=1)
     assert (tmp_path / "run").read_bytes() == kept
 
     model = tiny_tosa()
-    with pytest.raises(TrainingError, match=r"after 3 steps.* last good checkpoint is .*run: go on from it with --res"):
+    with pytest.raises(TrainingError, match=r"after 3 steps.* \S*run: .*--resume"):
         run_distill(model, photos, tmp_path / "run", progress=BreakAfter(3, model), checkpoint_every=1)
     report = run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, checkpoint_every=1)
     assert report.updates == 6 and report.images == 32
@@ -177,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
 def test_weights_that_the_last_step_broke_are_not_kept(photos: Path, tmp_path: Path) -> None:
     model = tiny_tosa()
-    with pytest.raises(TrainingError, match=r"A weight is not finite after 3 steps, and nothing was written"):
+    with pytest.raises(TrainingError, match=r"after 3 steps.*--lr"):
         run_distill(model, photos, tmp_path / "run", epochs=1, progress=BreakAfter(3, model))
     assert not (tmp_path / "run").exists()
 

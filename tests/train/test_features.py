@@ -96,7 +96,7 @@ def test_a_resumed_run_hands_back_the_same_weights(
     selector = {"selector": settings.pop("selector", "attention")}
     whole, resumed = tiny_tosa(**selector), tiny_tosa(**selector)
     _, expected = run_features(whole, photos, tmp_path / "whole", scores=scores and list(scores), **settings)
-    with pytest.raises(TrainingError, match=r"with --resume"):
+    with pytest.raises(TrainingError, match="--resume"):
         progress = StopAt(stop)
         run_features(
             tiny_tosa(**selector),
@@ -209,7 +209,7 @@ def test_images_a_second_are_of_training_alone(photos: Path, tmp_path: Path) -> 
 
 
 def test_more_layers_than_there_are_cannot_be_matched(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--feature-layers must be below 6"):
+    with pytest.raises(ConfigError, match=r"--feature-layers .* 6\b"):
         run_features(tiny_tosa(), photos, tmp_path / "run", feature_layers=6)
 
 
@@ -217,6 +217,6 @@ def test_more_layers_than_there_are_cannot_be_matched(photos: Path, tmp_path: Pa
 def test_features_need_a_teacher(photos: Path, tmp_path: Path, teacher: str | None) -> None:
     model, config = tiny_tosa(), FinetuneConfig(objective="features", device="cpu", workers=0)
     images = read(model, photos, config, finetune_augmentation(config))
-    with pytest.raises(ConfigError, match=r"needs a teacher: a copy of the dense model"):
+    with pytest.raises(ConfigError, match="teacher"):
         dense: nn.Module | None = model.backbone if teacher else None
         finetune(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run", teacher=dense)

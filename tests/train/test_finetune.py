@@ -110,7 +110,7 @@ def test_stochastic_depth_is_off_again_afterwards(digits: Path, tmp_path: Path) 
 
 
 def test_mixup_needs_an_even_batch(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Mixup and CutMix need an even batch size, not 7"):
+    with pytest.raises(ConfigError, match=r"\b7\b"):
         run_finetune(tiny_tosa(), digits, tmp_path / "run", mixup=0.8, batch_size=7)
 
 
@@ -119,10 +119,10 @@ def test_labels_that_the_head_does_not_have_are_refused(digits: Path, tmp_path: 
     model.reset_classifier(4)
     images = read(model, digits, config, None)
     images.classes = None  # as of data that does not name its classes
-    sentence = "has the label [4-9], but the model's head has 4 classes"
-    with pytest.raises(DataError, match=sentence):
+    named = "label [4-9].* 4 classes.*--num-classes"
+    with pytest.raises(DataError, match=named):
         finetune(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run")
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=named):
         measure_accuracy({"tosa": model}, images)
 
 
@@ -155,7 +155,7 @@ def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
 
     model = tiny_tosa()
     images = read(model, write_photos(tmp_path / "photos", 3), FinetuneConfig(workers=0), None)
-    with pytest.raises(DataError, match=r"has no class folders, or one, but the model's head has 10 classes"):
+    with pytest.raises(DataError, match=r"photos .*10 classes.*--data-dir"):
         check_labels(images, model.num_classes)
 
 

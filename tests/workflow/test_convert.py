@@ -71,5 +71,5 @@ def test_what_can_be_spared_is_told_before_anything_is_converted(folder: Path) -
     report = inspect(str(folder / "dense"), method, data_dir=str(folder / "photos"), max_samples=2)
     assert report.facts["depth"] == 6 and len(report.measured.curves) == 6
     assert list(report.allocations)[:2] == [0.1, 0.2]
-    with pytest.raises(ConfigError, match="says nothing before it is trained"):
+    with pytest.raises(ConfigError, match="'attention'"):
         inspect(str(folder / "dense"), Method(), data_dir=str(folder / "photos"))
