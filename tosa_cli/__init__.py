@@ -17,6 +17,8 @@ from tosa_cli.errors import TosaError
 
 if TYPE_CHECKING:
     from tosa_cli.api import convert, load, save
+    from tosa_cli.config import Method
+    from tosa_cli.convert_config import ConvertConfig
     from tosa_cli.data.description import Data
     from tosa_cli.measure.config import EvalConfig
     from tosa_cli.model.predictor import Predictor
@@ -26,14 +28,17 @@ if TYPE_CHECKING:
     from tosa_cli.workflow.distill import distill
     from tosa_cli.workflow.evaluate import evaluate
     from tosa_cli.workflow.finetune import finetune
+    from tosa_cli.workflow.push import push
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvertConfig",
     "Data",
     "DistillConfig",
     "EvalConfig",
     "FinetuneConfig",
+    "Method",
     "Predictor",
     "PredictorConfig",
     "TosaConfig",
@@ -44,10 +49,14 @@ __all__ = [
     "evaluate",
     "finetune",
     "load",
+    "push",
     "save",
 ]
 
 _LAZY = {
+    "ConvertConfig": "tosa_cli.convert_config",
+    "Method": "tosa_cli.config",
+    "push": "tosa_cli.workflow.push",
     "Data": "tosa_cli.data.description",
     "DistillConfig": "tosa_cli.train.config",
     "EvalConfig": "tosa_cli.measure.config",

@@ -1,11 +1,15 @@
 """The Python interface: `convert`, `load`, `save`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tosa_cli.config import TosaConfig
+from tosa_cli.convert_config import ConvertConfig
+from tosa_cli.data.description import Data, read_from
+from tosa_cli.errors import ConfigError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.folder import kind_of
 from tosa_cli.hub.predictor import check_predictor_config, save_predictor
@@ -14,6 +18,7 @@ from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.workflow.convert import as_source, convert_source
+from tosa_cli.workflow.convert import convert as run_convert
 
 __all__ = ["convert", "load", "save"]
 
@@ -74,12 +79,16 @@ def save(model: TosaViT | Predictor, folder: str | Path, *, overwrite: bool = Fa
     return checkpoint.save(model, folder, overwrite=overwrite)
 
 
-def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
+def convert(
+    source: str | Path | nn.Module, config: TosaConfig | ConvertConfig, data: Data | str | Path | None = None
+) -> TosaViT:
     """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
 
     Args:
         source: A timm name, Hub id, folder or weights file, or a timm model, which becomes part of the new one.
-        config: Where and how tokens are selected.
+        config: Where and how tokens are selected; or with all that `tosa convert` can do: layers by measurement, a
+            share of the MACs to save, another image size or number of classes.
+        data: The images to choose layers by, or their folder.
 
     Returns:
         The ToSA model, in evaluation mode.
@@ -87,6 +96,13 @@ def convert(source: str | Path | nn.Module, config: TosaConfig) -> TosaViT:
     Raises:
         TosaError: If the source cannot be found, read or converted; the subclass and the message say which.
     """
-    if isinstance(source, (str, Path)):
-        return convert_source(load_source(str(source)), config, str(source))
-    return convert_source(as_source(source), config, "")
+    if data is not None and not isinstance(config, ConvertConfig):
+        raise ConfigError("Images choose the layers, but a TosaConfig names them: pass a ConvertConfig, or no images.")
+    if isinstance(config, ConvertConfig):
+        config = read_from(config, data)
+        if isinstance(source, nn.Module):
+            return run_convert(config, source).model
+        return run_convert(dataclasses.replace(config, source=str(source))).model
+    if isinstance(source, nn.Module):
+        return convert_source(as_source(source), config, "")
+    return convert_source(load_source(str(source)), config, str(source))

@@ -39,7 +39,7 @@ class ConvertConfig(Method, CommandSettings):
             "timm name (deit_tiny is short for deit_tiny_patch16_224), Hub id org/name[@revision], a folder, both in "
             "timm's or transformers' format, or a weights file."
         ),
-    ]
+    ] = ""
     layers: Annotated[
         tuple[int, ...] | Literal["auto"],
         Setting(
@@ -82,17 +82,24 @@ class ConvertConfig(Method, CommandSettings):
         if isinstance(self.layers, tuple):
             self.at(self.layers, self.keep_rate)
             return
-        if not (self.data_dir or self.dataset):
-            raise ConfigError(
-                "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
-                "as in --layers 2,4,6,8,10."
-            )
         if self.target_reduction is None:
             raise ConfigError(
                 "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
                 "--keep-rate."
             )
         self.check_measurable()
+
+    def check_images(self) -> None:
+        """Check that there are images where layers are chosen by measurement.
+
+        Raises:
+            ConfigError: If none are named.
+        """
+        if self.layers == AUTO and not (self.data_dir or self.dataset):
+            raise ConfigError(
+                "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
+                "as in --layers 2,4,6,8,10."
+            )
 
     @property
     def source_settings(self) -> dict[str, Any]:

@@ -367,12 +367,6 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     ),
     (
         ConvertConfig,
-        {"source": "deit_tiny", "layers": "auto"},
-        "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the "
-        "layers as in --layers 2,4,6,8,10.",
-    ),
-    (
-        ConvertConfig,
         {"source": "deit_tiny", "layers": "auto", "data_dir": "photos"},
         "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
         "--keep-rate.",

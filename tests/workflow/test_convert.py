@@ -6,12 +6,14 @@ import pytest
 import torch
 from timm.models import save_for_hf
 
+import tosa_cli
 from tests.model.tiny_models import make_vit
 from tests.train.tiny_runs import write_photos
 from tosa_cli.config import Method
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.model.flops import count_flops
 from tosa_cli.progress import Nobody
 from tosa_cli.workflow.convert import convert
 from tosa_cli.workflow.inspect import inspect
@@ -73,3 +75,17 @@ def test_what_can_be_spared_is_told_before_anything_is_converted(folder: Path) -
     assert list(report.allocations)[:2] == [0.1, 0.2]
     with pytest.raises(ConfigError, match="'attention'"):
         inspect(str(folder / "dense"), Method(), data_dir=str(folder / "photos"))
+
+
+def test_python_chooses_layers_by_measurement_and_loads_sources_as_the_command_does(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 8)
+    dense = make_vit("test_vit", img_size=32, patch_size=8, num_classes=10)
+    method = {"selector": "similarity", "bypass": "nearest+affine", "layers": "auto", "target_reduction": 0.1}
+    model = tosa_cli.convert(dense, tosa_cli.ConvertConfig(**method), photos)
+    assert count_flops(model).reduction >= 0.1 and model.backbone is dense
+    sized = tosa_cli.convert("test_vit", tosa_cli.ConvertConfig(layers=(2, 4), img_size=64, pretrained=False))
+    assert sized.patch_embed.img_size == (64, 64) and sized.config.layers == (2, 4)
+    with pytest.raises(ConfigError, match="--data-dir"):
+        tosa_cli.convert(dense, tosa_cli.ConvertConfig(**method))
+    with pytest.raises(ConfigError, match="ConvertConfig"):
+        tosa_cli.convert(dense, tosa_cli.TosaConfig(layers=(2,)), photos)

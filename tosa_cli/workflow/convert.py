@@ -77,6 +77,7 @@ def convert(
             reached; the subclass and the message say which.
     """
     listener = listener or Nobody()
+    config.check_images()
     loaded = as_source(source) if source is not None else load_from(config)
     for note in loaded.notes:
         listener.say(note)
