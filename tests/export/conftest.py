@@ -10,5 +10,5 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 @pytest.fixture(scope="session", autouse=True)
 def look_up_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ONNXRegistry, "from_torchlib", functools.cache(ONNXRegistry.from_torchlib))
+        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         yield
