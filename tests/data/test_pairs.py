@@ -185,7 +185,7 @@ def negative(folder: Path) -> None:
         (wrong_size, r"000.png .*32x32 .*30x32"),
         (eight_bits, r"000.png .*mode L\b"),
         (coloured, r"000.png .*mode RGB\b"),
-        (metres_times_a_million, r" 40 to 40 m.*--depth-scale .*--max-depth"),
+        (metres_times_a_million, r" 40 to 40 m.*--depth-scale.*--max-depth"),
         (whole_numbers, r"000.npy .*int64"),
         (negative, r"000.npy .*-1\b"),
     ],
