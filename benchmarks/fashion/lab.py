@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import re
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.fashion.figures import best_rate
 from benchmarks.fashion.models import build_model
 from benchmarks.fashion.teacher import Log, make_model
 from benchmarks.fashion.variants import CALIBRATED, DISTILL, FINETUNE, RATES, Settings, Variant, tried
+from benchmarks.lab import Lab
 from benchmarks.writer import machine, whole_file, write_json
 from tosa_cli.data.datasets import open_dataset, split_indices
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
@@ -37,7 +37,7 @@ from tosa_cli.train.processes import make_accelerator
 TEST_BATCH = 100
 
 
-class Lab:
+class FashionLab(Lab):
     """Data, teacher, and the results so far. Several processes may share a work folder and share the work.
 
     Args:
@@ -50,10 +50,11 @@ class Lab:
         SystemExit: If the results were measured with other settings, or with another teacher.
     """
 
+    duration = "total_seconds"
+
     def __init__(self, work: Path, path: Path, settings: Settings | None = None) -> None:  # noqa: D107
-        self.work, self.path, self.settings = work, path, settings or Settings()
-        self.results: dict[str, Any] = {}
-        self._read()
+        super().__init__(path)
+        self.work, self.settings = work, settings or Settings()
         weights = work / "teacher" / "model.safetensors"
         used = {**dataclasses.asdict(self.settings), "finetune": FINETUNE, "rates": RATES, "distill": DISTILL}
         used = json.loads(json.dumps({**used, "teacher": _digest(weights.read_bytes())}))
@@ -90,28 +91,19 @@ class Lab:
         except Timeout:
             return
         with held:
-            self._read()
-            if name in self.results.get(part, {}) and (made is None or made.exists()):
-                return
-            print(f"{part}: {name}", flush=True)
-            started = time.perf_counter()
-            found = run()
-            self.record(part, name, {**found, "total_seconds": time.perf_counter() - started})
-        shown = {key: value for key, value in found.items() if not isinstance(value, (dict, list))}
-        print(part, name, shown, flush=True)
+            self.read()
+            if made is not None and not made.exists():
+                self.results.get(part, {}).pop(name, None)
+            if name not in self.results.get(part, {}):
+                print(f"{part}: {name}", flush=True)
+            super().measure(part, name, run)
 
     def record(self, part: str, name: str, found: dict[str, Any]) -> None:
-        """Write one more result; the file before stays until the new one is whole."""
+        """Write one more result among those of other processes."""
         with FileLock(self.runs / "results.lock"):
-            self._read()
+            self.read()
             self.results |= self._about
-            self.results.setdefault(part, {})[name] = found
-            write_json(self.path, self.results)
-
-    def _read(self) -> None:
-        """Take in what other processes wrote."""
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text("utf-8"))
+            super().record(part, name, found)
 
     def teacher_report(self) -> dict[str, Any]:
         """How the teacher was trained."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from benchmarks.fashion.lab import Lab
+from benchmarks.fashion.lab import FashionLab
 from benchmarks.fashion.variants import LOW_CALIBRATED, LOW_RATE, Settings, Variant, tosa, variants
 from benchmarks.lab import FIGURES, HERE, WORK, run_module
 
@@ -45,7 +45,7 @@ def main() -> None:
         args.work.mkdir(parents=True, exist_ok=True)
         with FileLock(args.work / "fetch.lock"):
             fetch(args.work)
-        lab = Lab(args.work, RESULTS)
+        lab = FashionLab(args.work, RESULTS)
         for part in args.only:
             run_part(lab, part, args.seeds)
     from benchmarks.fashion.render import render
@@ -66,7 +66,7 @@ def fetch(work: Path) -> None:
         run_module("fashion.teacher", teacher, "--data-dir", data, "--work", work / "state")
 
 
-def run_part(lab: Lab, part: str, seeds: Any, chosen: list[Variant] | None = None) -> None:
+def run_part(lab: FashionLab, part: str, seeds: Any, chosen: list[Variant] | None = None) -> None:
     """Measure what is missing of a part.
 
     Args:
@@ -97,7 +97,7 @@ def run_part(lab: Lab, part: str, seeds: Any, chosen: list[Variant] | None = Non
                     lab.measure("selectors", name, partial(lab.selectors, variant, seed), wait=wait)
 
 
-def draw(lab: Lab, variant: Variant, seed: int) -> dict[str, Any]:
+def draw(lab: FashionLab, variant: Variant, seed: int) -> dict[str, Any]:
     """Draw which patches each layer of a finetuned model computes in a few test images."""
     from matplotlib.figure import Figure
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import FIVE
-from benchmarks.real.lab import Lab, chosen, distilled
+from benchmarks.real.lab import RealLab, chosen, distilled
 
 TEXTURES = ("Dune", "grass")
 """Held-out photos that are all texture: no two patches are alike there."""
@@ -13,7 +13,7 @@ NOISE, NOISY_LAYER = 0.1, 2
 """Gaussian noise on the dense tokens after a layer, as a share of each token's norm."""
 
 
-def run_bounds(lab: Lab) -> None:
+def run_bounds(lab: RealLab) -> None:
     """Texture and other crops apart: five layers at 0.8, the preset, and the dense model with noise."""
     from tosa_cli.config import TosaConfig
 
@@ -48,7 +48,7 @@ def with_noise(model: Any) -> Any:
     return model
 
 
-def by_texture(lab: Lab, model: Any) -> dict[str, Any]:
+def by_texture(lab: RealLab, model: Any) -> dict[str, Any]:
     """Mean cosine of final tokens to the dense model's, of crops that are all texture and of the others."""
     cosines = lab.cosines(model, 95)
     photos = lab.photos("held_out", model, 95).samples

@@ -1,15 +1,14 @@
 """What the benchmarks on a real DINOv2 share: checkpoint, photos, and how a model is made, measured and described."""
 
 import copy
-import json
 import random
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import FIGURES, run_module
-from benchmarks.writer import machine, write_json
+from benchmarks.lab import FIGURES, Lab, run_module
+from benchmarks.writer import machine
 
 RESULTS = FIGURES / "results.json"
 SMALL = 224
@@ -32,7 +31,7 @@ def fetch(work: Path) -> tuple[Path, Path]:
     return checkpoint, photos
 
 
-class Lab:
+class RealLab(Lab):
     """The checkpoint, the photos, and the results so far.
 
     Args:
@@ -44,9 +43,9 @@ class Lab:
         from tosa_cli.train.config import TrainConfig
         from tosa_cli.train.processes import make_accelerator
 
-        self.work, self.path = work, path
+        super().__init__(path)
+        self.work = work
         self.accelerator = make_accelerator(TrainConfig(device="cpu"))
-        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         self.results["machine"] = machine()
         self.dense: dict[tuple[int, int], Any] = {}
 
@@ -92,20 +91,9 @@ class Lab:
                 self.dense[key] = [(batch.images, dense.forward_features(batch.images)) for batch in photos]
             return torch.cat([F.cosine_similarity(model.forward_features(x), y, dim=-1) for x, y in self.dense[key]])
 
-    def measure(self, part: str, name: str, run: Any) -> None:
-        """Measure something unless it is in the results, and write them."""
-        done = self.results.setdefault(part, {})
-        if name in done:
-            return
-        started = time.perf_counter()
-        done[name] = {**run(), "seconds": time.perf_counter() - started}
-        write_json(self.path, self.results)
-        shown = {key: value for key, value in done[name].items() if not isinstance(value, (dict, list))}
-        print(part, name, shown, flush=True)
-
 
 def distilled(
-    lab: Lab, source: Any, config: Any, calibration: int, seed: int | None = None, at_small: int = 64
+    lab: RealLab, source: Any, config: Any, calibration: int, seed: int | None = None, at_small: int = 64
 ) -> tuple[Any, float]:
     """Convert and distill on calibration photos; also the seconds that took.
 
@@ -153,7 +141,7 @@ def describe(model: Any, seconds: float, quality: dict[str, Any]) -> dict[str, A
     return {"reduction": flops.reduction, "added": added, "distill_seconds": seconds, **quality}
 
 
-def chosen(lab: Lab, target: float, bypass: Any = CALIBRATED, span: int = SPAN) -> Any:
+def chosen(lab: RealLab, target: float, bypass: Any = CALIBRATED, span: int = SPAN) -> Any:
     """The calibrated setting for a target, as it was chosen at 224."""
     from tosa_cli.config import TosaConfig
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.lab import FIVE, HERE, WORK
 from benchmarks.real.bounds import run_bounds
-from benchmarks.real.lab import ELEVEN, RESULTS, Lab, chosen, describe, distilled, fetch
+from benchmarks.real.lab import ELEVEN, RESULTS, RealLab, chosen, describe, distilled, fetch
 from benchmarks.real.render_grid import BYPASSES, SELECTORS
 from benchmarks.real.render_results import render
 from benchmarks.real.speed import run_attention, run_grid_speed, run_profile, run_speed, run_speed_kept
@@ -38,13 +38,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.render:
         fetch(args.work)
-        lab = Lab(args.work)
+        lab = RealLab(args.work)
         for part in args.only:
             PARTS[part](lab)
     render(json.loads(RESULTS.read_text(encoding="utf-8")), HERE)
 
 
-def run_grid(lab: Lab) -> None:
+def run_grid(lab: RealLab) -> None:
     """Every selector with every bypass, and the oracle: 224, five layers at 0.8 and 0.5."""
     source = lab.source(224)
     for keep_rate in (0.8, 0.5):
@@ -53,7 +53,7 @@ def run_grid(lab: Lab) -> None:
             lab.measure("grid", f"{selector} {bypass} {keep_rate}", one)
 
 
-def run_grid_draws(lab: Lab) -> None:
+def run_grid_draws(lab: RealLab) -> None:
     """The grid at 0.8 with three draws of calibration photos."""
     source = lab.source(224)
     for seed in DRAWS:
@@ -62,7 +62,7 @@ def run_grid_draws(lab: Lab) -> None:
             lab.measure("grid_draws", f"{selector} {bypass} 0.8, seed {seed}", one)
 
 
-def run_grid_large(lab: Lab) -> None:
+def run_grid_large(lab: RealLab) -> None:
     """The grid at 518 and 0.8, with evenly spread calibration photos and with those of two draws."""
     source = lab.source(518)
     for seed in (None, *DRAWS[:2]):
@@ -75,7 +75,7 @@ def run_grid_large(lab: Lab) -> None:
 
 
 def grid_cell(
-    lab: Lab,
+    lab: RealLab,
     source: Any,
     selector: Any,
     bypass: Any,
@@ -102,7 +102,7 @@ def grid_cell(
     return describe(model, seconds, lab.quality(model, held_out))
 
 
-def run_budget(lab: Lab) -> None:
+def run_budget(lab: RealLab) -> None:
     """Layers and keep rates by measurement, for several targets, beside eleven layers at one rate."""
     from tosa_cli.config import TosaConfig
     from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
@@ -137,7 +137,7 @@ def run_budget(lab: Lab) -> None:
         lab.measure("budget", name, partial(one, target, "nearest+linear", 1, True))
 
 
-def run_seeds(lab: Lab) -> None:
+def run_seeds(lab: RealLab) -> None:
     """The settings that matter with three draws of 126 calibration photos."""
     from tosa_cli.config import TosaConfig
 
@@ -162,7 +162,7 @@ def run_seeds(lab: Lab) -> None:
             lab.measure("seeds", f"{name}, seed {seed}", partial(one, config, seed))
 
 
-def run_large(lab: Lab) -> None:
+def run_large(lab: RealLab) -> None:
     """518 x 518: the settings that matter, with layers and keep rates chosen at 224."""
     from tosa_cli.config import TosaConfig
 
@@ -182,7 +182,7 @@ def run_large(lab: Lab) -> None:
         lab.measure("large", name, partial(one, config))
 
 
-def run_finetune(lab: Lab) -> None:
+def run_finetune(lab: RealLab) -> None:
     """Label-free finetuning of the calibrated model at -25 %: the default of five epochs, at most 25 minutes."""
     from tosa_cli.hub.checkpoint import load, save
 

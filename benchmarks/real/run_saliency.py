@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import FIGURES, FIVE, HERE, WORK
-from benchmarks.real.lab import ELEVEN, Lab, describe, distilled, fetch
+from benchmarks.real.lab import ELEVEN, RealLab, describe, distilled, fetch
 from benchmarks.writer import table
 
 RESULTS = FIGURES / "saliency.json"
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"Wrote {PAGE}")
 
 
-class SaliencyLab(Lab):
+class SaliencyLab(RealLab):
     """The checkpoint, its saliency head, the photos, and the results so far."""
 
     def __init__(self, work: Path) -> None:  # noqa: D107

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.lab import FIVE
-from benchmarks.real.lab import ELEVEN, Lab, chosen
+from benchmarks.real.lab import ELEVEN, RealLab, chosen
 from benchmarks.real.render_grid import BYPASSES, SELECTORS
 
 ROUNDS = 15
@@ -22,7 +22,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_":
 """Tells glibc to keep memory that was freed, as other allocators do; it is read when a process starts."""
 
 
-def run_speed_kept(lab: Lab) -> None:
+def run_speed_kept(lab: RealLab) -> None:
     """Speed as `run_speed` measures it, in a process that keeps the memory that it freed."""
     if os.environ.items() >= KEEP_MEMORY.items():
         run_speed(lab, "speed_kept")
@@ -32,7 +32,7 @@ def run_speed_kept(lab: Lab) -> None:
     lab.results = json.loads(lab.path.read_text(encoding="utf-8"))
 
 
-def run_speed(lab: Lab, part: str = "speed") -> None:
+def run_speed(lab: RealLab, part: str = "speed") -> None:
     """Speed in turns with the fused dense model, and peak memory."""
     import timm
     import torch
@@ -85,7 +85,7 @@ def run_speed(lab: Lab, part: str = "speed") -> None:
         lab.measure(part, key, partial(one, name, size, batch, config, dtype, compiled))
 
 
-def run_grid_speed(lab: Lab) -> None:
+def run_grid_speed(lab: RealLab) -> None:
     """Speed of every selector with every bypass at 0.8 on five layers, all in turns in one process."""
     import timm
     import torch
@@ -133,7 +133,7 @@ GROUPS = {
 }
 
 
-def run_profile(lab: Lab) -> None:
+def run_profile(lab: RealLab) -> None:
     """Where the time of a forward pass goes, by kind of operation."""
     import timm
     import torch
@@ -161,7 +161,7 @@ def run_profile(lab: Lab) -> None:
             lab.measure("profile", f"{what}: {setting}", partial(one, name, batch, converted))
 
 
-def run_attention(lab: Lab) -> None:
+def run_attention(lab: RealLab) -> None:
     """Time of fused attention by the number of tokens."""
     import torch
     from torch.nn import functional as F

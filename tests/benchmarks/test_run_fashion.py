@@ -20,7 +20,7 @@ from benchmarks.fashion import teacher as fashion_teacher
 from benchmarks.fashion.answer import answer
 from benchmarks.fashion.data import CLASSES
 from benchmarks.fashion.figures import PLOT, TEACHER_PLOT, cost
-from benchmarks.fashion.lab import Lab
+from benchmarks.fashion.lab import FashionLab
 from benchmarks.fashion.run_fashion import run_part
 from benchmarks.fashion.teacher import make_model, train_phase
 from benchmarks.fashion.variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
@@ -40,7 +40,7 @@ TINY = Settings(
     speed_seconds=0.0,
     workers=0,
 )
-choose_rate = Lab.rate
+choose_rate = FashionLab.rate
 TOSA = f"ToSA {LOW_RATE}, shared, all rows"
 
 
@@ -59,7 +59,7 @@ def fresh_accelerate() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trying learning rates takes time."""
-    monkeypatch.setattr(Lab, "rate", lambda self: 1e-3)
+    monkeypatch.setattr(FashionLab, "rate", lambda self: 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) -> None:
     path = tmp_path / "results" / "fashion.json"
     chosen = [variant("dense"), variant(TOSA)]
-    lab = Lab(work, path, TINY)
+    lab = FashionLab(work, path, TINY)
     for part in ("teacher", "runs", "selectors", "speed", "pictures"):
         run_part(lab, part, (0,), chosen)
     results = json.loads(path.read_text())
@@ -101,7 +101,7 @@ def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) 
     assert not list((work / "runs").glob("*/*.checkpoint"))
 
     written = path.read_text()
-    again = Lab(work, path, TINY)
+    again = FashionLab(work, path, TINY)
     for part in ("teacher", "runs", "selectors", "speed", "pictures"):
         run_part(again, part, (0,), chosen)
     assert path.read_text() == written
@@ -121,12 +121,12 @@ def test_an_interrupted_finetuning_ends_in_the_same_weights(
 
     settings = Settings(**{**vars(TINY), "checkpoint_every": 1})
 
-    def run(name: str) -> tuple[Lab, Any]:
+    def run(name: str) -> tuple[FashionLab, Any]:
         folder = tmp_path / name
         folder.mkdir()
         for shared in ("fashion", "teacher"):
             (folder / shared).symlink_to(work / shared)
-        lab = Lab(folder, folder / "results.json", settings)
+        lab = FashionLab(folder, folder / "results.json", settings)
         run_part(lab, "runs", (0,), [variant("dense")])
         return lab, lab.finetuned(variant("dense"), 0).state_dict()
 
@@ -146,7 +146,7 @@ def test_an_interrupted_finetuning_ends_in_the_same_weights(
         run("stopped")
     folder = tmp_path / "stopped"
     assert len(list((folder / "runs").glob("*/*.checkpoint"))) == 1
-    lab = Lab(folder, folder / "results.json", settings)
+    lab = FashionLab(folder, folder / "results.json", settings)
     run_part(lab, "runs", (0,), [variant("dense")])
     assert lab.results["runs"]["dense, seed 0"]["resumed"]
     for name, value in lab.finetuned(variant("dense"), 0).state_dict().items():
@@ -157,7 +157,7 @@ def test_the_learning_rate_is_the_best_of_the_dense_model_on_images_that_it_did_
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "fashion.json"
-    lab = Lab(work, path, dataclasses.replace(TINY, finetune_images=120, rate_images=4))
+    lab = FashionLab(work, path, dataclasses.replace(TINY, finetune_images=120, rate_images=4))
     read = {*lab.training_images(120, 0, 8, None).samples.indices}
     kept = {*lab.rate_images().samples.indices}
     assert len(read) == 120 and len(kept) == 4 and not read & kept
@@ -165,16 +165,16 @@ def test_the_learning_rate_is_the_best_of_the_dense_model_on_images_that_it_did_
     run_part(lab, "rates", (0,), [])
     assert {(row["variant"], row["lr"]) for row in lab.results["rates"].values()} > set(found)
 
-    def try_rate(lab: Lab, variant: Variant, lr: float) -> dict[str, Any]:
+    def try_rate(lab: FashionLab, variant: Variant, lr: float) -> dict[str, Any]:
         return {"variant": variant.name, "lr": lr, "top1": found.get((variant.name, lr), 0.0)}
 
-    monkeypatch.setattr(Lab, "_try_rate", try_rate)
-    assert choose_rate(Lab(work, tmp_path / "other.json", TINY)) == 3e-4
+    monkeypatch.setattr(FashionLab, "_try_rate", try_rate)
+    assert choose_rate(FashionLab(work, tmp_path / "other.json", TINY)) == 3e-4
 
 
 def test_processes_share_the_work(work: Path, tmp_path: Path) -> None:
     path = tmp_path / "fashion.json"
-    one, other = Lab(work, path, TINY), Lab(work, path, TINY)
+    one, other = FashionLab(work, path, TINY), FashionLab(work, path, TINY)
     with FileLock(one.runs / "runs_a.lock"):
         other.measure("runs", "a", lambda: pytest.fail("another process is at it"), wait=False)
         other.measure("runs", "b", lambda: {"top1": 2.0}, wait=False)
@@ -187,30 +187,30 @@ def test_processes_share_the_work(work: Path, tmp_path: Path) -> None:
 
 def test_other_settings_are_refused(work: Path, tmp_path: Path) -> None:
     path = tmp_path / "fashion.json"
-    run_part(Lab(work, path, TINY), "teacher", (0,), [])
+    run_part(FashionLab(work, path, TINY), "teacher", (0,), [])
     with pytest.raises(SystemExit, match="other settings"):
-        Lab(work, path, Settings())
+        FashionLab(work, path, Settings())
 
 
 def test_only_what_the_same_settings_and_teacher_made_is_taken_up(work: Path, tmp_path: Path) -> None:
     for shared in ("fashion", "teacher"):
         shutil.copytree(work / shared, tmp_path / shared)
-    first, again = (Lab(tmp_path, tmp_path / f"{name}.json", TINY).runs for name in ("a", "b"))
+    first, again = (FashionLab(tmp_path, tmp_path / f"{name}.json", TINY).runs for name in ("a", "b"))
     assert first == again
     few = dataclasses.replace(TINY, finetune_images=64)
-    folders = {first, Lab(tmp_path, tmp_path / "c.json", few).runs}
+    folders = {first, FashionLab(tmp_path, tmp_path / "c.json", few).runs}
     save_for_hf(make_model(1).eval(), str(tmp_path / "teacher"), safe_serialization=True)
-    folders.add(Lab(tmp_path, tmp_path / "d.json", TINY).runs)
+    folders.add(FashionLab(tmp_path, tmp_path / "d.json", TINY).runs)
     assert len(folders) == 3
-    run_part(Lab(tmp_path, tmp_path / "d.json", TINY), "teacher", (0,), [])
+    run_part(FashionLab(tmp_path, tmp_path / "d.json", TINY), "teacher", (0,), [])
     shutil.copytree(work / "teacher", tmp_path / "teacher", dirs_exist_ok=True)
     with pytest.raises(SystemExit, match="another teacher"):
-        Lab(tmp_path, tmp_path / "d.json", TINY)
+        FashionLab(tmp_path, tmp_path / "d.json", TINY)
 
 
 @pytest.mark.parametrize("name", [TOSA, f"ToSA {LOW_RATE}, shared, 16 rows"])
 def test_a_seed_draws_the_selectors(work: Path, tmp_path: Path, name: str) -> None:
-    lab = Lab(work, tmp_path / "fashion.json", TINY)
+    lab = FashionLab(work, tmp_path / "fashion.json", TINY)
     torch.manual_seed(0)
     one, same, other = (lab.build(variant(name), seed)[0].selectors.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(value, same[key]) for key, value in one.items())
@@ -218,7 +218,7 @@ def test_a_seed_draws_the_selectors(work: Path, tmp_path: Path, name: str) -> No
 
 
 def test_models_at_the_same_macs_are_so(work: Path, tmp_path: Path) -> None:
-    lab = Lab(work, tmp_path / "fashion.json", TINY)
+    lab = FashionLab(work, tmp_path / "fashion.json", TINY)
     for rate in (PAPER_RATE, LOW_RATE):
         aim = lab.build(variant(f"ToSA {rate}, shared, all rows"), 0)[1]["reduction"]
         for peer in ("merging", "pruning"):
@@ -293,7 +293,7 @@ def test_what_is_chosen_anew_for_each_seed_has_its_mean_cost(tmp_path: Path) -> 
 
 
 def test_the_page_says_what_pruning_keeps(work: Path, tmp_path: Path) -> None:
-    _, about = Lab(work, tmp_path / "fashion.json", TINY).build(variant(f"pruning, MACs of {LOW_RATE}"), 0)
+    _, about = FashionLab(work, tmp_path / "fashion.json", TINY).build(variant(f"pruning, MACs of {LOW_RATE}"), 0)
     assert render_fashion._kept(about) == f"layers 4,7,10 at {about['keep_rate']:g} of the patches"
 
 
