@@ -30,7 +30,6 @@ def render_card(model: TosaViT, name: str) -> str:
     Returns:
         Markdown with the Hub's metadata in front.
     """
-    provenance = model.provenance
     flops = count_flops(model, name=name)
     sections = [
         f"# {name}",
@@ -38,7 +37,7 @@ def render_card(model: TosaViT, name: str) -> str:
         _settings_table(model),
         _cost_table(flops),
         _classes(model),
-        _quality(provenance),
+        _quality(model.provenance),
         _how_made(model),
         how_to_load(name),
         _limits(model),
