@@ -151,9 +151,9 @@ def test_a_conversion_is_read_from_what_people_type() -> None:
 
 
 def test_choosing_layers_needs_images_and_a_target() -> None:
-    auto = {"source": "deit_tiny", "layers": "auto"}
+    auto = {"source": "deit_tiny", "layers": "auto", "selector": "similarity"}
     with pytest.raises(ConfigError, match="--data-dir"):
-        ConvertConfig.from_dict({**auto, "target_reduction": 0.25})
+        ConvertConfig.from_dict({**auto, "target_reduction": 0.25}).check_images()
     with pytest.raises(ConfigError, match="--target-reduction"):
         ConvertConfig.from_dict({**auto, "data_dir": "photos"})
     assert ConvertConfig.from_dict({**auto, "data_dir": "photos", "target_reduction": 0.25}).layers == "auto"
