@@ -105,5 +105,4 @@ class ConvertConfig(Method, CommandSettings):
     def source_settings(self) -> dict[str, Any]:
         """How the source is loaded, where not as it is: what a model remembers of it, as plain JSON values."""
         names = ("img_size", "num_classes", "architecture", "pretrained")
-        values = self.to_dict()
-        return {name: values[name] for name in names if values[name] != self.default_of(name)}
+        return {name: value for name, value in self.named().items() if name in names}

@@ -58,6 +58,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def figure(value: float | None, decimals: int = 4) -> str:
+    """A figure as text; `-` where there is none."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
 def tell_skipped(failed: list[str], listener: Listener) -> None:
     """Name the images that could not be read."""
     if failed:

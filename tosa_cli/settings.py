@@ -207,6 +207,10 @@ class Settings:
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
+    def named(self) -> dict[str, Any]:
+        """The settings that are not at their default."""
+        return {name: value for name, value in self.to_dict().items() if getattr(self, name) != self.default_of(name)}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read settings from JSON or YAML values, strictly.

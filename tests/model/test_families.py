@@ -30,7 +30,7 @@ from tosa_cli.model.selection import choose_tokens
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.finetune import set_drop_path
+from tosa_cli.train.tune import set_drop_path
 
 from .families import FAMILIES, MECHANISMS, make_family
 from .test_timm_interface import flatten

@@ -12,6 +12,7 @@ from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
+from tosa_cli.progress import figure
 
 if TYPE_CHECKING:
     from tosa_cli.cli.timing import Setup
@@ -154,7 +155,7 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime"]) -> No
             f"{timing.median_s * 1e3:.1f}",
             spread(timing),
             f"{setup.batch_size / timing.median_s:.1f}",
-            "-" if timing.peak_memory_mb is None else f"{timing.peak_memory_mb:.0f}",
+            figure(timing.peak_memory_mb, 0),
         ]
         for which, timing in (("dense", report.dense), ("tosa", report.tosa))
     ]

@@ -11,7 +11,7 @@ from tosa_cli.data.loading import images_to_read
 from tosa_cli.data.opening import choose_indices
 from tosa_cli.model.flops import count_flops
 from tosa_cli.peers.compare import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
-from tosa_cli.progress import tell_skipped
+from tosa_cli.progress import figure, tell_skipped
 
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
@@ -96,5 +96,5 @@ def _row(name: str, row: PeerRow) -> list[str]:
         f"{row.timing.peak_memory_mb:.0f}",
         f"{row.speed.speedup:.2f}x",
         f"{row.ideal_speedup:.2f}x",
-        *("-" if cosine is None else f"{cosine:.4f}" for cosine in cosines),
+        *map(figure, cosines),
     ]

@@ -17,7 +17,7 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
-from tosa_cli.progress import counted
+from tosa_cli.progress import counted, figure
 from tosa_cli.train.config import DistillConfig
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an interrupted run.")]
@@ -73,7 +73,7 @@ def _show(results: dict[str, Any]) -> None:
             f"Cosine of the final tokens to the dense model's, on {images}",
             ["", "patch", "class"],
             [
-                [which, *(_cosine(results.get(f"{kind}_cosine_{which}")) for kind in ("patch", "class"))]
+                [which, *(figure(results.get(f"{kind}_cosine_{which}")) for kind in ("patch", "class"))]
                 for which in ("before", "after")
             ],
         )
@@ -86,10 +86,6 @@ def _warn_if_undone(results: dict[str, Any]) -> None:
             "model's. The images to fit on were too few or too different; what was to be fitted is as it was, and more "
             "images may make it better."
         )
-
-
-def _cosine(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _show_selectors(results: dict[str, Any]) -> None:

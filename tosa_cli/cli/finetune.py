@@ -58,19 +58,18 @@ def finetune(
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
 
-    from tosa_cli.workflow.finetune import choose_task
     from tosa_cli.workflow.finetune import finetune as run
 
-    learned = choose_task(name, dict(values))
     report = run(name, config=values, output=output, overwrite=overwrite, resume=resume, listener=console)
     if json:
         console.print_json(report.to_dict())
-    elif report.watch is not None:
-        _show(report, report.watch, learned)
+    elif report.watch is not None and report.task is not None:
+        _show(report, report.watch, report.task)
     if report.watch is not None:
         _tell_best(report.watch)
     console.say(f"Wrote {report.folder}.")
-    console.next_command("tosa", "eval", report.folder, "--data-dir", "IMAGES", *learned.next_words(report.config))
+    words = report.task.next_words(report.config) if report.task is not None else []
+    console.next_command("tosa", "eval", report.folder, "--data-dir", "IMAGES", *words)
 
 
 def _show(report: "RunReport", watch: "Watch", task: "Task") -> None:

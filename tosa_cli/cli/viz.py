@@ -13,7 +13,7 @@ from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject
 from tosa_cli.data.images import IMAGE_SUFFIXES, read_img_size
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
 from tosa_cli.hub.names import stem_of
-from tosa_cli.progress import counted
+from tosa_cli.progress import counted, figure
 
 if TYPE_CHECKING:
     from tosa_cli.draw.picture import Picture
@@ -218,7 +218,7 @@ def _tell(
     kinds = COSINES if compared or not subject.facts else ()
     rows = []
     for report in reports:
-        cosines = [_cosine(report[f"{kind}_cosine"]) for kind in kinds]
+        cosines = [figure(report[f"{kind}_cosine"]) for kind in kinds]
         rows.append([Path(report["image"]).name, *cosines, *figures_of(report).values(), report["picture"]])
     other = "those with every token computed" if subject.facts else "the dense model's"
     title = f"Pictures, and the cosine of the final tokens to {other}" if kinds else "Pictures"
@@ -227,7 +227,3 @@ def _tell(
         console.say(f"Wrote {counted(len(reports), 'picture')}, and {target.page}, which holds all of them.")
     else:
         console.say(f"Wrote {reports[0]['picture']}.")
-
-
-def _cosine(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -53,5 +53,4 @@ def read_from(config: Config, data: Data | str | Path | None) -> Config:
         return config
     if not isinstance(data, Data):
         data = Data(data_dir=str(data))
-    named = {name: value for name, value in data.to_dict().items() if value != data.default_of(name)}
-    return type(config).from_dict({**dataclasses.asdict(config), **named})
+    return type(config).from_dict({**dataclasses.asdict(config), **data.named()})

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from tosa_cli.progress import figure
+
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -69,7 +71,7 @@ def _contents(entries: Sequence[PageEntry]) -> str:
 
 
 def _row(number: int, entry: PageEntry, columns: Sequence[str]) -> str:
-    cosines = {"patch cosine": _number(entry.patch_cosine), "class cosine": _number(entry.class_cosine)}
+    cosines = {"patch cosine": figure(entry.patch_cosine), "class cosine": figure(entry.class_cosine)}
     values = {**cosines, **entry.figures}
     cells = "".join(f"<td>{escape(values.get(column, '-'))}</td>" for column in columns[1:])
     return f'<tr><td><a href="#image-{number}">{escape(entry.name)}</a></td>{cells}</tr>'
@@ -80,7 +82,3 @@ def _section(number: int, entry: PageEntry) -> str:
     name = escape(entry.name)
     alt = f"{escape(entry.shows)} in {name}"
     return f'<h2 id="image-{number}">{name}</h2>\n<img src="data:image/png;base64,{data}" alt="{alt}">'
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

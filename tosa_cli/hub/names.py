@@ -1,6 +1,9 @@
-"""What to call what is made of a model, by the name that the user gave it. Imports no torch."""
+"""What to call what is made of a model, and where it goes, by the name that the user gave it. Imports no torch."""
 
 from pathlib import Path
+from typing import Any
+
+from tosa_cli.errors import InputError
 
 _ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -12,3 +15,20 @@ def stem_of(name: str) -> str:
     for ending in _ENDINGS:
         stem = stem.removesuffix(ending)
     return stem
+
+
+def own_folder(model: Any, may_be_remote: bool) -> Path | None:
+    """The folder of a model that was named; None for a model itself.
+
+    Raises:
+        InputError: If the model is on the Hub and no output folder was named, or there is no such folder.
+    """
+    if not isinstance(model, (str, Path)):
+        return None
+    name = str(model)
+    own = Path(name.removeprefix("local-dir:"))
+    if not may_be_remote and not own.is_dir():
+        if not (own.is_absolute() or name.startswith(".")) and "/" in name:
+            raise InputError(f"{name} is on the Hub: name the folder to write with -o.")
+        raise InputError(f"There is no model folder {own}. Make one with `tosa convert`, or check the path.")
+    return own

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 from tosa_cli.config import TosaConfig
 from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.bypasses import Bypass
-from tosa_cli.model.families import (
-    attention_input,
-    kind_of,
-    num_heads,
-)
+from tosa_cli.model.families import attention_input, kind_of, num_heads
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
@@ -236,8 +232,9 @@ class LayerLoop(LayersInterface):
             stream: The tokens that enter it.
             entry: From `entry`, where it is known already.
         """
-        with full_precision(stream.device):
-            return self.selector(layer).choose(entry or self.entry(layer, stream))
+        entry = entry or self.entry(layer, stream)
+        with full_precision(entry.device):
+            return self.selector(layer).choose(entry)
 
     def _reader(self, layer: int) -> Read | None:
         """What the selector of the next layer makes of the logits of a layer; None if it does not read them."""

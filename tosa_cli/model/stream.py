@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from tosa_cli.model.matching import Choice
@@ -48,11 +47,6 @@ class Stream:
     @tokens.setter
     def tokens(self, tokens: Tensor) -> None:
         self._tokens, self.parts = tokens, None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tokens are."""
-        return self.parts.selected.device if self.parts is not None else self.tokens.device
 
     def split(self, choice: Choice) -> Parts:
         """Take the tokens apart by a choice, at the start of a span."""

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from tosa_cli.data.loading import Images
 from tosa_cli.measure.config import EvalConfig
-from tosa_cli.progress import Listener
+from tosa_cli.progress import Listener, figure
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.weights import HeldOut
@@ -38,7 +38,7 @@ class Column:
 
     def show(self, value: float | None) -> str:
         """A value as text."""
-        return "-" if value is None else f"{value:.{self.decimals}f}"
+        return figure(value, self.decimals)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Classification(TokensTask):
     name = "classification"
     columns: ClassVar[Mapping[str, Column]] = {"top1": Column("top-1", 2, "%"), "top5": Column("top-5", 2, "%")}
     measured = "Accuracy"
+    reads_head = True
 
     def check_images(self, training: Images, held_out: Images, model: TosaViT) -> None:
         """Check that both have the model's classes."""

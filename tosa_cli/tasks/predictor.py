@@ -18,6 +18,7 @@ from tosa_cli.data.pair_images import PairImages, pairs_to_read
 from tosa_cli.data.pairs import Pairs, open_pairs
 from tosa_cli.device import pick_device
 from tosa_cli.errors import DataError, InputError
+from tosa_cli.hub.names import own_folder, stem_of
 from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.measure.speed import device_name
@@ -50,9 +51,7 @@ class PredictorTask(Task):
             )
         name = str(model)
         if is_predictor(name):
-            own = Path(name.removeprefix("local-dir:"))
-            if not may_be_remote and not own.is_dir():
-                raise InputError(f"{name} is on the Hub: name the folder to write with -o.")
+            own = own_folder(name, may_be_remote)
             loaded = load_predictor(name)
             return Start(loaded, _go_on(name, loaded, values), own, is_own=True)
         config = PredictorConfig.from_dict(values)
@@ -264,7 +263,7 @@ def _stem(name: str) -> str:
     path = Path(name.removeprefix("local-dir:"))
     if path.is_dir():
         return str(path if path.name.strip(".") else path.resolve())
-    return path.name.removeprefix("hf-hub:").partition("@")[0].partition(".")[0]
+    return stem_of(name).partition(".")[0]
 
 
 def _pairs_of(settings: PredictorConfig | EvalConfig, task: PredictorTaskName) -> Pairs:

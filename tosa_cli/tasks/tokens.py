@@ -1,7 +1,6 @@
 """What the tasks of converted models without a decoder share: images as timm reads them, and reports."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,13 +11,14 @@ from tosa_cli.data.opening import choose_indices, open_images
 from tosa_cli.device import pick_device
 from tosa_cli.errors import InputError
 from tosa_cli.hub.checkpoint import load
+from tosa_cli.hub.names import own_folder
 from tosa_cli.hub.original import DenseModel, dense_model
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.measure.oracle import with_oracle
 from tosa_cli.measure.speed import device_name
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Listener
+from tosa_cli.progress import Listener, figure
 from tosa_cli.settings import option_name
 from tosa_cli.tasks.base import Start, Table, Task
 from tosa_cli.train.config import FinetuneConfig
@@ -28,33 +28,18 @@ from tosa_cli.train.loop import TrainReport
 ABOUT_MAPS = ("data_format", "split_file", "depth_dir", "depth_scale", "flip")
 
 
-def own_folder(model: Any, may_be_remote: bool) -> Path | None:
-    """The folder of a model that was named; None for a model itself.
-
-    Raises:
-        InputError: If the model is on the Hub and no output folder was named, or there is no such folder.
-    """
-    if not isinstance(model, (str, Path)):
-        return None
-    name = str(model)
-    own = Path(name.removeprefix("local-dir:"))
-    if not may_be_remote and not own.is_dir():
-        if not (own.is_absolute() or name.startswith(".")) and "/" in name:
-            raise InputError(f"{name} is on the Hub: name the folder to write with -o.")
-        raise InputError(f"There is no model folder {own}. Make one with `tosa convert`, or check the path.")
-    return own
-
-
 class TokensTask(Task):
     """A task of a converted model.
 
     Attributes:
         needs_dense: Whether the dense model is always set beside it.
+        reads_head: Whether the guesses of the head are compared, so that the dense model needs one.
         max_held_out: Largest number of held-out images; None takes all.
     """
 
     settings = FinetuneConfig
     needs_dense = False
+    reads_head = False
     max_held_out: int | None = None
 
     def start(self, model: Any, values: Mapping[str, Any], may_be_remote: bool) -> Start:
@@ -112,7 +97,7 @@ class TokensTask(Task):
         flops = count_flops(model, name=name)
         dense = None
         if config.compare or self.needs_dense:
-            dense = dense_model(model, config.img_size, head=self.name == "classification")
+            dense = dense_model(model, config.img_size, head=self.reads_head)
             if dense.note:
                 listener.say(dense.note)
         own = config.selector == "own"
@@ -161,7 +146,7 @@ class TokensTask(Task):
             [
                 label,
                 *(column.show(figures[key]) for key, column in self.columns.items()),
-                "-" if gmacs is None else f"{gmacs:.3f}",
+                figure(gmacs, 3),
                 f"{speed:.1f}",
             ]
             for label, figures, gmacs, speed in models
@@ -184,7 +169,7 @@ def _check_no_maps(name: str, config: EvalConfig) -> None:
     Raises:
         InputError: If a setting about maps was given.
     """
-    options = [option_name(key) for key in ABOUT_MAPS if getattr(config, key) != config.default_of(key)]
+    options = [option_name(key) for key in ABOUT_MAPS if key in config.named()]
     if options:
         raise InputError(
             f"{name} has no decoder, so no maps are read: leave out {' and '.join(options)}, or train a decoder with "

@@ -1,27 +1,23 @@
 """Finetuning with frozen selectors (paper 2.3): on the original task, or on the dense model's features."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from timm.data import Mixup
-from timm.layers import calculate_drop_path_rates
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import kind_of
-from tosa_cli.model.timm_interface import FinetunableViT, TimmInterface
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
-from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.loop import TrainReport, train
+from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.objectives import FeaturesObjective, FinetuneObjective
-from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
-from tosa_cli.train.schedule import make_scheduler
-from tosa_cli.train.weights import Average, Watch, finetuned_parts
+from tosa_cli.train.optimizer import finetuned_groups
+from tosa_cli.train.tune import ChangeBatch, Learned, tune
+from tosa_cli.train.weights import Watch, finetuned_parts
 
 
 def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
@@ -59,43 +55,29 @@ def finetune(
         DataError: If a label does not fit the model's head.
         TrainingError: If the loss is not finite.
     """
-    if config.drop_path is not None:
-        set_drop_path(model, config.drop_path)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    # On its device before it is copied: the average stays where the model is.
-    model.to(accelerator.device)
-    objective, change_batch = _make_objective(model, images, config, teacher)
-    parts = finetuned_parts(model)
-    ema = Average(parts, config.model_ema_decay) if config.model_ema else None
-    if watch is not None:
-        watch.attach(accelerator, parts, ema, config.seed)
-    report = train(
+
+    def learn() -> Learned:
+        objective, change_batch = _make_objective(model, images, config, teacher)
+        groups = finetuned_groups(model, config.weight_decay, config.layer_decay)
+        return Learned(objective, finetuned_parts(model), groups, change_batch)
+
+    return tune(
         accelerator,
-        objective,
+        model,
         images,
-        make_optimizer(finetuned_groups(model, config.weight_decay, config.layer_decay), config),
         config,
+        learn,
+        recompute=config.grad_checkpointing,
         checkpoint=checkpoint,
-        fingerprint=fingerprint(model),
-        resume=resume,
-        make_scheduler=make_scheduler(config),
-        change_batch=change_batch,
-        ema=ema,
         watch=watch,
+        resume=resume,
         progress=progress,
     )
-    if ema is not None:
-        parts.load_state_dict(ema.module.state_dict())
-    if watch is not None:
-        watch.hand_back()
-    model.set_grad_checkpointing(False)
-    model.eval()
-    return report
 
 
 def _make_objective(
     model: FinetunableViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
-) -> tuple[nn.Module, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None]:
+) -> tuple[nn.Module, ChangeBatch | None]:
     """What is learned, and what is done to a batch before."""
     if config.objective == "features":
         if not isinstance(model, TosaViT):
@@ -120,7 +102,7 @@ def _make_objective(
     return FinetuneObjective(model, loss).train(), change_batch
 
 
-def _make_mixup(config: FinetuneConfig, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+def _make_mixup(config: FinetuneConfig, num_classes: int) -> ChangeBatch | None:
     if not (config.mixup or config.cutmix):
         return None
     if config.batch_size % 2:
@@ -130,10 +112,3 @@ def _make_mixup(config: FinetuneConfig, num_classes: int) -> Callable[[Tensor, T
     )
     # timm's Mixup makes its targets on the device of the labels, and changes the images in place.
     return lambda images, targets: mixup(images, targets)
-
-
-def set_drop_path(model: TimmInterface, rate: float) -> None:
-    """Set the stochastic depth rate of a model's blocks, which rises to `rate` from the first to the last."""
-    rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
-    for block, probability in zip(model.blocks, rates, strict=True):
-        kind_of(block).set_drop_path(block, probability)

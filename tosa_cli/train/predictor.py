@@ -13,13 +13,11 @@ from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
 from tosa_cli.task import IGNORED_LABEL
-from tosa_cli.train.checkpoint import fingerprint
-from tosa_cli.train.finetune import set_drop_path
-from tosa_cli.train.loop import TrainReport, train
-from tosa_cli.train.optimizer import finetuned_groups, make_optimizer
+from tosa_cli.train.loop import TrainReport
+from tosa_cli.train.optimizer import finetuned_groups
 from tosa_cli.train.predictor_config import VARIANCE_FOCUS, PredictorConfig
-from tosa_cli.train.schedule import make_scheduler
-from tosa_cli.train.weights import Average, Watch, finetuned_parts
+from tosa_cli.train.tune import Learned, tune
+from tosa_cli.train.weights import Watch, finetuned_parts
 
 SILOG_FACTOR = 10.0
 """Factor of the scale-invariant log loss (BTS; NeWCRFs, section 4)."""
@@ -130,38 +128,24 @@ def finetune_predictor(
         DataError: If a map is wrong, or too many images cannot be read.
         TrainingError: If the loss is not finite.
     """
-    if config.drop_path is not None:
-        set_drop_path(model, config.drop_path)
-    model.set_grad_checkpointing(config.grad_checkpointing and not config.freeze_encoder)
-    # On its device before it is copied: the average stays where the model is.
-    model.to(accelerator.device)
-    run_of = fingerprint(model)
-    objective = PredictorObjective(model, config.freeze_encoder).train()
-    parts = predictor_parts(model, config.freeze_encoder)
-    ema = Average(parts, config.model_ema_decay) if config.model_ema else None
-    if watch is not None:
-        watch.attach(accelerator, parts, ema, config.seed)
-    report = train(
+
+    def learn() -> Learned:
+        objective = PredictorObjective(model, config.freeze_encoder).train()
+        return Learned(objective, predictor_parts(model, config.freeze_encoder), _groups(model, config))
+
+    report = tune(
         accelerator,
-        objective,
+        model,
         images,
-        make_optimizer(_groups(model, config), config),
         config,
+        learn,
+        recompute=config.grad_checkpointing and not config.freeze_encoder,
         checkpoint=checkpoint,
-        fingerprint=run_of,
-        resume=resume,
-        make_scheduler=make_scheduler(config),
-        ema=ema,
         watch=watch,
+        resume=resume,
         progress=progress,
     )
-    if ema is not None:
-        parts.load_state_dict(ema.module.state_dict())
-    if watch is not None:
-        watch.hand_back()
-    model.set_grad_checkpointing(False)
     model.requires_grad_(True)
-    model.eval()
     return report
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from tosa_cli.data.description import Data, read_from
 from tosa_cli.data.opening import open_images
+from tosa_cli.hub.names import own_folder
 from tosa_cli.measure.selectors import SelectorReport, measure_selectors
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, Nobody
 from tosa_cli.tasks.registry import TASKS
-from tosa_cli.tasks.tokens import own_folder
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.distill import check_trainable, distill_augmentation
 from tosa_cli.train.distill import distill as train_and_fit

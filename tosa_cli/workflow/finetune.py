@@ -94,7 +94,7 @@ def finetune(
         "loss": trained.last_loss,
         "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
     }
-    return job.finish(accelerator, settings, trained, held_out, watch, results, details)
+    return job.finish(accelerator, settings, trained, held_out, watch, results, details, task)
 
 
 def choose_task(model: TosaViT | Predictor | str | Path, values: dict[str, Any]) -> Task:
@@ -131,5 +131,5 @@ def _named(settings: Any) -> dict[str, Any]:
     """The settings that are named: all of a mapping, and of an object those that are not the default."""
     if settings is None or isinstance(settings, Mapping):
         return dict(settings or {})
-    named = {key: value for key, value in settings.to_dict().items() if value != settings.default_of(key)}
+    named = settings.named()
     return {**named, "task": settings.task} if isinstance(settings, PredictorConfig) else named

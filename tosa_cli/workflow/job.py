@@ -12,6 +12,7 @@ from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.folder import check_output
 from tosa_cli.progress import Listener, counted, tell_skipped
 from tosa_cli.provenance import COMMANDS, Stage
+from tosa_cli.tasks.base import Task
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.weights import Watch
@@ -31,6 +32,7 @@ class RunReport:
         held_out: What the held-out images say of the weights before and after.
         watch: All measurements on held-out images; None if none were made.
         config: The settings, completed.
+        task: What was learned, where it was finetuned for a task.
         details: What else is reported, by name.
     """
 
@@ -43,6 +45,7 @@ class RunReport:
     held_out: dict[str, Any]
     watch: Watch | None
     config: TrainConfig
+    task: Task | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +132,7 @@ class Job:
         watch: Watch | None,
         results: dict[str, Any],
         details: dict[str, Any],
+        task: Task | None = None,
     ) -> RunReport:
         """Write the model folder, then remove the checkpoint, and tell what was skipped.
 
@@ -140,6 +144,7 @@ class Job:
             watch: The measurements on them.
             results: What the folder keeps of these.
             details: What else is reported.
+            task: What was learned.
         """
         model = self.model.cpu().eval()
         model.provenance = model.provenance.after(self.stage, config.recorded(), {COMMANDS[self.stage]: results})
@@ -158,6 +163,7 @@ class Job:
             held_out=results,
             watch=watch,
             config=config,
+            task=task,
             details=details,
         )
 
