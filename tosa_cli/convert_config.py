@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from tosa_cli.config import Method, TosaConfig, read_keep_rate, read_layers
 from tosa_cli.data.images import ImgSize, read_img_size
 from tosa_cli.errors import ConfigError
-from tosa_cli.settings import CommandSettings, Setting
+from tosa_cli.settings import Setting
+from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY, ImageSettings
 
 AUTO: Literal["auto"] = "auto"
 """Stands for layers and keep rates that are chosen by measurement."""
@@ -26,7 +27,7 @@ def _read_keep_rate(value: Any) -> float | tuple[float, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Method, CommandSettings):
+class ConvertConfig(Method, ImageSettings):
     """What is converted, by what method, in which layers, and at which keep rates or for which target.
 
     Raises:
@@ -74,7 +75,8 @@ class ConvertConfig(Method, CommandSettings):
     ] = None
     img_size: Annotated[ImgSize, Setting("Image size in pixels: 224, or height,width.", read=read_img_size)] = None
     num_classes: Annotated[int | None, Setting("Give the model a new head of so many classes; 0 is none.", ge=0)] = None
-    architecture: Annotated[str | None, Setting("timm's name of the architecture of a weights file.")] = None
+    architecture: Annotated[str | None, ARCHITECTURE] = None
+    weights_key: Annotated[str | None, WEIGHTS_KEY] = None
     pretrained: Annotated[bool, Setting("Load the weights, or start at random.")] = True
 
     def __post_init__(self) -> None:
@@ -102,7 +104,12 @@ class ConvertConfig(Method, CommandSettings):
             )
 
     @property
+    def images(self) -> ImageSettings:
+        """What images are put through, where not as the source says."""
+        return ImageSettings(**{name: getattr(self, name) for name in ImageSettings.field_names()})
+
+    @property
     def source_settings(self) -> dict[str, Any]:
         """How the source is loaded, where not as it is: what a model remembers of it, as plain JSON values."""
-        names = ("img_size", "num_classes", "architecture", "pretrained")
+        names = ("img_size", "num_classes", "architecture", "weights_key", "pretrained", *ImageSettings.field_names())
         return {name: value for name, value in self.named().items() if name in names}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Done, Tosa
 from tests.data.tiny_pairs import write_folder
+from tests.model.tiny_models import make_vit
 from tosa_cli import load
 from tosa_cli.cli import console
 from tosa_cli.data.datasets import split_indices
@@ -46,7 +47,9 @@ def test_weights_that_are_not_finite_are_blamed_on_the_source_and_not_on_tosa(wo
     for key, value in (("blocks.3.attn.qkv.weight", float("nan")), ("norm.bias", float("inf"))):
         state[key][0] = value
     save_file(state, "dense/model.safetensors")
-    save_file(state, "test_vit.safetensors")
+    alone = make_vit().state_dict()
+    alone["norm.bias"][0] = float("inf")
+    save_file(alone, "test_vit.safetensors")
     before = contents(work)
     check_refused(
         tosa("convert dense --layers 2,4"),

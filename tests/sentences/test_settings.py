@@ -565,7 +565,7 @@ COMMANDS = [
     ),
     (
         "convert dense/config.json --layers 2",
-        "dense/config.json is not a weights file: expected one of .safetensors, .pth, .pt, .bin, .tar.",
+        "dense/config.json is not a weights file: expected one of .safetensors, .pth, .pt, .ckpt, .bin, .tar.",
     ),
     ("convert --layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
     (

@@ -303,7 +303,8 @@ SOURCES: list[Row] = [
     (
         "a file of other weights",
         lambda: load_source(write_weights(Path("test_vit.safetensors"), {"bert.embeddings": torch.ones(3, 3)})),
-        "The weights of test_vit.safetensors do not fit: they lack the key 'cls_token'.",
+        "The weights of test_vit.safetensors do not fit: they lack the key 'cls_token', and each of their keys "
+        "begins with 'bert.'.",
     ),
     (
         "a pickle of more than tensors",
@@ -339,7 +340,7 @@ SOURCES: list[Row] = [
     (
         "a file with another suffix",
         lambda: load_source(written("test_vit.onnx")),
-        "test_vit.onnx is not a weights file: expected one of .safetensors, .pth, .pt, .bin, .tar.",
+        "test_vit.onnx is not a weights file: expected one of .safetensors, .pth, .pt, .ckpt, .bin, .tar.",
     ),
     (
         "a head's norm that belongs to no pretraining",

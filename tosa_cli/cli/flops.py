@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
+from tosa_cli.cli.options import ArchitectureOption, ImgSizeOption, JsonOption, WeightsKeyOption, resolve_model
 from tosa_cli.data.images import read_img_size
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def flops(
         ),
     ] = None,
     img_size: ImgSizeOption = None,
+    architecture: ArchitectureOption = None,
+    weights_key: WeightsKeyOption = None,
     json: JsonOption = False,
 ) -> None:
     """Count the multiply-accumulates of a model, layer by layer, selectors and a decoder included."""
@@ -41,7 +43,7 @@ def flops(
     if kind == "converted":
         report = count_flops(load(name, img_size=size), name=name)
     else:
-        source = load_source(name, pretrained=False, img_size=size)
+        source = load_source(name, pretrained=False, img_size=size, architecture=architecture, weights_key=weights_key)
         report = count_flops(source.model, name=source.name)
     if json:
         console.print_json(report.to_dict())

@@ -8,7 +8,7 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.curves import show_curves
-from tosa_cli.cli.options import ImgSizeOption, JsonOption
+from tosa_cli.cli.options import ArchitectureOption, ImgSizeOption, JsonOption, WeightsKeyOption
 from tosa_cli.config import Method
 from tosa_cli.data.images import read_img_size
 from tosa_cli.errors import InputError
@@ -18,6 +18,8 @@ from tosa_cli.methods import Bypass, Selector
 def inspect(
     source: Annotated[str, typer.Argument(help="timm name, Hub id, folder or weights file.")],
     img_size: ImgSizeOption = None,
+    architecture: ArchitectureOption = None,
+    weights_key: WeightsKeyOption = None,
     data_dir: Annotated[
         str, typer.Option(help="Images on which to measure what each layer can spare; no labels are read.")
     ] = "",
@@ -56,6 +58,8 @@ def inspect(
         img_size=size,
         data_dir=data_dir,
         max_samples=max_samples,
+        architecture=architecture,
+        weights_key=weights_key,
         listener=console,
     )
     for image in report.measured.skipped:

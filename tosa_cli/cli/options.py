@@ -13,6 +13,7 @@ from tosa_cli.cli import console
 from tosa_cli.errors import ConfigError, InputError
 from tosa_cli.recipe import load_recipe
 from tosa_cli.settings import Settings, option_name, shown
+from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY
 
 STATE_FILE = Path(".tosa.json")
 """Remembers, in the directory where `tosa convert` ran, the folder that it wrote."""
@@ -50,6 +51,8 @@ PresetOption = Annotated[
 ImgSizeOption = Annotated[
     str | None, typer.Option(help="Image size in pixels: 224, or height,width.", show_default=False)
 ]
+ArchitectureOption = Annotated[str | None, typer.Option(help=ARCHITECTURE.help, show_default=False)]
+WeightsKeyOption = Annotated[str | None, typer.Option(help=WEIGHTS_KEY.help, show_default=False)]
 
 
 def with_settings(*classes: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from timm.data import resolve_data_config
 
 from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
@@ -36,6 +37,7 @@ def render_card(model: TosaViT, name: str) -> str:
         _summary(model, flops),
         _settings_table(model),
         _cost_table(flops),
+        _images(model),
         _classes(model),
         _quality(model.provenance),
         _how_made(model),
@@ -170,6 +172,16 @@ def _cost_table(flops: FlopsReport) -> str:
     return (
         "## Cost\n\nMACs (multiply-accumulates) of one image, in millions; FLOPs = 2 * MACs.\n\n"
         "| layer | kind | tokens computed | MACs | selector | bypass |\n|---|---|---|---|---|---|\n" + "\n".join(rows)
+    )
+
+
+def _images(model: TosaViT) -> str:
+    config = resolve_data_config(model=model)
+    mean, std = (", ".join(f"{value:g}" for value in config[name]) for name in ("mean", "std"))
+    return (
+        f"## Images\n\nPixels from 0 to 1, less the mean {mean}, divided by {std}; brought to size by "
+        f"{config['interpolation']} filtering, of which evaluation sees the share {config['crop_pct']:g} of each side. "
+        f"`pretrained_cfg` in `config.json` has it."
     )
 
 

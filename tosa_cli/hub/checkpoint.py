@@ -20,7 +20,7 @@ from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceErr
 from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, kind_of, read_json
-from tosa_cli.hub.weights import weights_error
+from tosa_cli.hub.weights import check_floats, weights_error
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
@@ -202,7 +202,11 @@ def load_checked(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / CONFIG} does not describe a model ({reason}).") from error
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        state = load_file(folder / WEIGHTS)
+        check_floats(state, str, str(folder))
+        model.load_state_dict(state)
+    except TosaError:
+        raise
     except Exception as error:
         raise weights_error(error, str(folder)) from error
     model.provenance = provenance

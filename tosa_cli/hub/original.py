@@ -63,12 +63,14 @@ def dense_model(converted: TosaViT, img_size: int | tuple[int, int] | None = Non
         return DenseModel(own, "The model was converted in Python from a model that no name was given.")
     if has_random_source(provenance):
         return DenseModel(own, "The model was finetuned from a source whose weights were random.")
+    how = provenance.steps.get("convert", {})
     try:
         source = load_source(
             _exact_source(provenance),
             img_size=img_size or tuple(converted.patch_embed.img_size),  # type: ignore[arg-type]
             num_classes=converted.num_classes,
-            architecture=provenance.steps.get("convert", {}).get("architecture"),
+            architecture=how.get("architecture"),
+            weights_key=how.get("weights_key"),
         )
     except InputError as error:
         raise SourceError(

@@ -1,5 +1,6 @@
 """Predictors (encoder and decoder) on disk: one folder as for converted models, with an architecture of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,16 @@ from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
 PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}
 
 
-def make_predictor(name: str, config: TaskConfig, img_size: tuple[int, int] | None = None, seed: int = 0) -> Predictor:
+def make_predictor(
+    name: str,
+    config: TaskConfig,
+    img_size: tuple[int, int] | None = None,
+    seed: int = 0,
+    *,
+    architecture: str | None = None,
+    weights_key: str | None = None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Predictor:
     """Put a new decoder on an encoder.
 
     The encoder takes images of any size from then on; its position embedding is brought to `img_size` once.
@@ -33,11 +43,14 @@ def make_predictor(name: str, config: TaskConfig, img_size: tuple[int, int] | No
         config: What is predicted, and with which decoder.
         img_size: Image size (height, width) in pixels, brought to whole patches; None keeps the encoder's.
         seed: Seed of the decoder's first weights.
+        architecture: timm's name of the architecture of a weights file.
+        weights_key: Which weights to take of a file that holds several.
+        tell: Told what the user should know about how the source was read.
 
     Raises:
         TosaError: If the encoder cannot be found or read, or does not take images of any size.
     """
-    encoder, provenance = _load_encoder(name)
+    encoder, provenance = _load_encoder(name, architecture, weights_key, tell)
     backbone = encoder.backbone if isinstance(encoder, TosaViT) else encoder
     patch = backbone.patch_embed.patch_size
     size = img_size or backbone.patch_embed.img_size
@@ -122,11 +135,15 @@ def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
 
 
-def _load_encoder(name: str) -> tuple[Any, Provenance]:
+def _load_encoder(
+    name: str, architecture: str | None, weights_key: str | None, tell: Callable[[str], None]
+) -> tuple[Any, Provenance]:
     if find_kind(name) == "converted":
         converted = load(name)
         return converted, converted.provenance
-    source = load_source(name)
+    source = load_source(name, architecture=architecture, weights_key=weights_key)
+    for note in source.notes:
+        tell(note)
     return source.model, source.provenance(name)
 
 

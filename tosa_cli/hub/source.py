@@ -13,14 +13,18 @@ from tosa_cli.hub.download import cached_commit, fetch_file
 from tosa_cli.hub.files import Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, kind_of, read_json
 from tosa_cli.hub.image_processor import pretrained_cfg
+from tosa_cli.hub.image_settings import assumed_images, set_images
+from tosa_cli.hub.positions import check_patches, own_size, patch_kernel
 from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
 from tosa_cli.hub.timm_models import build, build_planned, create, resolve_name, weights_names
-from tosa_cli.hub.weights import check_finite, load_weights, read_weights, weights_error
+from tosa_cli.hub.weight_sets import WeightSet
+from tosa_cli.hub.weights import check_finite, load_weights, num_outputs, read_weights, weights_error
 from tosa_cli.model.families import Backbone, family_of
 from tosa_cli.model.registry import set_norm_eps_
 from tosa_cli.provenance import Provenance
+from tosa_cli.source_config import ImageSettings
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def load_source(
     img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     architecture: str | None = None,
+    weights_key: str | None = None,
+    images: ImageSettings | None = None,
 ) -> Source:
     """Load a dense model.
 
@@ -82,6 +88,8 @@ def load_source(
         img_size: Image size in pixels, one number or (height, width); None keeps the source's.
         num_classes: Build a new head of so many classes; None keeps the source's.
         architecture: timm's name of the architecture, for a weights file whose name does not tell.
+        weights_key: Which weights to take of a file that holds several, by what stands before their names.
+        images: What images are put through, where it is not as the source says.
 
     Raises:
         SourceError: If the source cannot be found.
@@ -98,20 +106,25 @@ def load_source(
         raise ConfigError(
             f"{source} is no weights file, so its architecture is known: leave out --architecture {architecture}."
         )
+    if weights_key and not path.exists():
+        raise ConfigError(f"{source} is no file or folder of weights: leave out --weights-key {weights_key}.")
     if path.is_file():
-        found = _from_file(path, architecture, pretrained, args)
+        found = _from_file(path, architecture, weights_key, pretrained, args, images or ImageSettings())
     else:
-        found = _from_name(source, path, pretrained, args)
+        found = _from_name(source, path, weights_key, pretrained, args, images or ImageSettings())
         # timm leaves in the settings of a model how many classes its own head has.
         own_classes = found.model.pretrained_cfg.get("num_classes")
         found = dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
     check_finite(found.model, source)
+    set_images(found.model, images or ImageSettings())
     return dataclasses.replace(found, pretrained=pretrained)
 
 
-def _from_name(source: str, path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
+def _from_name(
+    source: str, path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: ImageSettings
+) -> Source:
     if path.is_dir():
-        return _from_folder(path, pretrained, args)
+        return _from_folder(path, weights_key, pretrained, args, images)
     if source.startswith("local-dir:") or _looks_like_path(source):
         raise SourceError(f"There is no folder or file {path}. Check the path, or name a timm model such as deit_tiny.")
     if source.startswith("hf-hub:") or "/" in source:
@@ -146,16 +159,47 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     return Source(create(f"hf-hub:{hub_id}@{commit}", source, pretrained, args), hub_id, hub_id, commit)
 
 
-def _from_folder(path: Path, pretrained: bool, args: dict[str, Any]) -> Source:
+def _from_folder(
+    path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: ImageSettings
+) -> Source:
     config = read_json(path / CONFIG)
     if is_transformers(config):
         model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
         return Source(model, name, notes=notes)
     _check_config(config, str(path))
-    model = create(f"local-dir:{path}", str(path), False, args)
-    if pretrained:
-        load_weights(model, read_weights(path), str(path), args["num_classes"])
-    return Source(model, config["architecture"])
+    name, weights = f"local-dir:{path}", read_weights(path, weights_key) if pretrained else None
+    model, notes = _filled(name, config["architecture"], str(path), weights, args)
+    if not (config.get("pretrained_cfg") or config).get("mean"):
+        notes = (*notes, *assumed_images(model, images, str(path)))
+    return Source(model, config["architecture"], notes=notes)
+
+
+def _filled(
+    name: str, architecture: str, shown: str, weights: WeightSet | None, args: dict[str, Any], **own: Any
+) -> tuple[Backbone, tuple[str, ...]]:
+    """Build a model at the size that its weights are for, unless another was asked for, and load them.
+
+    Args:
+        name: timm's name of what is built.
+        architecture: timm's name of the architecture.
+        shown: What the source is called.
+        weights: The weights; None leaves them random.
+        args: What was asked for, for timm's `create_model`.
+        own: What else of these the weights tell.
+
+    Returns:
+        The model, in evaluation mode, and what the user should know about how its weights were read.
+    """
+    planned = build_planned(name, shown, args, own)
+    if weights is None:
+        return build(name, shown, False, {**args, **own}).eval(), ()
+    check_patches(weights.tensors, planned, shown, architecture)
+    size, note = own_size(weights.tensors, planned, args["img_size"], shown)
+    if args["img_size"] is None and size != tuple(planned.patch_embed.img_size):
+        own["img_size"] = size
+    model = build(name, shown, False, {**args, **own}).eval()
+    load_weights(model, weights, shown, args["num_classes"], size)
+    return model, (*weights.notes(shown), *filter(None, [note]))
 
 
 def _from_transformers(
@@ -186,7 +230,7 @@ def _from_transformers(
         state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
         # Position embeddings of another image size are resampled as transformers does it.
         state = family_of(model).fit_checkpoint(state, model, antialias=plan.family.antialias)
-        load_weights(model, state, shown, args["num_classes"])
+        load_weights(model, WeightSet(state), shown, args["num_classes"])
     return model, plan.architecture, notes
 
 
@@ -214,26 +258,37 @@ def _check_config(config: dict[str, Any], shown: str) -> None:
         )
 
 
-def _from_file(path: Path, architecture: str | None, pretrained: bool, args: dict[str, Any]) -> Source:
+def _from_file(
+    path: Path,
+    architecture: str | None,
+    weights_key: str | None,
+    pretrained: bool,
+    args: dict[str, Any],
+    images: ImageSettings,
+) -> Source:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")
     name = resolve_name(architecture) if architecture else _name_from_file(path)
     build_planned(name, str(path), args)
-    state = read_weights(path)
+    weights = read_weights(path, weights_key)
+    state = weights.tensors
     if is_named_by_transformers(state):
         raise CheckpointError(
             f"{path} is in transformers' naming: name the folder that holds it with its config.json instead."
         )
-    head = state.get("head.weight")
-    own_classes, asked = 0 if head is None else len(head), args["num_classes"]
+    own_classes, asked = num_outputs(state), args["num_classes"]
     num_classes = own_classes if asked is None else asked
-    pool = {"global_pool": "avg"} if "fc_norm.weight" in state and "norm.weight" not in state else {}  # MAE finetuned
-    patches = state.get("patch_embed.proj.weight")
-    channels = {"in_chans": patches.shape[1]} if patches is not None and patches.ndim == 4 else {}
-    model = build(name, str(path), False, {**args, **pool, **channels, "num_classes": num_classes}).eval()
-    if pretrained:
-        load_weights(model, state, str(path), args["num_classes"])
-    return Source(model, name, has_new_head=num_classes not in (0, own_classes))
+    own: dict[str, Any] = {"num_classes": num_classes}
+    if "fc_norm.weight" in state and "norm.weight" not in state:  # MAE finetuned
+        own["global_pool"] = "avg"
+    patches = patch_kernel(state)
+    if patches is not None and patches.ndim == 4:
+        own["in_chans"] = patches.shape[1]
+    model, notes = _filled(name, name, str(path), weights if pretrained else None, args, **own)
+    notes = (*notes, *assumed_images(model, images, str(path)))
+    # The license is that of timm's weights of this architecture.
+    model.pretrained_cfg = {**model.pretrained_cfg, "license": None}
+    return Source(model, name, notes=notes, has_new_head=num_classes not in (0, own_classes))
 
 
 def _name_from_file(path: Path) -> str:
@@ -243,7 +298,9 @@ def _name_from_file(path: Path) -> str:
             f"The name of {path} does not tell its architecture: add --architecture, as in "
             f"--architecture deit_tiny_patch16_224."
         )
-    return max(known, key=len)
+    name = max(known, key=len)
+    tags = [tagged for tagged in timm.list_models(f"{name}.*", pretrained=True) if path.name.startswith(tagged)]
+    return max(tags, key=len, default=name)
 
 
 def _looks_like_path(source: str) -> bool:

@@ -286,34 +286,3 @@ def _expand(name: str) -> list[str]:
     front, brace, rest = name.partition("{")
     choices, _, back = rest.partition("}")
     return [front + choice + back for choice in choices.split(",")] if brace else [name]
-
-
-# ---------------------------------------------------------------------- weights files of the authors
-
-_NESTS = ("model", "state_dict", "teacher")
-"""What authors put weights under, beside an optimizer and settings; of DINO's two networks the teacher is published."""
-
-_PREFIXES = ("module.", "_orig_mod.", "backbone.")
-
-_PRETRAINING_HEADS = ("head.mlp.*", "head.last_layer.*", "dino_head.*", "ibot_head.*", "decoder_*")
-"""Heads and decoders that only pretraining uses: DINO's, DINOv2's and MAE's."""
-
-
-def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a weights file of the authors, without what was saved around them.
-
-    Args:
-        checkpoint: What the file holds.
-
-    Returns:
-        Tensors by the names of the model's own code, which are timm's or such as timm reads.
-    """
-    for nest in _NESTS:
-        if isinstance(checkpoint.get(nest), Mapping):
-            return unwrap(checkpoint[nest])
-    state = dict(checkpoint)
-    for prefix in _PREFIXES:
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not any(fnmatchcase(key, p) for p in _PRETRAINING_HEADS)}
-    # DINOv2 splits its layers into chunks when it trains: blocks.<chunk>.<layer>.
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): value for key, value in state.items()}

@@ -50,12 +50,14 @@ class Start:
         config: The settings, completed by what the model already has.
         folder: The folder that is written unless another is named; None if there is none.
         is_own: Whether that folder is the model's own, so that it may be replaced.
+        notes: What the user should know about how the model was read, each a sentence.
     """
 
     model: Any
     config: Any
     folder: Path | None
     is_own: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

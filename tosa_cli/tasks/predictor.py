@@ -55,8 +55,17 @@ class PredictorTask(Task):
             loaded = load_predictor(name)
             return Start(loaded, _go_on(name, loaded, values), own, is_own=True)
         config = PredictorConfig.from_dict(values)
-        made = make_predictor(name, config.task_config, config.size, config.seed)
-        return Start(made, config, Path(f"{_stem(name)}-{self.name}"), is_own=False)
+        notes: list[str] = []
+        made = make_predictor(
+            name,
+            config.task_config,
+            config.size,
+            config.seed,
+            architecture=config.architecture,
+            weights_key=config.weights_key,
+            tell=notes.append,
+        )
+        return Start(made, config, Path(f"{_stem(name)}-{self.name}"), is_own=False, notes=tuple(notes))
 
     def open(self, model: Predictor, config: PredictorConfig) -> tuple[Images, Images]:
         """Open training images and held-out images with their maps."""

@@ -7,6 +7,7 @@ from tosa_cli.data.formats import FORMATS, DataFormat
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
 from tosa_cli.settings import Setting
+from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY
 from tosa_cli.task import DECODER, DECODER_DIM, MIN_DEPTH, NUM_LABELS, DecoderName, PredictorTask, TaskConfig
 from tosa_cli.train.config import (
     COLOR_JITTER,
@@ -41,6 +42,8 @@ class PredictorConfig(TrainConfig):
     task: Annotated[PredictorTask, Setting("What is learned: depth or segmentation.")] = "depth"
     decoder: Annotated[DecoderName, DECODER] = "dpt"
     decoder_dim: Annotated[int, DECODER_DIM] = 0
+    architecture: Annotated[str | None, ARCHITECTURE] = None
+    weights_key: Annotated[str | None, WEIGHTS_KEY] = None
     freeze_encoder: Annotated[bool, Setting("Train the decoder alone.")] = False
     data_format: Annotated[
         DataFormat, Setting("How images and maps lie: folder (rgb/ with depth/ or mask/), nyu or kitti.")

@@ -117,6 +117,8 @@ def load_from(config: ConvertConfig) -> Source:
         img_size=config.img_size,
         num_classes=config.num_classes,
         architecture=config.architecture,
+        weights_key=config.weights_key,
+        images=config.images,
     )
 
 

@@ -54,6 +54,8 @@ def finetune(
     values = {**_named(config), **_named(Data(data_dir=str(data)) if isinstance(data, (str, Path)) else data)}
     task = choose_task(model, values)
     start = task.start(model, values, may_be_remote=output is not None)
+    for note in start.notes:
+        listener.say(note)
     folder = Path(output) if output is not None else start.folder
     own = start.is_own and (output is None or is_same(start.folder, folder))
     job = Job(start.model, "finetuned", folder, overwrite or own, listener)

@@ -82,6 +82,8 @@ def inspect(
     img_size: int | tuple[int, int] | None = None,
     data_dir: str = "",
     max_samples: int | None = None,
+    architecture: str | None = None,
+    weights_key: str | None = None,
     listener: Listener | None = None,
 ) -> InspectReport:
     """Tell what can be converted of a model, and what each setting would save.
@@ -92,6 +94,8 @@ def inspect(
         img_size: Image size in pixels, one number or (height, width); None keeps the source's.
         data_dir: Images on which to measure what each layer can spare; empty measures nothing.
         max_samples: Measure on so many of them; None takes 32.
+        architecture: timm's name of the architecture of a weights file.
+        weights_key: Which weights to take of a file that holds several.
         listener: Told what is done.
 
     Raises:
@@ -101,7 +105,9 @@ def inspect(
     listener = listener or Nobody()
     if data_dir:
         method.check_measurable()
-    loaded = load_source(source, pretrained=bool(data_dir), img_size=img_size)
+    loaded = load_source(
+        source, pretrained=bool(data_dir), img_size=img_size, architecture=architecture, weights_key=weights_key
+    )
     for note in loaded.notes:
         listener.say(note)
     model = loaded.model
