@@ -18,7 +18,7 @@ _POSITIONS = ("pos_embed", "visual.positional_embedding", "preprocessor.pos_embe
 _PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight", "preprocessor.patchifier.proj.weight")
 
 
-def check_patches(state: Mapping[str, Tensor], model: Backbone, shown: str, architecture: str) -> None:
+def check_patches(state: Mapping[str, Tensor], model: Any, shown: str, architecture: str) -> None:
     """Check that patches are of the architecture's size, to which timm would resample others.
 
     Raises:
