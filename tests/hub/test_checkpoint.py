@@ -98,7 +98,7 @@ def test_a_saved_model_loads_with_bit_equal_outputs(name: str, settings: dict[st
 def test_timm_loads_it_with_bit_equal_outputs_too(name: str, tmp_path: Path) -> None:
     model = make_tosa(name)
     loaded = timm.create_model(f"local-dir:{save(model, tmp_path / 'model')}", pretrained=True).eval()
-    assert type(loaded) is TosaViT
+    assert isinstance(loaded, TosaViT)
     assert_same(loaded, model)
 
 

@@ -118,7 +118,7 @@ def test_what_the_first_pass_allocates_for_good_is_no_models_memory() -> None:
 def test_another_keep_rate_changes_nothing_else(settings: dict[str, object]) -> None:
     model = tiny_tosa(**settings)
     variant = with_keep_rate(model, 0.5)
-    assert variant.backbone is model.backbone and not variant.training
+    assert variant.blocks is model.blocks and not variant.training
     before, after = model.state_dict(), variant.state_dict()
     assert before.keys() == after.keys() and all(before[key].equal(after[key]) for key in before)
     assert set(variant.config.keep_rates.values()) == {0.5}

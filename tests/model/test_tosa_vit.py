@@ -158,7 +158,7 @@ def test_blocks_of_another_build_are_converted_with_whole_layers() -> None:
 
 def test_a_model_with_a_distillation_token_trains_both_heads() -> None:
     model = make_tosa(make_vit("deit_tiny_distilled_patch16_224", **SHRUNK, num_classes=5)).train()
-    model.backbone.set_distilled_training(True)
+    model.set_distilled_training(True)
     assert [output.shape for output in model(make_images(size=64))] == [(2, 5), (2, 5)]
 
 

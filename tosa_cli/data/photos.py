@@ -61,7 +61,7 @@ def whole_photo_transform(model: Predictor, img_size: tuple[int, int] | None = N
         img_size: Image size (height, width) in pixels, brought to whole patches; None is the one trained on.
     """
     config = resolve_input_data_config(model)
-    size = whole_patches(img_size or model.img_size, model.backbone.patch_embed.patch_size)
+    size = whole_patches(img_size or model.img_size, model.patch_embed.patch_size)
     return v2.Compose(
         [
             v2.PILToTensor(),

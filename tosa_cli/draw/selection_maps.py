@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import embed_with_places, has_class_token
+from tosa_cli.model.families import has_class_token
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.selectors import Entry
 from tosa_cli.model.stream import Stream
@@ -73,7 +73,7 @@ def read_selection(model: TosaViT, images: Tensor, layers: Iterable[int] | None 
     check_layers(model, wanted)
     if not wanted:
         return []
-    stream = Stream(*embed_with_places(model.backbone, images))
+    stream = Stream(*model.embed(images))
     grid, length = stream.places.grid, stream.tokens.shape[1]
     shown: dict[int, Tensor | None] = {}
 

@@ -101,7 +101,7 @@ def export_model(
     if config.format == "onnx":
         check_installed()
     check_target(path, config.format, overwrite)
-    size = [model.in_chans, *model.backbone.patch_embed.img_size]
+    size = [model.in_chans, *model.patch_embed.img_size]
     job = _Job(model, outputs, torch.zeros(config.batch_size or TRACED_BATCH, *size), config, name or path.stem, say)
     with _evaluating(model), _temporary_folder(path) as folder:
         export = _export_onnx if config.format == "onnx" else _export_pt2

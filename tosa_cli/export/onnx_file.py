@@ -128,7 +128,7 @@ def metadata(model: TosaViT, name: str, outputs: Sequence[str]) -> dict[str, str
         "model_name": name,
         "base_model": model.provenance.base_model,
         "license": model.provenance.license,
-        "img_size": list(model.backbone.patch_embed.img_size),
+        "img_size": list(model.patch_embed.img_size),
         "mean": list(config["mean"]),
         "std": list(config["std"]),
         "interpolation": config["interpolation"],

@@ -25,7 +25,7 @@ def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
     Returns:
         Images (B, C, height, width) in float32.
     """
-    target = list(model.backbone.patch_embed.img_size)
+    target = list(model.patch_embed.img_size)
     photos = [_read(path) for path in PHOTOS]
     generator = torch.Generator().manual_seed(seed)
     images = []

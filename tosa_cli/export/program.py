@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tosa_cli.export.quiet import quiet
-from tosa_cli.model.families import embed_with_places
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -39,8 +38,8 @@ class Exportable(nn.Module):
         model: Any = self.model
         if not isinstance(model, TosaViT):
             return read_outputs(model, model.forward_features(pixel_values), self.outputs)
-        layers = model.run_layers(*embed_with_places(model.backbone, pixel_values))
-        named = read_outputs(model, model.backbone.norm(layers.tokens), self.outputs)
+        layers = model.run_layers(*model.embed(pixel_values))
+        named = read_outputs(model, model.norm(layers.tokens), self.outputs)
         if self.with_choices:
             named |= name_choices({layer: layers.choices[layer] for layer in choosing(model)})
         return named

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tosa_cli.model.families import embed_with_places
 from tosa_cli.model.matching import Choice, other_indices, partner_weights
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import Entry, Ranks, Selector
@@ -47,9 +46,9 @@ def replay(model: TosaViT, images: Tensor, choices: Mapping[str, Tensor]) -> Rep
             (B, S, k) where tokens are matched.
     """
     judge = _Judge(model, choices, len(images))
-    stream = Stream(*embed_with_places(model.backbone, images))
+    stream = Stream(*model.embed(images))
     run_all(model.layers(stream, choose=judge.choose))
-    return Replay(model.backbone.norm(stream.tokens), judge.same, judge.margin)
+    return Replay(model.norm(stream.tokens), judge.same, judge.margin)
 
 
 class _Judge:

@@ -136,7 +136,7 @@ def _error_pass(run: Calibration, keep_rates: Sequence[float]) -> Iterator[dict[
         dense, stream = [tokens], Stream(tokens, run.places)
         for _ in model.dense_layers(stream):
             dense.append(stream.tokens)
-        final = model.backbone.norm(dense[-1])
+        final = model.norm(dense[-1])
         sums: dict[Any, Sums] = {}
         for layers in _spans(model):
             first, errors = layers[0], []
@@ -150,7 +150,7 @@ def _error_pass(run: Calibration, keep_rates: Sequence[float]) -> Iterator[dict[
                 seed_step(0, first, number, 0)  # for the selector `random`
                 run_all(model.layers(stream, layers[-1]))
                 run_all(model.dense_layers(stream))
-                errors.append(_error(model, final, model.backbone.norm(stream.tokens)))
+                errors.append(_error(model, final, model.norm(stream.tokens)))
             sums[layers] = {"errors": torch.tensor(errors, dtype=torch.float64)}
         yield sums
 

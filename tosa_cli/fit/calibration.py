@@ -19,7 +19,6 @@ from torch import Tensor
 
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import OutputError
-from tosa_cli.model.families import embed_with_places
 from tosa_cli.model.places import Places
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.tosa_vit import TosaViT
@@ -69,7 +68,7 @@ class Calibration:
                 self.num_images += len(batch.images)
                 if number % processes == own:
                     pixels = batch.images.to(self.accelerator.device)
-                    tokens, self.places = embed_with_places(self.model.backbone, pixels)
+                    tokens, self.places = self.model.embed(pixels)
                     yield number, tokens
                 self.progress.advance(len(batch.images), "")
 

@@ -159,7 +159,7 @@ def resize(model: TosaViT, img_size: int | tuple[int, int]) -> None:
     Raises:
         ConfigError: If it is no whole number of patches.
     """
-    model.family.check_img_size(model.backbone, img_size)
+    model.family.check_img_size(model, img_size)
     model.set_input_size(to_2tuple(img_size))
 
 

@@ -266,14 +266,13 @@ def weights_error(error: Exception, what: str) -> TosaError:
         mismatch = re.search(r"size mismatch for (\S+): .*?torch.Size\((\[.*?\])\).*?torch.Size\((\[.*?\])\)", text)
         if mismatch:
             key, found, expected = mismatch.groups()
-            key = key.removeprefix("backbone.")
             return CheckpointError(
                 f"The weights of {what} do not fit its configuration: {key} has shape {found}, expected {expected}."
             )
     keys = re.search(r"(Missing|Unexpected) key\(s\) in state_dict: \"([^\"]+)\"", text)
     if keys:
         problem = {"Missing": "lack the key", "Unexpected": "have the unknown key"}[keys.group(1)]
-        key = keys.group(2).removeprefix("backbone.")
+        key = keys.group(2)
         return CheckpointError(f"The weights of {what} do not fit: they {problem} {key!r}.")
     if isinstance(error, (EOFError, AttributeError, TypeError)) or "PytorchStreamReader" in text:
         return CheckpointError(f"The weights of {what} are broken or cut short. Download or copy them again.")

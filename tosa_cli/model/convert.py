@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import IdentityError
-from tosa_cli.model.families import Backbone, embed_with_places
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.tosa_layer import run_selected
@@ -33,13 +33,13 @@ def insert_selectors(backbone: Backbone, config: TosaConfig) -> TosaViT:
         IdentityError: If the check fails.
     """
     model = TosaViT(backbone, config).eval()
-    check_identity(model)
+    check_identity(model, backbone)
     model.record_input_size()
     return model
 
 
 @torch.no_grad()
-def check_identity(model: TosaViT) -> float:
+def check_identity(model: TosaViT, source: Backbone | None = None) -> float:
     """Check on a real forward pass that selection alone changes nothing.
 
     Two things are compared with the source model. The whole model at keep rate 1.0, which goes through selection,
@@ -48,6 +48,7 @@ def check_identity(model: TosaViT) -> float:
 
     Args:
         model: The ToSA model, in evaluation mode.
+        source: The model that it was made of; None takes its dense model.
 
     Returns:
         Largest absolute difference of final tokens and outputs.
@@ -59,13 +60,14 @@ def check_identity(model: TosaViT) -> float:
     keep_all.keep_rates = dict.fromkeys(model.keep_rates, 1.0)
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, model.in_chans, *model.backbone.patch_embed.img_size, generator=generator).to(parameter)
-    expected = model.backbone.forward_features(images)
+    dense = model.backbone if source is None else source
+    images = torch.randn(2, model.in_chans, *model.patch_embed.img_size, generator=generator).to(parameter)
+    expected = dense.forward_features(images)
     tokens = keep_all.forward_features(images)
     difference = _compare("the final tokens", expected, tokens)
-    output, logits = model.backbone.forward_head(expected), keep_all.forward_head(tokens)
+    output, logits = dense.forward_head(expected), keep_all.forward_head(tokens)
     difference = max(difference, _compare("the output", output, logits))
-    _, places = embed_with_places(model.backbone, images)
+    _, places = model.embed(images)
     for layer in model.keep_rates:
         order = _shuffled(tokens, model.num_prefix_tokens, generator)
         selected = gather_tokens(tokens, order)

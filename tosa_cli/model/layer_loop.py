@@ -270,6 +270,6 @@ class LayerLoop(LayersInterface):
             Scaled logits (B, H, M, N) of each layer.
         """
         wanted: dict[int, Read] = dict.fromkeys(layers, lambda logits: logits)
-        stream = Stream(*self.family.embed(self.backbone, images))
+        stream = Stream(*self.embed(images))
         passed = self.dense_layers(stream, max(wanted), wanted, query_rows)
         return {layer: stream.scores for layer in passed if layer in wanted and stream.scores is not None}

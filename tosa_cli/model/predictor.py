@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from tosa_cli.model.decoders import DECODERS, Decoder, DecoderFeatures
 from tosa_cli.model.decoders.base import resize
 from tosa_cli.model.families import has_class_token
-from tosa_cli.model.timm_interface import TimmInterface, name_weights_as
+from tosa_cli.model.families.backbone import PatchEmbed
+from tosa_cli.model.timm_interface import name_weights_as, with_input_size
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.task import TaskConfig
@@ -21,7 +22,7 @@ BIN_EPS = 0.1
 """Added to the weight of each depth, so that no pixel is without any."""
 
 
-class Predictor(TimmInterface):
+class Predictor(nn.Module):
     """An encoder and a decoder: depth in metres, or class logits, for every pixel.
 
     The state dict has the encoder under its own key names, and the decoder under `decoder.`.
@@ -33,28 +34,78 @@ class Predictor(TimmInterface):
 
     def __init__(self, encoder: nn.Module, config: TaskConfig) -> None:
         super().__init__()
-        self.encoder: Any = encoder
+        self.encoder: Any
+        self.encoder = encoder
         self.config = config
-        backbone = self.backbone
-        _take_off_head(backbone)
+        _take_off_head(encoder)
+        self.has_class_token = has_class_token(self.backbone)
         kind = DECODERS[config.decoder]
-        self.feature_indices = kind.indices(len(backbone.blocks))
+        self.feature_indices = kind.indices(len(self.blocks))
         self.decoder: Decoder = kind(
-            backbone.embed_dim, has_class_token(backbone), _out_channels(config), config.decoder_dim
+            self.encoder.embed_dim, self.has_class_token, _out_channels(config), config.decoder_dim
         )
         self.provenance = Provenance()
         name_weights_as(self, "encoder.", ("decoder.",))
 
     @property
-    def backbone(self) -> Any:  # type: ignore[override]
-        """The timm ViT."""
+    def backbone(self) -> Any:
+        """The encoder with every token computed; it shares all weights with this model."""
         return self.encoder.backbone if isinstance(self.encoder, TosaViT) else self.encoder
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """Image size, crop, mean, standard deviation and license, as timm has them: the encoder's."""
+        return self.encoder.pretrained_cfg
+
+    @pretrained_cfg.setter
+    def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
+        # timm sets it when it builds this model; the encoder keeps the name of its own architecture.
+        own = with_input_size(cfg, self.encoder)
+        self.encoder.pretrained_cfg = {**own, "architecture": self.pretrained_cfg.get("architecture")}
+
+    @property
+    def _traits(self) -> dict[str, Any]:
+        # Image size and channels that timm resolves transforms from.
+        return getattr(self.encoder, "_traits", {})
+
+    @_traits.setter
+    def _traits(self, traits: dict[str, Any]) -> None:
+        self.encoder._traits = traits
+
+    @property
+    def in_chans(self) -> int:
+        """Number of image channels."""
+        return self.encoder.in_chans
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of images as a whole: 0, as the encoder has no head."""
+        return self.encoder.num_classes
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The encoder's transformer blocks."""
+        return self.encoder.blocks
+
+    @property
+    def patch_embed(self) -> PatchEmbed:
+        """The encoder's patch embedding."""
+        return self.encoder.patch_embed
 
     @property
     def img_size(self) -> tuple[int, int]:
         """The image size (height, width) in pixels that it was trained on; it takes any."""
-        height, width = self.backbone.patch_embed.img_size
+        height, width = self.encoder.patch_embed.img_size
         return height, width
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
+        self.encoder.set_input_size(img_size=img_size)
+        self.pretrained_cfg = self.pretrained_cfg
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer of the encoder in the backward pass instead of keeping its activations."""
+        self.encoder.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> Tensor:
         """Predict a map of the size of the images.
@@ -68,7 +119,7 @@ class Predictor(TimmInterface):
             Depth in metres (B, 1, height, width), or class logits (B, num_labels, height, width).
         """
         size = images.shape[-2:]
-        maps = self.decoder(self.forward_features(_to_whole_patches(images, self.backbone.patch_embed.patch_size)))
+        maps = self.decoder(self.forward_features(_to_whole_patches(images, self.encoder.patch_embed.patch_size)))
         if self.config.task == "depth":
             maps = self._depth(maps.float())
         return resize(maps, size)
@@ -82,17 +133,18 @@ class Predictor(TimmInterface):
             norm=self.decoder.reads_norm,
             intermediates_only=True,
         )
-        if not self.backbone.num_prefix_tokens:
+        if not self.encoder.num_prefix_tokens:
             return DecoderFeatures(taken, None)
         maps = [spatial for spatial, _ in taken]
-        return DecoderFeatures(maps, [prefix[:, 0] for _, prefix in taken] if has_class_token(self.backbone) else None)
+        return DecoderFeatures(maps, [prefix[:, 0] for _, prefix in taken] if self.has_class_token else None)
 
     def with_dense_encoder(self) -> "Predictor":
         """This model with every token computed in every layer; it shares all weights with this one."""
         dense = Predictor.__new__(Predictor)
         nn.Module.__init__(dense)
         dense.encoder, dense.config, dense.decoder = self.backbone, self.config, self.decoder
-        dense.feature_indices, dense.provenance = self.feature_indices, self.provenance
+        dense.feature_indices, dense.has_class_token = self.feature_indices, self.has_class_token
+        dense.provenance = self.provenance
         return dense
 
     def _depth(self, maps: Tensor) -> Tensor:
@@ -112,13 +164,13 @@ def _out_channels(config: TaskConfig) -> int:
     return DEPTH_BINS if config.decoder == "linear" else 1
 
 
-def _take_off_head(backbone: Any) -> None:
+def _take_off_head(encoder: Any) -> None:
     """Take off what only classification reads."""
-    backbone.reset_classifier(0)
-    if getattr(backbone, "attn_pool", None) is not None:
-        backbone.attn_pool = None
-    if getattr(backbone, "fc_norm", None) is not None:
-        backbone.fc_norm = nn.Identity()
+    encoder.reset_classifier(0)
+    if getattr(encoder, "attn_pool", None) is not None:
+        encoder.attn_pool = None
+    if getattr(encoder, "fc_norm", None) is not None:
+        encoder.fc_norm = nn.Identity()
 
 
 def whole_patches(size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:

@@ -101,8 +101,4 @@ def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
-    # timm's own filter resamples the position embedding where the model is built for another image size; it reads
-    # the size of the saved one from here.
-    backbone: Any = model.backbone
-    backbone.pretrained_model_args = model.pretrained_model_args
-    return model.family.fit_checkpoint(state, backbone)
+    return model.family.fit_checkpoint(state, model)

@@ -1,8 +1,9 @@
 """What timm and its users ask of any model, answered by the backbone."""
 
+import functools
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import Format
@@ -10,7 +11,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.model.families import Backbone, Family, family_of
+from tosa_cli.model.families import Backbone, Family, family_of_type
 from tosa_cli.model.families.backbone import PatchEmbed
 from tosa_cli.model.places import Places
 
@@ -23,26 +24,91 @@ def class_names(model: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-class TimmInterface(nn.Module):
-    """A model around a timm ViT that answers timm's questions as that ViT does."""
+def with_input_size(pretrained_cfg: dict[str, Any], model: "Backbone | TimmInterface") -> dict[str, Any]:
+    """A `pretrained_cfg` with a model's own channels and image size, where they are not those of the source."""
+    size = (model.in_chans, *model.patch_embed.img_size)
+    if tuple(pretrained_cfg.get("input_size") or ()) == size:
+        return pretrained_cfg
+    # A larger size to test at was meant for the source's size.
+    return {**pretrained_cfg, "input_size": size, "test_input_size": None, "pool_size": None}
 
-    backbone: Backbone
+
+class TimmInterface(nn.Module):
+    """A timm ViT with a forward pass of its own: the ViT's own modules and parameters, under its own names.
+
+    The class of such a model is made of this one and of the ViT's, so that all of timm's interface that is not written
+    here is the ViT's own code, run on the new model, which names its weights and modules as the ViT does.
+
+    Args:
+        backbone: The ViT. Its modules and parameters are those of the new model too, its hooks are not.
+
+    Attributes:
+        added: Names of the modules that this model has beside the ViT's.
+        made_of: The class of the model, as it is written, and the ViT's.
+        added_args: Names of what timm builds this model from beside what it builds the ViT from.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ()
+    made_of: ClassVar[tuple[type[nn.Module], type[nn.Module]]]
+    added_args: ClassVar[frozenset[str]] = frozenset()
+
+    blocks: nn.Sequential
+    norm: nn.Module
+    patch_embed: PatchEmbed
+    embed_dim: int
+    num_prefix_tokens: int
+    in_chans: int
+    num_features: int
+    head_hidden_size: int
+    num_classes: int
+    global_pool: str
+    grad_checkpointing: bool
+    forward_head: Callable[..., Tensor]
+    get_classifier: Callable[[], Any]
+    no_weight_decay: Callable[[], set[str]]
+    reset_classifier: Callable[..., None]
+    set_grad_checkpointing: Callable[..., None]
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        kind: Any = type(self)
+        self.__class__ = _joined(kind, type(backbone))  # type: ignore[assignment]
+        _share(backbone, self)
+        # timm reads this from any model it wraps.
+        self.feature_info: list[dict[str, Any]] = getattr(backbone, "feature_info", [])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A class that is made here cannot be looked up by its name.
+        return _empty, self.made_of, vars(self)
+
+    @property
+    def backbone(self) -> Any:
+        """The dense model: the ViT as it was, with the weights and the head that this model has now.
+
+        It is made anew each time, and shares all modules and parameters with this model. To put others in their place,
+        or to change the head, change this model: it has them under the same names.
+        """
+        dense = self.made_of[1].__new__(self.made_of[1])
+        nn.Module.__init__(dense)
+        _share(self, dense, without=self.added)
+        args = vars(self).get("_model_args", {})
+        vars(dense)["_model_args"] = {name: value for name, value in args.items() if name not in self.added_args}
+        return dense
 
     @property
     def family(self) -> Family:
         """What is known of backbones of this type."""
-        return family_of(self.backbone)
+        return family_of_type(self.made_of[1])  # type: ignore[return-value]  # checked before the model was made
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Image size, crop, mean, standard deviation, class names and license, as timm has them: the backbone's."""
-        return self.backbone.pretrained_cfg
+        return vars(self).get("pretrained_cfg", {})  # a backbone that was built by its class has none
 
     @pretrained_cfg.setter
     def pretrained_cfg(self, cfg: dict[str, Any]) -> None:
-        # timm sets it when it builds this model; the backbone keeps the name of its own architecture.
-        architecture = self.backbone.pretrained_cfg.get("architecture")
-        self.backbone.pretrained_cfg = {**cfg, "architecture": architecture}
+        # timm sets it when it builds this model, which keeps the name of its backbone's architecture.
+        vars(self)["pretrained_cfg"] = {**cfg, "architecture": self.pretrained_cfg.get("architecture")}
         self.record_input_size()
 
     def record_input_size(self) -> None:
@@ -50,79 +116,51 @@ class TimmInterface(nn.Module):
 
         timm leaves the source's there, and resolves transforms from them where a model takes images of any size.
         """
-        cfg = getattr(self.backbone, "pretrained_cfg", None)  # a backbone that was built by its class has none
-        size = (self.in_chans, *self.patch_embed.img_size)
-        if cfg is not None and tuple(cfg.get("input_size") or ()) != size:
-            # A larger size to test at was meant for the source's size.
-            self.backbone.pretrained_cfg = {**cfg, "input_size": size, "test_input_size": None, "pool_size": None}
+        if self.pretrained_cfg:
+            vars(self)["pretrained_cfg"] = with_input_size(self.pretrained_cfg, self)
 
-    @property
-    def _traits(self) -> dict[str, Any]:
-        # Image size and channels that timm resolves transforms from, and that change with `set_input_size`.
-        return getattr(self.backbone, "_traits", {})
-
-    @_traits.setter
-    def _traits(self, traits: dict[str, Any]) -> None:
-        self.backbone._traits = traits  # type: ignore[attr-defined]
-
-    @property
-    def blocks(self) -> nn.Sequential:
-        """The backbone's transformer blocks."""
-        return self.backbone.blocks
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of class, distillation and register tokens."""
-        return self.backbone.num_prefix_tokens
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head; 0 without a head."""
-        return self.backbone.num_classes
-
-    @property
-    def num_features(self) -> int:
-        """Width of the features that `forward_features` returns."""
-        return self.backbone.num_features
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D of the tokens."""
-        return self.backbone.embed_dim
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of the pooled features before the classifier."""
-        return self.backbone.head_hidden_size
-
-    @property
-    def in_chans(self) -> int:
-        """Number of image channels."""
-        return self.backbone.in_chans
-
-    @property
-    def patch_embed(self) -> PatchEmbed:
-        """The backbone's patch embedding."""
-        return self.backbone.patch_embed
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        self.backbone.set_grad_checkpointing(enable)
+    def embed(self, images: Tensor) -> tuple[Tensor, Places]:
+        """Turn images (B, C, height, width) into the tokens (B, N, D) that enter layer 1, and say where they stand."""
+        return self.family.embed(self, images)
 
     def set_input_size(
         self, img_size: tuple[int, int] | None = None, patch_size: tuple[int, int] | None = None
     ) -> None:
         """Change the image size (height, width) in pixels; position embeddings are resampled as timm does."""
-        self.backbone.set_input_size(img_size=img_size, patch_size=patch_size)
+        super().set_input_size(img_size=img_size, patch_size=patch_size)  # type: ignore[misc]
         self.record_input_size()
 
-    def get_classifier(self) -> Any:
-        """The classifier head, or heads."""
-        return self.backbone.get_classifier()
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one of `num_classes` classes."""
-        self.backbone.reset_classifier(num_classes, global_pool)
+@functools.cache
+def _joined(kind: type, source: type) -> type[nn.Module]:
+    """The class of models of a kind around a ViT of another class; what both have is the kind's."""
+    return type(kind.__name__, (kind, source), {"__module__": kind.__module__, "made_of": (kind, source)})
+
+
+def _empty(kind: Any, source: Any) -> nn.Module:
+    joined = _joined(kind, source)
+    return joined.__new__(joined)
+
+
+def _share(source: Any, target: Any, without: tuple[str, ...] = ()) -> None:
+    """Give a new module the weights, the modules and the traits of another, but not its hooks.
+
+    Both have one table of parameters, so that one that is put in the place of another is so for both.
+
+    Args:
+        source: The module that has them.
+        target: The new one.
+        without: Names of modules that are left out.
+    """
+    # No traits are hooks and the like, which every module has, and what stands before a method of its class.
+    every = nn.Module()
+    for name, value in vars(source).items():
+        if not hasattr(every, name) and not callable(getattr(type(target), name, None)):
+            vars(target)[name] = value
+    target._parameters, target._buffers = source._parameters, source._buffers
+    target._non_persistent_buffers_set = source._non_persistent_buffers_set
+    target._modules.update((name, part) for name, part in source._modules.items() if name not in without)
+    target.training = source.training
 
 
 class FinetunableViT(TimmInterface):
@@ -137,7 +175,7 @@ class FinetunableViT(TimmInterface):
 
     def run(self, layer: Callable[[Any], Any], tokens: Any) -> Any:
         """Run a layer on tokens (B, N, D), or on tokens taken apart; recomputed in the backward pass if asked for."""
-        if self.backbone.grad_checkpointing and torch.is_grad_enabled():
+        if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, tokens)
         return layer(tokens)
 
@@ -151,7 +189,7 @@ class LayersInterface(FinetunableViT):
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patches (rows, columns) of images (B, C, height, width)."""
-        rows, columns = self.backbone.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        rows, columns = self.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
         return rows, columns
 
     def forward_intermediates(
@@ -187,10 +225,8 @@ class LayersInterface(FinetunableViT):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, not {output_fmt!r}.")
         taken, last = feature_take_indices(len(self.blocks), indices)
-        outputs = self.run_layers(
-            *self.family.embed(self.backbone, x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None
-        )
-        features = [self.backbone.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
+        outputs = self.run_layers(*self.embed(x), take={i + 1 for i in taken}, last=last + 1 if stop_early else None)
+        features = [self.norm(tokens) if norm else tokens for tokens in outputs.intermediates]
         num_prefix = self.num_prefix_tokens
         prefixes = [tokens[:, :num_prefix] for tokens in features] if num_prefix else None
         spatial = [tokens[:, num_prefix:] for tokens in features]
@@ -201,12 +237,12 @@ class LayersInterface(FinetunableViT):
             if prefixes and return_prefix_tokens:
                 result["image_intermediates_prefix"] = prefixes
             if not intermediates_only:
-                result["image_features"] = self.backbone.norm(outputs.tokens)
+                result["image_features"] = self.norm(outputs.tokens)
             return result
         listed: list[Any] = spatial
         if prefixes and return_prefix_tokens:
             listed = list(zip(spatial, prefixes, strict=True))
-        return listed if intermediates_only else (self.backbone.norm(outputs.tokens), listed)
+        return listed if intermediates_only else (self.norm(outputs.tokens), listed)
 
     def get_intermediate_layers(
         self,

@@ -1,7 +1,7 @@
 """The ToSA model: a timm ViT whose block loop is ours (paper, section 2.3)."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,23 +15,19 @@ from tosa_cli.model.families import (
 from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.layer_loop import LayerLoop
 from tosa_cli.model.selectors import SELECTORS
-from tosa_cli.model.timm_interface import name_weights_as
 from tosa_cli.provenance import Provenance
-
-_BACKBONE = "backbone."
-_ADDED = ("selectors.", "keys.", "bypasses.")
 
 
 class TosaViT(LayerLoop):
     """A timm ViT in which chosen layers compute the selected tokens only, and the others bypass the layer.
 
     The number and the order of the tokens never change, so the model serves depth and segmentation as its source does.
-    It speaks timm's language: `forward`, `forward_features`, `forward_intermediates`, `forward_head`, and a
-    state dict under the backbone's own key names, with what was added under `selectors.<layer>`, `keys.<layer>` and
-    `bypasses.<layer>`.
+    It speaks timm's language: `forward`, `forward_features`, `forward_intermediates`, `forward_head`, and modules and
+    parameters under the backbone's own names, with what was added under `selectors.<layer>`, `keys.<layer>` and
+    `bypasses.<layer>`. Selectors are frozen: only `distill` trains them.
 
     Args:
-        backbone: A timm ViT; it becomes part of the new model and is not changed.
+        backbone: A timm ViT, whose modules and parameters become those of the new model; it is not changed.
         config: Where and how tokens are selected.
 
     Raises:
@@ -39,10 +35,12 @@ class TosaViT(LayerLoop):
         ConfigError: If the backbone does not have the layers asked for.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("selectors", "keys", "bypasses")
+    added_args: ClassVar[frozenset[str]] = frozenset({"base_architecture", "norm_eps", *TosaConfig.field_names()})
+
     def __init__(self, backbone: Backbone, config: TosaConfig) -> None:
-        super().__init__()
         check_convertible(backbone, config)
-        self.backbone: Backbone = backbone
+        super().__init__(backbone)
         self.config = config
         self.keep_rates = config.keep_rates
         self.choosing_layers = config.choosing_layers
@@ -50,22 +48,21 @@ class TosaViT(LayerLoop):
         self.keys = nn.ModuleDict()
         self.bypasses = nn.ModuleDict()
         for layer in config.layers:
-            self._add_parts(layer)
+            self._add_parts(layer, backbone)
         weights = next(backbone.parameters())
         for added in (self.selectors, self.keys, self.bypasses):
             added.to(weights.device, weights.dtype)
-        name_weights_as(self, _BACKBONE, _ADDED)
-        # timm reads this from any model it wraps.
-        self.feature_info = getattr(backbone, "feature_info", [])
+        # A choice of tokens has no gradient, and several processes wait for that of each weight that is not frozen.
+        self.selectors.requires_grad_(False)
         self.provenance = Provenance()
 
-    def _add_parts(self, layer: int) -> None:
+    def _add_parts(self, layer: int, backbone: Backbone) -> None:
         """Add what a ToSA layer needs besides its block."""
         config, name = self.config, str(layer)
         self.bypasses[name] = BYPASSES[config.bypass](self.embed_dim)
         if self.choosing_layers[layer] != layer:
             return
-        self.selectors[name] = SELECTORS[config.selector].for_layer(self.backbone, layer, config)
+        self.selectors[name] = SELECTORS[config.selector].for_layer(backbone, layer, config)
         if config.needs_keys:
             self.keys[name] = MatchingKeys(*matching_projection(self.blocks[layer - 1], self.embed_dim))
 
@@ -77,11 +74,7 @@ class TosaViT(LayerLoop):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their original order."""
-        return self.backbone.norm(self.run_layers(*self.family.embed(self.backbone, images)).tokens)
-
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool tokens (B, N, D) and classify them, as the backbone does."""
-        return self.backbone.forward_head(tokens, pre_logits=pre_logits)
+        return self.norm(self.run_layers(*self.embed(images)).tokens)
 
     def forward_selection(self, images: Tensor) -> dict[int, Tensor]:
         """Which tokens each ToSA layer selects in images (B, C, height, width).
@@ -89,7 +82,7 @@ class TosaViT(LayerLoop):
         Returns:
             Keep indices of each ToSA layer: (B, K), or (B, H, K) for per-head selection.
         """
-        return self.run_layers(*self.family.embed(self.backbone, images)).keep_indices
+        return self.run_layers(*self.embed(images)).keep_indices
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,18 +103,28 @@ class TosaViT(LayerLoop):
         """Parameters that `distill` freezes and `finetune` trains."""
         return self.backbone.parameters()
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of the names of parameters by which timm groups them: what was added is of the layer that it is for.
+
+        Args:
+            coarse: As in timm, one group for all that is before the layers.
+        """
+        matcher: dict[str, Any] = super().group_matcher(coarse)  # type: ignore[misc]
+        layers = matcher["blocks"] if isinstance(matcher["blocks"], list) else [(matcher["blocks"], None)]
+        # timm counts layers from 0.
+        added = [(rf"^(?:{'|'.join(self.added)})\.{layer}\.", (layer - 1,)) for layer in self.keep_rates]
+        return {**matcher, "blocks": [*added, *layers]}
+
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the layers behind the last one asked for, with their selectors; indices count from 0 as in timm."""
-        kept = self.backbone.prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
+        kept: list[int] = super().prune_intermediate_layers(  # type: ignore[misc]
+            indices, prune_norm=prune_norm, prune_head=prune_head
+        )
         for layer in [layer for layer in self.keep_rates if layer > len(self.blocks)]:
             del self.keep_rates[layer], self.choosing_layers[layer]
             for parts in (self.selectors, self.keys, self.bypasses):
                 if str(layer) in parts:
                     del parts[str(layer)]
         return kept
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone."""
-        return {_BACKBONE + name for name in self.backbone.no_weight_decay()}

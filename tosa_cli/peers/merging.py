@@ -6,14 +6,14 @@ are averaged into it. Prefix tokens take no part. The functions are pure; `Merge
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import Backbone, embed, mean_key_projection
+from tosa_cli.model.families import Backbone, mean_key_projection
 from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.timm_interface import FinetunableViT
@@ -169,10 +169,11 @@ class MergedViT(FinetunableViT):
         ConfigError: If there is not one number a layer, or a layer does not have as many tokens to merge.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("bypasses", "keys")
+
     def __init__(self, backbone: Backbone, mode: MergeMode, num_merged: Sequence[int]) -> None:
-        super().__init__()
         check_mergeable(backbone)
-        self.backbone: Backbone = backbone
+        super().__init__(backbone)
         self.mode: MergeMode = mode
         self.num_merged = tuple(num_merged)
         self._check_schedule()
@@ -186,10 +187,10 @@ class MergedViT(FinetunableViT):
 
         Merged tokens are unmerged for a head that pools them all, so that each counts as often as its size says.
         """
-        tokens, position = self.run_layers(embed(self.backbone, images))
-        if self.backbone.global_pool != "token" and position is not None:
+        tokens, position = self.run_layers(self.embed(images)[0])
+        if self.global_pool != "token" and position is not None:
             tokens = unmerge_tokens(tokens, position)
-        return self.backbone.forward_head(self.backbone.norm(tokens))
+        return self.forward_head(self.norm(tokens))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens.
@@ -197,7 +198,7 @@ class MergedViT(FinetunableViT):
         Returns:
             Tokens (B, N, D) in their order for `merge-unmerge`; (B, K, D), prefix tokens first, for `merge`.
         """
-        return self.backbone.norm(self.run_layers(embed(self.backbone, images))[0])
+        return self.norm(self.run_layers(self.embed(images)[0])[0])
 
     def run_layers(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the layers on embedded tokens (B, N, D).
@@ -206,7 +207,7 @@ class MergedViT(FinetunableViT):
             The last layer's tokens, (B, N, D) or (B, K, D), and where each of the N tokens is found among the K
             merged ones, (B, N); None where nothing stays merged.
         """
-        prefix: int = self.backbone.num_prefix_tokens
+        prefix: int = self.num_prefix_tokens
         sizes: Tensor | None = None
         position: Tensor | None = None
         for i, (block, merged) in enumerate(zip(self.blocks, self.num_merged, strict=True)):
@@ -227,10 +228,10 @@ class MergedViT(FinetunableViT):
         return {"mode": self.mode, "num_merged": list(self.num_merged)}
 
     def _check_schedule(self) -> None:
-        depth, prefix = len(self.backbone.blocks), self.backbone.num_prefix_tokens
+        depth, prefix = len(self.blocks), self.num_prefix_tokens
         if len(self.num_merged) != depth:
             raise ConfigError(f"{len(self.num_merged)} numbers of merged tokens were given for {depth} layers.")
-        tokens = int(self.backbone.patch_embed.num_patches) + prefix
+        tokens = int(self.patch_embed.num_patches) + prefix
         for layer, merged in enumerate(self.num_merged, start=1):
             most = num_mergeable(tokens, prefix)
             if not 0 <= merged <= most:

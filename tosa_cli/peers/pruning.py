@@ -7,13 +7,13 @@ ones are fused into one token. The functions are pure; `PrunedViT` runs a timm V
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.families import Backbone, embed, has_class_token
+from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.selection import choose_tokens, gather_tokens
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.block_halves import check_blocks, run_attention, run_mlp
@@ -107,22 +107,23 @@ class PrunedViT(FinetunableViT):
         ConfigError: If the keep rate is not above 0 and at most 1, or the model does not have the layers.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("bypasses",)
+
     def __init__(self, backbone: Backbone, keep_rate: float, layers: Sequence[int]) -> None:
-        super().__init__()
         check_prunable(backbone)
         check_pruning(keep_rate, layers, len(backbone.blocks))
-        self.backbone: Backbone = backbone
+        super().__init__(backbone)
         self.keep_rate = keep_rate
         self.layers = tuple(sorted(layers))
         self.bypasses = nn.ModuleDict()
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, C, height, width): logits (B, num_classes), or pooled features without a head."""
-        return self.backbone.forward_head(self.forward_features(images))
+        return self.forward_head(self.forward_features(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into the final normalised tokens that are left, prefix tokens first."""
-        return self.backbone.norm(self.run_layers(embed(self.backbone, images)))
+        return self.norm(self.run_layers(self.embed(images)[0]))
 
     def run_layers(self, tokens: Tensor) -> Tensor:
         """Run the layers on embedded tokens (B, N, D): the tokens that are left behind the last."""

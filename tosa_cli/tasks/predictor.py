@@ -264,7 +264,7 @@ def _go_on(name: str, model: Predictor, values: Mapping[str, Any]) -> PredictorC
             raise InputError(f"{name} was trained with {key} {value}, not {values[key]}: leave {key} out.")
     config = PredictorConfig.from_dict({**kept, **values})
     if config.size not in (None, model.img_size):
-        model.backbone.set_input_size(config.size)
+        model.set_input_size(config.size)
     return config
 
 

@@ -127,6 +127,8 @@ def distill(
             make_scheduler=make_scheduler(config),
             progress=progress,
         )
+        model.requires_grad_(True)
+        model.selectors.requires_grad_(False)
         if watch is not None:
             watch.start_anew()
             watch.look(report.updates)

@@ -84,7 +84,7 @@ def _make_objective(
             raise ConfigError(
                 f"The objective features is for converted models, not for a {type(model).__name__}: use labels."
             )
-        if teacher is None or teacher is model.backbone:
+        if teacher is None or getattr(teacher, "blocks", None) is model.blocks:
             raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
         if config.feature_layers >= len(model.blocks):
             raise ConfigError(

@@ -84,9 +84,9 @@ class FeaturesObjective(nn.Module):
         self.indices = [depth * i // (feature_layers + 1) - 1 for i in range(1, feature_layers + 1)]
         self.num_prefix = model.num_prefix_tokens
         # Registers are read by nobody behind the last layer.
-        self.num_class = self.num_prefix - model.family.num_register_tokens(model.backbone)
+        self.num_class = self.num_prefix - model.family.num_register_tokens(model)
         model.requires_grad_(False)
-        later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.backbone.norm, model.bypasses])
+        later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.norm, model.bypasses])
         parameters = list(later.requires_grad_(True).parameters())
         # Several processes need to know which weights no gradient reaches, as of a bypass that no token takes.
         images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)

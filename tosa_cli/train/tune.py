@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tosa_cli.data.loading import Images
 from tosa_cli.model.families import kind_of
 from tosa_cli.model.predictor import Predictor
-from tosa_cli.model.timm_interface import FinetunableViT, TimmInterface
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
@@ -107,7 +107,7 @@ def tune(
     return report
 
 
-def set_drop_path(model: TimmInterface, rate: float) -> None:
+def set_drop_path(model: FinetunableViT | Predictor, rate: float) -> None:
     """Set the stochastic depth rate of a model's blocks, which rises to `rate` from the first to the last."""
     rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
     for block, probability in zip(model.blocks, rates, strict=True):

@@ -22,7 +22,7 @@ from tosa_cli.model.families.parts import (
     num_attentions,
     num_heads,
 )
-from tosa_cli.model.families.registry import FAMILIES, family_of, is_supported_kind, kind_of
+from tosa_cli.model.families.registry import FAMILIES, family_of, family_of_type, is_supported_kind, kind_of
 
 __all__ = [
     "FAMILIES",
@@ -37,6 +37,7 @@ __all__ = [
     "embed",
     "embed_with_places",
     "family_of",
+    "family_of_type",
     "has_class_token",
     "head_dim",
     "is_supported_kind",

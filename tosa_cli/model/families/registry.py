@@ -24,10 +24,18 @@ def family_of(model: Any) -> Family:
     Raises:
         UnsupportedModelError: If it is of no family: a sentence with its type and the reason.
     """
+    family = family_of_type(type(model))
+    if family is None:
+        raise UnsupportedModelError(f"{why_unknown(model)} Type `tosa list` to see what can be.")
+    return family
+
+
+def family_of_type(kind: type[nn.Module]) -> Family | None:
+    """The family that models of a type belong to; None if there is none."""
     for family in FAMILIES:
-        if type(model) in family.models:
+        if kind in family.models:
             return family
-    raise UnsupportedModelError(f"{why_unknown(model)} Type `tosa list` to see what can be.")
+    return None
 
 
 def kind_of(block: nn.Module) -> BlockKind:
