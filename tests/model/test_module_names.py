@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.distributed import init_device_mesh
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tosa_cli.model.families import FAMILIES
@@ -218,6 +220,22 @@ def test_it_trains_in_several_processes(settings: dict[str, Any], one_process: N
         parallel(make_images()).square().mean().backward()
     assert all(parameter.grad is None for parameter in model.selector_parameters())
     assert all(parameter.grad is not None for parameter in model.backbone_parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, CALIBRATED, PROBE], ids=str)
+def test_it_trains_with_each_of_its_layers_sharded(settings: dict[str, Any], one_process: None) -> None:
+    plain, sharded, images = make_tosa(**settings).train(), make_tosa(**settings).train(), make_images()
+    mesh = init_device_mesh("cpu", (1,))
+    for module in (*sharded.blocks, sharded):
+        fully_shard(module, mesh=mesh)
+    for model in (plain, sharded):
+        optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+        for _ in range(2):
+            model(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in sharded.named_parameters():
+        torch.testing.assert_close(parameter.full_tensor(), plain.get_parameter(name), rtol=1e-4, atol=1e-6)
 
 
 def test_a_distributed_checkpoint_goes_by_the_same_names(one_process: None) -> None:

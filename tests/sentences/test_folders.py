@@ -285,7 +285,7 @@ LOADED: list[Row] = [
     (
         "other classes at the top",
         lambda model: load(edited(model, set_value("num_classes", value=7))),
-        "model/config.json names 7 classes at the top, but 5 under model_args: they must be the same.",
+        "The weights of model do not fit its configuration: head.weight has shape [5, 64], expected [7, 64].",
     ),
     (
         "other classes below",

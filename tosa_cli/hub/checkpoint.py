@@ -87,7 +87,8 @@ def describe(model: TosaViT) -> dict[str, Any]:
         if config["pretrained_cfg"].get(key):
             config[key] = config["pretrained_cfg"].pop(key)
     base_args = {**config.get("model_args", {}), "img_size": list(backbone.patch_embed.img_size)}
-    base_args["num_classes"] = model.num_classes
+    # At the top alone: transformers passes that and the arguments on, and stops where both have it.
+    base_args.pop("num_classes", None)
     if hasattr(backbone, "norm_eps"):
         base_args["norm_eps"] = backbone.norm_eps
     settings = {"base_architecture": config["architecture"], **model.config.to_dict()}
@@ -261,7 +262,7 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
     for key in ("base_architecture", "layers"):
         if key not in args:
             raise CheckpointError(f"{path} lacks {key!r} under model_args.")
-    if args.get("num_classes") != config.get("num_classes"):
+    if args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise CheckpointError(
             f"{path} names {config.get('num_classes')} classes at the top, but "
             f"{args.get('num_classes')} under model_args: they must be the same."

@@ -146,6 +146,8 @@ def finetune_predictor(
         progress=progress,
     )
     model.requires_grad_(True)
+    if isinstance(model.encoder, TosaViT):
+        model.encoder.selectors.requires_grad_(False)
     return report
 
 
