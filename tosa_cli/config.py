@@ -167,6 +167,15 @@ class Method(Settings):
                 f"The selector {self.selector!r} has one score a token, not one a head: use --selection shared, or one "
                 f"of the selectors {others}."
             )
+        if SELECTORS[self.selector].groups_tokens != BYPASSES[self.bypass].groups_tokens:
+            selectors, bypasses = (
+                " or ".join(repr(name) for name, facts in table.items() if facts.groups_tokens)
+                for table in (SELECTORS, BYPASSES)
+            )
+            raise ConfigError(
+                f"The selector {self.selector!r} does not go with the bypass {self.bypass!r}: a layer that computes "
+                f"groups of tokens has the selector {selectors} and the bypass {bypasses}."
+            )
         if self.span > 1 and self.reads_maps:
             raise ConfigError(
                 f"The selector {self.selector!r} chooses anew in each ToSA layer, so no layers share a choice: leave "
@@ -192,6 +201,11 @@ class Method(Settings):
     def matches_tokens(self) -> bool:
         """Whether skipped tokens are matched with kept ones."""
         return BYPASSES[self.bypass].matches_tokens
+
+    @property
+    def groups_tokens(self) -> bool:
+        """Whether tokens are put into groups, which only grow from one ToSA layer to the next."""
+        return BYPASSES[self.bypass].groups_tokens
 
     @property
     def needs_keys(self) -> bool:
@@ -246,6 +260,8 @@ class TosaConfig(Method, Places):
         if self.reads_maps:
             self._check_feeding_layers()
         rates = self.keep_rates
+        if self.groups_tokens:
+            self._check_groups_grow(rates)
         for layer, first in self.choosing_layers.items():
             if rates[layer] != rates[first]:
                 raise ConfigError(
@@ -271,6 +287,14 @@ class TosaConfig(Method, Places):
     def feeding_layers(self) -> frozenset[int]:
         """Standard layers whose attention logits feed a selector."""
         return frozenset(layer - 1 for layer in self.layers) if self.reads_maps else frozenset()
+
+    def _check_groups_grow(self, rates: dict[int, float]) -> None:
+        for layer, rate in rates.items():
+            if rate > rates.get(layer - 1, 1):
+                raise ConfigError(
+                    f"Layer {layer} has the keep rate {rate} after {rates[layer - 1]} in layer {layer - 1}, but groups "
+                    f"of tokens only grow from one ToSA layer to the next: give it at most that, or leave out a layer."
+                )
 
     def _check_feeding_layers(self) -> None:
         if self.layers[0] == 1:

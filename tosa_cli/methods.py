@@ -17,6 +17,7 @@ class SelectorFacts:
         reads_maps: It reads the attention logits of the layer before, and so needs a standard layer there.
         per_head: It has a score of each token for each head.
         compares_keys: It compares tokens by their keys.
+        groups_tokens: It puts tokens into groups, and so goes with a bypass that computes groups.
         is_trained: It has convolutions, which `tosa distill` trains step by step.
         is_fitted: It has parameters that are fitted in closed form.
     """
@@ -25,6 +26,7 @@ class SelectorFacts:
     reads_maps: bool = False
     per_head: bool = False
     compares_keys: bool = False
+    groups_tokens: bool = False
     is_trained: bool = False
     is_fitted: bool = False
 
@@ -37,12 +39,14 @@ class BypassFacts:
         about: What it does, for help texts.
         per_head: It goes with selection by head, in which a token is skipped by some heads only.
         matches_tokens: It gives a skipped token what kept ones that are like it get.
+        groups_tokens: It computes one token for each group, and so goes with a selector that makes groups.
         is_fitted: It has parameters that are fitted in closed form.
     """
 
     about: str
     per_head: bool = False
     matches_tokens: bool = False
+    groups_tokens: bool = False
     is_fitted: bool = False
 
 
@@ -53,6 +57,10 @@ SELECTORS: dict[str, SelectorFacts] = {
     "similarity": SelectorFacts(
         about="skips the tokens that have the nearest partner among the others, and needs no training",
         compares_keys=True,
+    ),
+    "ward": SelectorFacts(
+        about="merges tokens into groups, those first that add least to the spread in groups, and needs no training",
+        groups_tokens=True,
     ),
     "probe": SelectorFacts(
         about="a linear map of the incoming tokens that predicts how wrong the bypass is about a token", is_fitted=True
@@ -73,6 +81,9 @@ BYPASSES: dict[str, BypassFacts] = {
     ),
     "nearest+linear": BypassFacts(
         about="corrects that update by a linear map of it", matches_tokens=True, is_fitted=True
+    ),
+    "mean": BypassFacts(
+        about="computes the mean of each group, and gives its update to all that are in it", groups_tokens=True
     ),
 }
 """All bypasses, in the order in which they are listed."""

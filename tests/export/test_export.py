@@ -30,6 +30,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"selection": "per-head", "query_rows": "all"},
     {"selector": "similarity", "bypass": "nearest+linear"},
     {"selector": "probe", "bypass": "linear", "source": "test_vit2"},
+    {"selector": "ward", "bypass": "mean"},
 ]
 
 

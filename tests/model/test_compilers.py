@@ -16,6 +16,7 @@ from .tiny_models import MODELS, make_vit
 BYPASSES: list[dict[str, Any]] = [
     {"selector": "similarity", "bypass": "nearest+linear"},
     {"selector": "probe", "bypass": "linear"},
+    {"selector": "ward", "bypass": "mean"},
 ]
 
 

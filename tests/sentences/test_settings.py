@@ -645,7 +645,7 @@ COMMANDS = [
         "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
         "--keep-rate.",
     ),
-    ("convert dense --preset mine", "--preset must be paper or calibrated, not 'mine'."),
+    ("convert dense --preset mine", "--preset must be paper, calibrated or grouped, not 'mine'."),
     (
         "convert dense --preset paper --recipe deit_tiny_imagenet_paper",
         "Both --preset and --recipe were given: pass one of them.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.cli.curves import show_curves
+from tosa_cli.cli.curves import show_curves, show_search
 from tosa_cli.cli.flops import show_flops
 from tosa_cli.cli.options import (
     JsonOption,
@@ -66,7 +66,7 @@ def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_ru
     if not dry_run:
         check_output(folder, overwrite)
     report = convert(config, name=folder.name, listener=console)
-    model, curves = report.model, report.measured.curves
+    model, curves, search = report.model, report.measured.curves, report.measured.search
     for image in report.measured.skipped:
         console.warn(f"Skipped {image}.")
     console.say("Checked: with every token kept, the converted model equals its source.")
@@ -74,10 +74,13 @@ def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_ru
         save(model, folder, overwrite=overwrite)
         remember_model(folder)
     if json:
-        console.print_json({**report.flops.to_dict(), "curves": [curve.to_dict() for curve in curves]})
+        found = {"search": search.to_dict()} if search is not None else {}
+        console.print_json({**report.flops.to_dict(), "curves": [curve.to_dict() for curve in curves], **found})
     else:
         if curves:
             show_curves(curves, model.config)
+        if search is not None:
+            show_search(search)
         show_flops(report.flops)
     if dry_run:
         console.say("Dry run: nothing was written.")

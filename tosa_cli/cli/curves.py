@@ -1,13 +1,15 @@
-"""How error curves are shown, by `convert --layers auto` and `inspect --data-dir`."""
+"""How the choice of layers and keep rates is shown, by `convert --layers auto` and `inspect --data-dir`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tosa_cli.cli import console
 from tosa_cli.config import TosaConfig
+from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
+    from tosa_cli.fit.rates import RateSearch
 
 
 def show_curves(curves: "Sequence[ErrorCurve]", config: TosaConfig | None = None) -> None:
@@ -23,4 +25,17 @@ def show_curves(curves: "Sequence[ErrorCurve]", config: TosaConfig | None = None
         "1000 x (1 - cosine of the final tokens), each layer alone, by keep rate",
         ["layer", *(str(rate) for rate in curves[0].keep_rates), *(["chosen"] if config is not None else [])],
         rows,
+    )
+
+
+def show_search(search: "RateSearch") -> None:
+    """Show the keep rates that were found on the whole model, and what they gain."""
+    console.print_table(
+        "Keep rates found on the whole model",
+        ["layer", *map(str, search.keep_rates)],
+        [["keep rate", *(f"{rate:.2f}" for rate in search.keep_rates.values())]],
+    )
+    console.say(
+        f"1000 x (1 - cosine of the final tokens) is {1000 * search.error:.2f} on {counted(search.images, 'image')}, "
+        f"and {1000 * search.steady_error:.2f} where every layer merges as many groups as every other."
     )

@@ -21,7 +21,7 @@ STATE_FILE = Path(".tosa.json")
 WIDEST_LIST = 32
 """Characters of a list of choices that fit beside an option's help."""
 
-PRESETS = ("paper", "calibrated")
+PRESETS = ("paper", "calibrated", "grouped")
 
 ModelArgument = Annotated[
     str | None,
@@ -43,8 +43,9 @@ RecipeOption = Annotated[
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        help="paper: the paper's setting. calibrated: the best without finetuning, layers and keep rates chosen by "
-        "measurement. Each is a recipe.",
+        help="paper: the paper's setting. calibrated: without finetuning, layers and keep rates chosen by "
+        "measurement, and a bypass that `tosa distill` fits. grouped: without finetuning and without a fit, tokens in "
+        "groups, keep rates found on the whole model. Each is a recipe.",
         show_default=False,
     ),
 ]
@@ -104,7 +105,7 @@ def preset_recipe(preset: str | None, recipe: str | None) -> str | None:
     if preset is None:
         return recipe
     if preset not in PRESETS:
-        raise ConfigError(f"--preset must be {' or '.join(PRESETS)}, not {preset!r}.")
+        raise ConfigError(f"--preset must be {', '.join(PRESETS[:-1])} or {PRESETS[-1]}, not {preset!r}.")
     if recipe is not None:
         raise ConfigError("Both --preset and --recipe were given: pass one of them.")
     return preset

@@ -60,18 +60,27 @@ def read_outputs(model: Any, tokens: Tensor, outputs: Sequence[str]) -> dict[str
 
 
 def name_choices(choices: dict[int, Choice]) -> dict[str, Tensor]:
-    """The choices of ToSA layers by name: `keep_indices_<layer>`, and `partners_<layer>` where tokens are matched."""
+    """The choices of ToSA layers by name.
+
+    `keep_indices_<layer>`, with `partners_<layer>` where tokens are matched, `groups_<layer>` where they are in groups.
+    """
     named = {}
     for layer, choice in choices.items():
         named[f"keep_indices_{layer}"] = choice.keep_indices
         if choice.partners is not None:
             named[f"partners_{layer}"] = choice.partners
+        if choice.groups is not None:
+            named[f"groups_{layer}"] = choice.groups
     return named
 
 
 def choice_names(model: TosaViT) -> list[str]:
     """Names of the choices of a model, in the order of `name_choices`."""
-    kinds = ["keep_indices", "partners"] if model.config.matches_tokens else ["keep_indices"]
+    kinds = ["keep_indices"]
+    if model.config.matches_tokens:
+        kinds.append("partners")
+    if model.config.groups_tokens:
+        kinds.append("groups")
     return [f"{kind}_{layer}" for layer in choosing(model) for kind in kinds]
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tosa_cli.model.grouping import group_means
 from tosa_cli.model.matching import Choice, other_indices, partner_weights
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import Entry, Ranks, Selector
+from tosa_cli.model.selectors.base import at_least_rounding
 from tosa_cli.model.selectors.similarity import EXACT, key_size
 from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.model.tosa_vit import TosaViT
@@ -42,8 +44,8 @@ def replay(model: TosaViT, images: Tensor, choices: Mapping[str, Tensor]) -> Rep
     Args:
         model: The original, in evaluation mode.
         images: Images (B, C, height, width).
-        choices: By the names of `name_choices`: keep indices (B, K), or (B, H, K) for per-head selection, and partners
-            (B, S, k) where tokens are matched.
+        choices: By the names of `name_choices`: keep indices (B, K), or (B, H, K) for per-head selection, partners
+            (B, S, k) where tokens are matched, and groups (B, N) where they are in groups.
     """
     judge = _Judge(model, choices, len(images))
     stream = Stream(*model.embed(images))
@@ -68,6 +70,12 @@ class _Judge:
         self.same &= (own.keep_indices == keep).flatten(1).all(1)
         keep, against = _judge_kept(selector.ranks(entry), entry, own, keep)
         self.margin = self.margin.maximum(against)
+        if own.groups is not None:
+            groups = self.choices[f"groups_{layer}"]
+            self.same &= (own.groups == groups).all(1)
+            choice, against = _judge_groups(entry, own, keep, groups)
+            self.margin = self.margin.maximum(against)
+            return choice
         if own.partners is None:
             return Choice(keep, None if own.skip_indices is None else other_indices(keep, entry.shape[1]))
         partners = self.choices[f"partners_{layer}"]
@@ -93,6 +101,37 @@ def _judge_kept(ranks: Ranks | None, entry: Entry, own: Choice, keep: Tensor) ->
         excess = torch.nan_to_num(best_skipped - worst_kept, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
         against = against.maximum(excess.clamp_min(0) / unit.view(-1, *[1] * (excess.ndim - 1)))
     return keep, against.flatten(1).amax(1) if against.ndim > 1 else against
+
+
+def _judge_groups(entry: Entry, own: Choice, keep: Tensor, groups: Tensor) -> tuple[Choice, Tensor]:
+    """A choice with the given groups, and how much more they spread than a layer's own, (B,)."""
+    assert entry.means is not None and own.groups is not None
+    count = keep.shape[1]
+    valid = ((groups >= 0) & (groups < count)).all(1)
+    groups = torch.where(valid[:, None], groups, own.groups)
+    valid &= (groups.gather(1, keep) == torch.arange(count)).all(1)
+    valid &= (groups[:, : entry.num_prefix_tokens] == own.groups[:, : entry.num_prefix_tokens]).all(1)
+    before = entry.before
+    if before is not None and before.groups is not None:  # groups only grow
+        valid &= (groups == groups.gather(1, before.keep_indices).gather(1, before.groups)).all(1)
+    keep = torch.where(valid[:, None], keep, own.keep_indices)
+    groups = torch.where(valid[:, None], groups, own.groups)
+    given = Choice(keep, groups=groups, sizes=torch.zeros(keep.shape).scatter_add(1, groups, torch.ones(groups.shape)))
+    spread, least = _spread(entry, given), _spread(entry, own)
+    means = entry.means.double()
+    usual = (means - means.mean(1, keepdim=True)).square().sum(-1).mean(1)
+    excess = (spread - least).clamp_min(0) / at_least_rounding(usual)
+    return given, torch.where(valid, torch.nan_to_num(excess, nan=torch.inf), torch.inf)
+
+
+def _spread(entry: Entry, choice: Choice) -> Tensor:
+    """Squared distances of what enters a layer to the means of a choice's groups, each times its size: a sum, (B,)."""
+    assert entry.means is not None and choice.groups is not None and choice.sizes is not None
+    means, position, sizes = entry.means.double(), choice.groups, torch.ones(choice.groups.shape)
+    if entry.before is not None and entry.before.sizes is not None:
+        position, sizes = position.gather(1, entry.before.keep_indices), entry.before.sizes
+    away = means - gather_tokens(group_means(means, sizes, position, choice.sizes), position)
+    return (away.square().sum(-1) * sizes).sum(1)
 
 
 def _judge_partners(selector: Selector, entry: Entry, keep: Tensor, partners: Tensor) -> tuple[Choice, Tensor]:

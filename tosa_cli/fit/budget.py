@@ -150,18 +150,18 @@ def _error_pass(run: Calibration, keep_rates: Sequence[float]) -> Iterator[dict[
                 seed_step(0, first, number, 0)  # for the selector `random`
                 run_all(model.layers(stream, layers[-1]))
                 run_all(model.dense_layers(stream))
-                errors.append(_error(model, final, model.norm(stream.tokens)))
+                errors.append(image_errors(model, final, model.norm(stream.tokens)).sum().item())
             sums[layers] = {"errors": torch.tensor(errors, dtype=torch.float64)}
         yield sums
 
 
-def _error(model: TosaViT, dense: Tensor, tokens: Tensor) -> float:
-    """1 - cosine of final tokens (B, N, D), mean of patch and class tokens, summed over the images."""
+def image_errors(model: TosaViT, dense: Tensor, tokens: Tensor) -> Tensor:
+    """1 - cosine of final tokens (B, N, D) of each image to the dense model's, mean of patch and class tokens: (B,)."""
     cosine = F.cosine_similarity(dense.float(), tokens.float(), dim=-1)
     error = 1 - cosine[:, model.num_prefix_tokens :].mean(dim=1)
     if has_class_token(model.backbone):
         error = (error + 1 - cosine[:, 0]) / 2
-    return error.sum().item()
+    return error
 
 
 def _rising(errors: list[float]) -> tuple[float, ...]:

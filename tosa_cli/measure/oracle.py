@@ -37,12 +37,14 @@ def with_oracle(model: TosaViT) -> OracleViT:
     """The same model with the oracle in the place of its selector.
 
     Raises:
-        ConfigError: If each head selects tokens of its own.
+        ConfigError: If each head selects tokens of its own, or tokens are in groups.
     """
     if model.config.selection == "per-head":
         raise ConfigError(
             "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection."
         )
+    if model.config.groups_tokens:
+        raise ConfigError("The oracle ranks single tokens, so it does not stand in for a selector that makes groups.")
     oracle = OracleViT(model.backbone, model.config)
     oracle.load_state_dict(model.state_dict())
     oracle.provenance = model.provenance

@@ -180,18 +180,28 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
 
 
 def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
-    tokens = _num_tokens(backbone)
+    tokens = entering = _num_tokens(backbone)
     for layer, block in enumerate(backbone.blocks, start=1):
         dense = _block_macs(block, tokens, backbone.embed_dim)
         if config is None or layer not in keep_rates:
             feeding = config is not None and layer + 1 in keep_rates and config.reads_maps
             yield LayerFlops(layer, "feeding" if feeding else "standard", tokens, tokens, dense, dense)
+            entering = tokens
             continue
-        yield count_tosa_layer(backbone, config, layer, keep_rates[layer], config.choosing_layers[layer] == layer)
+        chooses = config.choosing_layers[layer] == layer
+        counted = count_tosa_layer(backbone, config, layer, keep_rates[layer], chooses, entering)
+        if config.groups_tokens:
+            entering = counted.kept
+        yield counted
 
 
 def count_tosa_layer(
-    backbone: Backbone, method: Method, layer: int, keep_rate: float, chooses: bool = True
+    backbone: Backbone,
+    method: Method,
+    layer: int,
+    keep_rate: float,
+    chooses: bool = True,
+    entering: int | None = None,
 ) -> LayerFlops:
     """Count the MACs of one ToSA layer with what belongs to it: selector, query rows in the feeding layer, bypass.
 
@@ -201,9 +211,11 @@ def count_tosa_layer(
         layer: Which layer, from 1.
         keep_rate: Its keep rate.
         chooses: Whether it makes a choice of tokens, or uses that of a layer before it.
+        entering: How many groups of tokens enter it; None where every token does.
     """
     block, tokens = backbone.blocks[layer - 1], _num_tokens(backbone)
-    kept = num_kept(tokens, keep_rate, backbone.num_prefix_tokens)
+    entering = entering or tokens
+    kept = min(entering, num_kept(tokens, keep_rate, backbone.num_prefix_tokens))
     kind = kind_of(block)
     return LayerFlops(
         layer,
@@ -212,7 +224,7 @@ def count_tosa_layer(
         kept,
         kind.macs(block, tokens),
         _per_head_block_macs(block, tokens, kept) if method.selection == "per-head" else kind.macs(block, kept),
-        SELECTORS[method.selector].macs(backbone, layer, method, tokens, kept) if chooses else 0,
+        SELECTORS[method.selector].macs(backbone, layer, method, entering, kept) if chooses else 0,
         _bypass_macs(backbone, method, layer, kept, chooses),
     )
 

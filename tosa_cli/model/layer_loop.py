@@ -109,7 +109,7 @@ class LayerLoop(LayersInterface):
                 if self.choosing_layers[layer] == layer:
                     self._enter_span(layer, stream, choose or self.choose)
                 self._run_tosa_layer(layer, stream)
-                if layer == last or self.ends_span(layer):
+                if layer == last or self.ends_row(layer) or (not self.config.groups_tokens and self.ends_span(layer)):
                     stream.join()
             stream.layer = layer
             yield layer
@@ -182,6 +182,10 @@ class LayerLoop(LayersInterface):
         """Whether the layer after a ToSA layer does not share its choice."""
         return self.choosing_layers.get(layer + 1, layer + 1) == layer + 1
 
+    def ends_row(self, layer: int) -> bool:
+        """Whether a standard layer comes after a ToSA layer."""
+        return layer + 1 not in self.keep_rates
+
     def bypass(self, layer: int) -> Bypass:
         """The bypass of a ToSA layer."""
         return self.bypasses[str(layer)]  # type: ignore[return-value]
@@ -199,26 +203,29 @@ class LayerLoop(LayersInterface):
             layer: The ToSA layer, which shares its choice with the others of its span.
             stream: The tokens that enter it.
         """
-        config, block, tokens = self.config, self.blocks[layer - 1], stream.tokens
+        config, block = self.config, self.blocks[layer - 1]
+        entering, grouped = stream.entering, config.groups_tokens
         reads = config.needs_keys or self.selector(layer).reads_inputs
-        inputs = attention_input(block, tokens) if reads else None
+        inputs = attention_input(block, entering) if reads else None
         keys = None
         if config.needs_keys:
-            with torch.no_grad(), full_precision(tokens.device):
+            with torch.no_grad(), full_precision(entering.device):
                 keys = self.keys[str(layer)](inputs)
         return Entry(
-            shape=(tokens.shape[0], tokens.shape[1]),
-            num_kept=num_kept(tokens.shape[1], self.keep_rates[layer], self.num_prefix_tokens),
+            shape=(entering.shape[0], stream.num_tokens),
+            num_kept=num_kept(stream.num_tokens, self.keep_rates[layer], self.num_prefix_tokens),
             num_prefix_tokens=self.num_prefix_tokens,
             grid=stream.places.grid,
             heads=num_heads(block) if config.selection == "per-head" else None,
             neighbors=config.neighbors,
             matches=config.matches_tokens,
             lists_skipped=self.bypass(layer).updates_tokens,
-            device=tokens.device,
+            device=entering.device,
             inputs=inputs,
             keys=keys,
             scores=stream.scores,
+            means=entering if grouped else None,
+            before=stream.choice if grouped and stream.parts is not None else None,
         )
 
     @torch.no_grad()

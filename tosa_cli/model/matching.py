@@ -21,12 +21,17 @@ class Choice(NamedTuple):
         skip_indices: Skipped tokens (B, S), rising; None where the bypass leaves them alone.
         partners: Positions (B, S, k) among the kept tokens of each skipped token's nearest; None without matching.
         weights: Shares (B, S, k) of the partners in float32, which sum to 1.
+        groups: Positions (B, N) of each token's group among the kept tokens; None unless a layer computes the means of
+            groups, for each of which one of its tokens is kept.
+        sizes: Number of tokens in each group, (B, K), in float32.
     """
 
     keep_indices: Tensor
     skip_indices: Tensor | None = None
     partners: Tensor | None = None
     weights: Tensor | None = None
+    groups: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 def partner_spacing(grid: tuple[int, int], num_skipped: int) -> int:

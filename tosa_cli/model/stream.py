@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
-from tosa_cli.model.tosa_layer import Parts, join_parts, split_tokens
+from tosa_cli.model.tosa_layer import Parts, join_parts, merge_parts, split_tokens
 
 
 class Stream:
@@ -49,11 +49,29 @@ class Stream:
         self._tokens, self.parts = tokens, None
 
     def split(self, choice: Choice) -> Parts:
-        """Take the tokens apart by a choice, at the start of a span."""
-        parts = split_tokens(self.tokens, choice)
+        """Take the tokens apart by a choice, at the start of a span; groups that there are become larger ones."""
+        if self.parts is not None and self.choice is not None and self.in_groups:
+            parts = merge_parts(self.parts, self.choice, choice)
+        else:
+            parts = split_tokens(self.tokens, choice)
         # All tokens are put together again where they are needed; these would only stay in memory.
         self._tokens, self.choice, self.parts = None, choice, parts
         return parts
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether the tokens are in groups, whose means go through the layers."""
+        return self.parts is not None and self.choice is not None and self.choice.groups is not None
+
+    @property
+    def entering(self) -> Tensor:
+        """What enters the next layer: the means of groups (B, M, D), or all tokens (B, N, D)."""
+        return self.parts.selected if self.parts is not None and self.in_groups else self.tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens N, prefix tokens included."""
+        return self.parts.others.shape[1] if self.parts is not None and self.in_groups else self.tokens.shape[1]
 
     def join(self) -> None:
         """Put the tokens back in their old places, at the end of a span; nothing to do where they are."""

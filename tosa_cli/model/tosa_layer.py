@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
+from tosa_cli.model.grouping import group_means
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
@@ -15,8 +16,9 @@ class Parts(NamedTuple):
     """The tokens of a span of ToSA layers, taken apart by its choice: no layer of it reads them in their old order.
 
     Attributes:
-        selected: Selected tokens (B, K, D).
-        others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span.
+        selected: Selected tokens, or means of groups, (B, K, D).
+        others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span; in
+            groups what each token differs by from the mean of its own, (B, N, D).
         reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
     """
 
@@ -49,15 +51,31 @@ def run_tosa_layer(
 
 def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
+    if choice.groups is not None and choice.sizes is not None:
+        alone = choice.sizes.new_ones(tokens.shape[:2])
+        means = group_means(tokens, alone, choice.groups, choice.sizes)
+        return Parts(means, tokens - gather_tokens(means, choice.groups))
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 
 
 def join_parts(parts: Parts, choice: Choice) -> Tensor:
     """Put tokens that `split_tokens` took apart back in their old places: (B, N, D)."""
+    if choice.groups is not None:
+        return gather_tokens(parts.selected, choice.groups) + parts.others
     if choice.skip_indices is None:
         return scatter_tokens(parts.others, choice.keep_indices, parts.selected)
     return merge_tokens(choice.keep_indices, parts.selected, choice.skip_indices, parts.others)
+
+
+def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
+    """Take the tokens of groups apart by a choice of larger groups, in which those of the choice before are merged."""
+    assert before.groups is not None and before.sizes is not None
+    assert choice.groups is not None and choice.sizes is not None
+    position = choice.groups.gather(1, before.keep_indices)
+    means = group_means(parts.selected, before.sizes, position, choice.sizes)
+    moved = parts.selected - gather_tokens(means, position)
+    return Parts(means, parts.others + gather_tokens(moved, before.groups))
 
 
 def run_parts(
@@ -81,7 +99,7 @@ def run_parts(
 
 
 def run_selected(block: nn.Module, selected: Tensor, choice: Choice, extras: Extras | None = None) -> Tensor:
-    """Run a block on the selected tokens (B, K, D), each of which stands for the skipped ones it is a partner of.
+    """Run a block on the selected tokens (B, K, D), each of which stands for its group, or the ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section
     3): softmax(QK^T + log size). Nothing else of the block knows about it. Where the block is told of places, it is
@@ -90,9 +108,10 @@ def run_selected(block: nn.Module, selected: Tensor, choice: Choice, extras: Ext
     Returns:
         Tokens (B, K, D).
     """
-    size_bias = None
+    size_bias, sizes = None, choice.sizes
     if choice.partners is not None and choice.weights is not None:
         sizes = token_sizes(selected.shape[1], choice.partners, choice.weights)
+    if sizes is not None:
         size_bias = sizes.log()[:, None, None, :].to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 

@@ -1,16 +1,17 @@
 """`convert`: a pretrained ViT becomes a ToSA model, in layers that are named or chosen by measurement."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
-from tosa_cli.data.loading import images_to_read
+from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
+from tosa_cli.fit.rates import RateSearch, search_rates
 from tosa_cli.hub.checkpoint import with_results
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.weights import check_finite
@@ -18,12 +19,14 @@ from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Listener, Nobody, counted
+from tosa_cli.progress import Listener, Nobody, Progress, counted
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
 DEFAULT_SAMPLES = 32
 BATCH_SIZE = 8
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class MeasuredLayers:
     """What each layer, or span of layers, can spare.
 
     Attributes:
-        curves: Error curves, by layer.
+        curves: Error curves, by layer; none where tokens are in groups, for which layers alone say little.
+        search: How keep rates were found on the whole model, where tokens are in groups.
         skipped: Images that could not be read, with the reason.
     """
 
     curves: tuple[ErrorCurve, ...] = ()
+    search: RateSearch | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -89,19 +94,20 @@ def convert(
             tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
             listener.say(f"Keep rate {tosa.keep_rate} reaches the target.")
     else:
-        measured = measure_layers(
-            loaded.model,
-            config,
-            config.data_dir,
-            config.dataset,
-            config.split,
-            config.max_samples,
-            listener=listener,
-        )
-        tosa = allocate(loaded.model, config, measured.curves, cast(float, config.target_reduction))
+        target = cast(float, config.target_reduction)
+        where = (config.data_dir, config.dataset, config.split, config.max_samples)
+        if config.groups_tokens:
+            measured = find_rates(loaded.model, config, target, *where, listener=listener)
+            found = cast(RateSearch, measured.search).keep_rates
+            tosa = config.at(found, found.values())
+        else:
+            measured = measure_layers(loaded.model, config, *where, listener=listener)
+            tosa = allocate(loaded.model, config, measured.curves, target)
     model = convert_source(loaded, tosa, config.source, config.source_settings)
     if measured.curves:
         with_results(model, "budget", {"curves": [curve.to_dict() for curve in measured.curves]})
+    if measured.search is not None:
+        with_results(model, "budget", {"search": measured.search.to_dict()})
     return ConvertReport(model, count_flops(model, name=name), measured, loaded.notes)
 
 
@@ -158,6 +164,59 @@ def measure_layers(
         DataError: If there are none.
         ConfigError: If the selector says nothing before it is trained.
     """
+
+    def measure(images: Images, bar: Progress) -> list[ErrorCurve]:
+        return measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
+
+    curves, skipped = _on_images(measure, model, data_dir, dataset, split, max_samples, listener)
+    return MeasuredLayers(tuple(curves), skipped=skipped)
+
+
+def find_rates(
+    model: Backbone,
+    method: Method,
+    target_reduction: float,
+    data_dir: str = "",
+    dataset: str = "",
+    split: str = "train",
+    max_samples: int | None = None,
+    *,
+    listener: Listener | None = None,
+) -> MeasuredLayers:
+    """Find keep rates of groups on the whole model, on a few images as `measure_layers` takes them.
+
+    Args:
+        model: The dense model; it is not changed.
+        method: A method that puts tokens into groups.
+        target_reduction: Share of the MACs to save.
+        data_dir: Folder of images, or root of a data set.
+        dataset: timm's name of the type of the data set; empty for a folder.
+        split: Split of the data set.
+        max_samples: Measure on so many images; None takes 32.
+        listener: Told what is done.
+
+    Raises:
+        DataError: If there are none.
+        ConfigError: If as much cannot be saved.
+    """
+
+    def search(images: Images, bar: Progress) -> RateSearch:
+        return search_rates(make_accelerator(TrainConfig()), model, method, images, target_reduction, progress=bar)
+
+    found, skipped = _on_images(search, model, data_dir, dataset, split, max_samples, listener)
+    return MeasuredLayers(search=found, skipped=skipped)
+
+
+def _on_images(
+    measure: Callable[[Images, Progress], Found],
+    model: Backbone,
+    data_dir: str,
+    dataset: str,
+    split: str,
+    max_samples: int | None,
+    listener: Listener | None,
+) -> tuple[Found, tuple[str, ...]]:
+    """What is measured on a few images, and those that could not be read."""
     listener = listener or Nobody()
     opened = open_dataset(data_dir, dataset, split)
     name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
@@ -167,8 +226,8 @@ def measure_layers(
     )
     listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
     with listener.progress("Measuring") as bar:
-        curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
-    return MeasuredLayers(tuple(curves), tuple(images.failed))
+        found = measure(images, bar)
+    return found, tuple(images.failed)
 
 
 def convert_source(source: Source, config: TosaConfig, named: str, loading: Mapping[str, Any] | None = None) -> TosaViT:

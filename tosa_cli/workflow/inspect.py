@@ -105,6 +105,11 @@ def inspect(
     listener = listener or Nobody()
     if data_dir:
         method.check_measurable()
+        if method.groups_tokens:
+            raise ConfigError(
+                f"With the selector {method.selector!r} no layer is measured alone, as groups go on from layer to "
+                f"layer: use another --selector here, or let `tosa convert --layers auto` find keep rates."
+            )
     loaded = load_source(
         source, pretrained=bool(data_dir), img_size=img_size, architecture=architecture, weights_key=weights_key
     )

@@ -3,6 +3,7 @@
 from tosa_cli.model.bypasses.base import Bypass
 from tosa_cli.model.bypasses.identity import Identity
 from tosa_cli.model.bypasses.linear import Linear
+from tosa_cli.model.bypasses.mean import Mean
 from tosa_cli.model.bypasses.nearest import Nearest
 from tosa_cli.model.bypasses.nearest_affine import NearestAffine
 from tosa_cli.model.bypasses.nearest_linear import NearestLinear
@@ -13,6 +14,7 @@ BYPASSES: dict[str, type[Bypass]] = {
     "nearest": Nearest,
     "nearest+affine": NearestAffine,
     "nearest+linear": NearestLinear,
+    "mean": Mean,
 }
 
-__all__ = ["BYPASSES", "Bypass", "Identity", "Linear", "Nearest", "NearestAffine", "NearestLinear"]
+__all__ = ["BYPASSES", "Bypass", "Identity", "Linear", "Mean", "Nearest", "NearestAffine", "NearestLinear"]

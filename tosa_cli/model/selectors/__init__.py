@@ -6,10 +6,12 @@ from tosa_cli.model.selectors.previous import PreviousSelector
 from tosa_cli.model.selectors.probe import Probe
 from tosa_cli.model.selectors.random import RandomSelector
 from tosa_cli.model.selectors.similarity import SimilaritySelector
+from tosa_cli.model.selectors.ward import WardSelector
 
 SELECTORS: dict[str, type[Selector]] = {
     "attention": AttentionSelector,
     "similarity": SimilaritySelector,
+    "ward": WardSelector,
     "probe": Probe,
     "previous": PreviousSelector,
     "random": RandomSelector,
@@ -25,5 +27,6 @@ __all__ = [
     "Ranks",
     "Selector",
     "SimilaritySelector",
+    "WardSelector",
     "match",
 ]

@@ -31,6 +31,8 @@ class Entry:
         inputs: What the attention of the layer reads of the tokens, (B, N, D); None where nothing reads it.
         keys: Keys (B, N, key_dim) by which tokens are compared; None where none are.
         scores: What the feeding layer's logits say, (B, N) or (B, H, N); None where the selector does not read them.
+        means: Means (B, M, D) of the groups that enter, or all tokens (B, N, D); None where tokens are in no groups.
+        before: The choice that made these groups; None where each token is one.
     """
 
     shape: tuple[int, int]
@@ -45,6 +47,8 @@ class Entry:
     inputs: Tensor | None = None
     keys: Tensor | None = None
     scores: Tensor | None = None
+    means: Tensor | None = None
+    before: Choice | None = None
 
 
 class Ranks(NamedTuple):
@@ -84,7 +88,7 @@ class Selector(nn.Module, ABC):
             backbone: The backbone.
             layer: The ToSA layer.
             method: Settings of the conversion.
-            tokens: Number of tokens N.
+            tokens: Number of tokens N, or of groups of them, that enter the layer.
             kept: Number of them that are kept, K.
         """
         return 0

@@ -1,0 +1,51 @@
+"""Merges tokens into groups that spread least; needs no training."""
+
+import torch
+from torch import Tensor
+
+from tosa_cli.config import Method
+from tosa_cli.model.families import Backbone
+from tosa_cli.model.grouping import grow_groups, num_mergeable
+from tosa_cli.model.matching import Choice
+from tosa_cli.model.selectors.base import Entry, Ranks, Selector
+
+
+class WardSelector(Selector):
+    """Merges the groups of tokens that add least to the spread within groups (Ward, 1963); they only grow.
+
+    In the first ToSA layer of a row every token is a group; each one behind it goes on with the groups of the one
+    before. A group is kept by one of its tokens, which stands for it wherever a token is named.
+    """
+
+    @staticmethod
+    def macs(backbone: Backbone, layer: int, method: Method, tokens: int, kept: int) -> int:
+        """The distances between the two halves of the groups that enter, `tokens` in number."""
+        prefix, macs = backbone.num_prefix_tokens, 0
+        while tokens > kept:
+            second = num_mergeable(tokens, prefix)
+            macs += (tokens - prefix - second) * second * backbone.embed_dim
+            tokens -= min(tokens - kept, second)
+        return macs
+
+    def choose(self, entry: Entry) -> Choice:
+        """Merge groups until there are as many as the layer computes."""
+        means, before = entry.means, entry.before
+        assert means is not None
+        if before is None or before.groups is None or before.sizes is None:
+            every = torch.arange(means.shape[1], device=means.device).expand(means.shape[:2])
+            before = Choice(every, groups=every, sizes=torch.ones(means.shape[:2], device=means.device))
+        assert before.groups is not None and before.sizes is not None
+        grown = grow_groups(means, before.sizes, entry.num_kept, entry.num_prefix_tokens)
+        return Choice(
+            before.keep_indices.gather(1, grown.stay),
+            groups=grown.position.gather(1, before.groups),
+            sizes=grown.sizes,
+        )
+
+    def ranks(self, entry: Entry) -> Ranks | None:
+        """None: a group is merged as a whole, and no token has a rank of its own."""
+        return None
+
+    def shown(self, entry: Entry) -> Tensor | None:
+        """None: no token has a score of its own."""
+        return None
