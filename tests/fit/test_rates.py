@@ -37,14 +37,12 @@ def search(photos: Images, target: float, method: Method = METHOD) -> RateSearch
 
 @pytest.mark.parametrize("target", [0.1, 0.3])
 @pytest.mark.parametrize("span", [1, 2])
-def test_the_target_is_met_and_the_whole_model_was_measured(
-    photos: Images, target: float, span: int
-) -> None:
+def test_the_target_is_met_and_the_whole_model_was_measured(photos: Images, target: float, span: int) -> None:
     method = replace(METHOD, span=span)
     found = search(photos, target, method)
     config = method.at(found.keep_rates, found.keep_rates.values())
     assert target <= count_flops(backbone(), config).reduction < target + 0.03
-    assert 0 < found.error and found.images == photos.num_images and found.tries > 3
+    assert found.error > 0 and found.images == photos.num_images and found.tries > 3
 
 
 def test_the_error_told_is_that_of_the_model_made_with_these_rates(photos: Images) -> None:

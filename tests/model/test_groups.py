@@ -12,7 +12,6 @@ import tosa_cli
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.convert import check_identity
-from tosa_cli.model.families import embed_with_places
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.grouping import Grown, group_means, grow_groups, merge_costs
 from tosa_cli.model.layer_loop import LayerOutputs
@@ -34,7 +33,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def run(model: TosaViT, images: Tensor) -> LayerOutputs:
     with torch.no_grad():
-        return model.run_layers(*embed_with_places(model.backbone, images), take=range(1, len(model.blocks) + 1))
+        return model.run_layers(*model.embed(images), take=range(1, len(model.blocks) + 1))
 
 
 def members(choice: Choice, image: int) -> list[list[int]]:
@@ -102,7 +101,7 @@ def test_means_of_groups_are_means_of_their_tokens_however_often_they_grew() -> 
 def test_a_layer_computes_the_mean_of_each_group_and_its_tokens_take_the_update(name: str) -> None:
     model, images = make_tosa(name, **GROWING), make_images()
     outputs = run(model, images)
-    tokens = embed_with_places(model.backbone, images)[0]
+    tokens = model.embed(images)[0]
     for layer, after in enumerate(outputs.intermediates, start=1):
         block = model.blocks[layer - 1]
         if layer not in outputs.choices:

@@ -263,7 +263,7 @@ LOADED: list[Row] = [
     (
         "an unknown selector",
         lambda model: load(edited(model, set_value(ARGS, "selector", value="oracle"))),
-        "model/config.json cannot be used: selector must be one of: attention, similarity, probe, previous, "
+        "model/config.json cannot be used: selector must be one of: attention, similarity, ward, probe, previous, "
         "random; not 'oracle'.",
     ),
     (

@@ -156,7 +156,7 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (
         TosaConfig,
         {"layers": [2, 4], "selector": "atention"},
-        "selector must be one of: attention, similarity, probe, previous, random; not 'atention'.",
+        "selector must be one of: attention, similarity, ward, probe, previous, random; not 'atention'.",
     ),
     (
         TosaConfig,
@@ -166,12 +166,12 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (
         TosaConfig,
         {"layers": [2, 4], "bypass": "zero"},
-        "bypass must be one of: identity, linear, nearest, nearest+affine, nearest+linear; not 'zero'.",
+        "bypass must be one of: identity, linear, nearest, nearest+affine, nearest+linear, mean; not 'zero'.",
     ),
     (
         TosaConfig,
         {"layers": [2, 4], "selector": None},
-        "selector must be one of: attention, similarity, probe, previous, random; not None.",
+        "selector must be one of: attention, similarity, ward, probe, previous, random; not None.",
     ),
     (
         TosaConfig,
@@ -211,7 +211,7 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (
         TosaConfig,
         {"layers": [2], "selector": ["random"]},
-        "selector must be one of: attention, similarity, probe, previous, random; not ['random'].",
+        "selector must be one of: attention, similarity, ward, probe, previous, random; not ['random'].",
     ),
     (TosaConfig, {"layers": 5}, "layers must be a list of layer numbers such as [2, 4, 6], not 5."),
     (TosaConfig, {"layers": [2, 4], "keep_rate": None}, "keep_rate must be a number or a list of numbers, not None."),
@@ -414,7 +414,7 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (
         ConvertConfig,
         {"source": "deit_tiny", "layers": "2", "selector": "best"},
-        "--selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
+        "--selector must be one of: attention, similarity, ward, probe, previous, random; not 'best'.",
     ),
     (
         ConvertConfig,
@@ -516,7 +516,7 @@ COMMANDS = [
     ("convert dense --layers 2 --query-rows some", "--query-rows must be 'all' or a number from 1 up, not 'some'."),
     (
         "convert dense --layers 2 --selector best",
-        "--selector must be one of: attention, similarity, probe, previous, random; not 'best'.",
+        "--selector must be one of: attention, similarity, ward, probe, previous, random; not 'best'.",
     ),
     ("convert dense --layers 2 --img-size big", "--img-size must be a number of pixels, or height,width; not 'big'."),
     (
@@ -571,7 +571,7 @@ COMMANDS = [
     (
         "convert dense --recipe nope",
         "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_calibrated, "
-        "deit_tiny_imagenet_paper, dinov2_small_photos, kitti_newcrfs, nyu_newcrfs, paper; or give the "
+        "deit_tiny_imagenet_paper, dinov2_small_photos, grouped, kitti_newcrfs, nyu_newcrfs, paper; or give the "
         "path of a .yaml file.",
     ),
     ("distill dense-tosa --epochs 0", "--epochs must be 1 or more, not 0."),
