@@ -12,13 +12,14 @@ from tosa_cli.data.description import Data, read_from
 from tosa_cli.errors import ConfigError
 from tosa_cli.hub import checkpoint
 from tosa_cli.hub.folder import kind_of
-from tosa_cli.hub.predictor import check_predictor_config, save_predictor
+from tosa_cli.hub.predictor import check_predictor_config
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.workflow.convert import as_source, convert_source
 from tosa_cli.workflow.convert import convert as run_convert
+from tosa_cli.workflow.save import save
 
 __all__ = ["convert", "load", "save"]
 
@@ -58,25 +59,6 @@ def load(
 def _check_config(config: dict[str, Any], folder: str) -> Provenance:
     is_predictor = kind_of(config) == "predictor"
     return check_predictor_config(config, folder) if is_predictor else checkpoint.check_config(config, folder)
-
-
-def save(model: TosaViT | Predictor, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
-
-    Args:
-        model: The model.
-        folder: Where to.
-        overwrite: Replace a model folder that exists.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned.
-    """
-    if isinstance(model, Predictor):
-        return save_predictor(model, folder, overwrite=overwrite)
-    return checkpoint.save(model, folder, overwrite=overwrite)
 
 
 def convert(

@@ -25,13 +25,14 @@ from benchmarks.writer import machine, whole_file, write_json
 from tosa_cli.data.datasets import open_dataset, split_indices
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.fit.budget import ErrorCurve, measure_curves
-from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.measure.speed import time_in_turns
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.tasks.classification import AccuracyMeasure, Classification
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.distill import distill
-from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.processes import make_accelerator
 
 TEST_BATCH = 100
@@ -247,7 +248,7 @@ class FashionLab(Lab):
         seed = self.settings.seeds[0]
         model, _ = self.prepared(variant, seed)
         training = self._finetune(model, self._weights(variant, seed, lr), seed, lr)
-        found = measure_accuracy({"model": model}, self.rate_images())
+        found = measure_models({"model": model}, self.rate_images(), AccuracyMeasure())
         return {"variant": variant.name, "lr": lr, "top1": found.models["model"].top1, **training}
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -275,7 +276,7 @@ class FashionLab(Lab):
         )
         checkpoint = path.with_suffix(".checkpoint")
         resumed = checkpoint.exists()
-        report = finetune(
+        report = Classification().learn(
             make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resumed, progress=Log()
         )
         _save(model, path)
@@ -293,7 +294,7 @@ class FashionLab(Lab):
     def accuracy(self, model: Any, count: int, seed: int) -> dict[str, Any]:
         """Accuracy on test images, in float32."""
         torch.manual_seed(seed)  # of random selection
-        found = measure_accuracy({"model": model}, self.test_images(count))
+        found = measure_models({"model": model}, self.test_images(count), AccuracyMeasure())
         accuracy = found.models["model"]
         return {"top1": accuracy.top1, "top5": accuracy.top5, "test_images": found.samples}
 

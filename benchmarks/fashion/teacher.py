@@ -27,11 +27,11 @@ from torch import nn
 from benchmarks.writer import whole_file, write_json
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
-from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.evaluation import measure_models
+from tosa_cli.tasks.classification import AccuracyMeasure, FinetuneObjective
 from tosa_cli.train.checkpoint import read_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import train
-from tosa_cli.train.objectives import FinetuneObjective
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.schedule import make_scheduler
 
@@ -184,7 +184,7 @@ def run(folder: Path, data_dir: str, work: Path, seed: int) -> None:
         model.set_input_size(img_size=size)
         report = train_phase(model, data_dir, config, work / f"{name}.safetensors", work / f"{name}.done.safetensors")
         phases.append({"phase": name, "img_size": size, **config.recorded(), **report, "data_dir": "Fashion-MNIST"})
-    accuracy = measure_accuracy({"teacher": model}, test_images(data_dir, model)).models["teacher"]
+    accuracy = measure_models({"teacher": model}, test_images(data_dir, model), AccuracyMeasure()).models["teacher"]
     save_for_hf(model.eval(), str(folder), safe_serialization=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result = {"shape": SHAPE, "parameters": parameters, "seed": seed, "top1": accuracy.top1, "top5": accuracy.top5}

@@ -35,10 +35,10 @@ from tosa_cli.data.loading import images_to_read
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.recipe import load_recipe
+from tosa_cli.tasks.classification import FinetuneObjective
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
-from tosa_cli.train.distill import distill_augmentation
-from tosa_cli.train.finetune import finetune_augmentation
-from tosa_cli.train.objectives import DistillObjective, FinetuneObjective
+from tosa_cli.train.distill import DistillObjective, distill_augmentation
 
 RESULTS = FIGURES / "imagenet_estimate.json"
 PAGE = HERE.parent / "docs" / "imagenet.md"

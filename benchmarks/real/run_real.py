@@ -86,7 +86,7 @@ def distill_cost(folder: Path, rounds: int = 9) -> dict[str, float]:
     import torch
 
     import tosa_cli
-    from tosa_cli.train.objectives import DistillObjective
+    from tosa_cli.train.distill import DistillObjective
 
     model = tosa_cli.load(folder)
     objective = DistillObjective(model)

@@ -184,7 +184,8 @@ def run_large(lab: RealLab) -> None:
 
 def run_finetune(lab: RealLab) -> None:
     """Label-free finetuning of the calibrated model at -25 %: the default of five epochs, at most 25 minutes."""
-    from tosa_cli.hub.checkpoint import load, save
+    from tosa_cli.hub.checkpoint import load
+    from tosa_cli.workflow.save import save
 
     def one() -> dict[str, Any]:
         model, _ = distilled(lab, lab.source(224), chosen(lab, 0.25), calibration=126)

@@ -8,11 +8,12 @@ from PIL import Image
 from tests.cli.conftest import Tosa
 from tests.hub.stub_hub import StubHub, start_stub_hub  # noqa: F401 (the fixture `stub_hub`)
 from tosa_cli import load
-from tosa_cli.hub.predictor import load_predictor, make_predictor, save_predictor
+from tosa_cli.hub.predictor import load_predictor, make_predictor
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.task import TaskConfig
+from tosa_cli.workflow.save import save
 
 DEPTH = TaskConfig(decoder="dpt", decoder_dim=16)
 CLASSES = TaskConfig(task="segmentation", decoder="linear", num_labels=3)
@@ -26,7 +27,7 @@ def decoders(converted: Path) -> Path:
         ("classes", "dense-tosa", CLASSES),
         ("dense-depth", "dense", DEPTH),
     ):
-        save_predictor(make_predictor(encoder, task), name)
+        save(make_predictor(encoder, task), name)
     return converted.parent
 
 

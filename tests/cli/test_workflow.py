@@ -21,9 +21,9 @@ from tosa_cli.cli.app import app
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
-from tosa_cli.measure.accuracy import Accuracy, AccuracyReport
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.recipe import Recipe, list_recipes, load_recipe
+from tosa_cli.tasks.classification import Accuracy
 from tosa_cli.train.config import DistillConfig
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
@@ -129,10 +129,8 @@ def test_what_a_model_has_no_token_for_is_not_shown_as_measured(work: Path, tosa
 def test_percents_have_two_decimals_however_few_they_are(
     converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def few(models: dict[str, Any], *_: Any, **__: Any) -> AccuracyReport:
-        return AccuracyReport(103, [], 0.0, {name: Accuracy(100 / 103, 500 / 103, 1.0, 1.0) for name in models})
-
-    monkeypatch.setattr("tosa_cli.tasks.classification.measure_accuracy", few)
+    few = {"tosa": Accuracy(100 / 103, 500 / 103)}
+    monkeypatch.setattr("tosa_cli.tasks.classification.AccuracyMeasure.figures", lambda *_: few)
     assert row_of("tosa", tosa("eval --data-dir digits -j 0").out)[1:3] == ["0.97", "4.85"]
 
 
@@ -334,7 +332,7 @@ def test_the_demo_names_the_package_that_brings_its_digits(
 def test_measuring_and_exporting_need_neither_scikit_learn_nor_scipy() -> None:
     code = (
         "import sys; sys.modules.update(sklearn=None, scipy=None);"
-        "import tosa_cli.export.photos, tosa_cli.measure.segmentation, tosa_cli.data.pairs, tosa_cli.cli.demo"
+        "import tosa_cli.export.photos, tosa_cli.tasks.segmentation, tosa_cli.data.pairs, tosa_cli.cli.demo"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -23,8 +23,9 @@ from tests.model.tiny_models import make_vit
 from tosa_cli.data.pair_images import PairImages, pairs_to_read
 from tosa_cli.data.pairs import Pairs, open_pairs
 from tosa_cli.errors import DataError
-from tosa_cli.measure.depth import measure_depth
+from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.task import TaskConfig
+from tosa_cli.tasks.depth import DepthMeasure
 from tosa_cli.train.predictor_config import PredictorConfig
 
 DEPTH = TaskConfig(task="depth", max_depth=10)
@@ -229,7 +230,7 @@ def test_an_image_whose_measured_depth_is_cut_off_is_named(tmp_path: Path) -> No
     pairs = open_pairs(str(raw), task="depth", data_format="kitti", split_file=str(split), depth_dir=str(annotated))
     task = TaskConfig(task="depth", max_depth=80)
     images = read(pairs, task, data_format="kitti")
-    report = measure_depth({"ones": Ones()}, images, min_depth=1e-3, max_depth=80)
+    report = measure_models({"ones": Ones()}, images, DepthMeasure(1e-3, 80))
     assert report.samples == 1 and math.isfinite(report.models["ones"].abs_rel)
     assert "0000000001.png (no depth was measured in the part" in next(iter(images.failed))
 

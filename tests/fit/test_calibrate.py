@@ -24,8 +24,7 @@ from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.distill import check_trainable, distill, distill_augmentation
-from tosa_cli.train.objectives import DistillObjective
+from tosa_cli.train.distill import DistillObjective, check_trainable, distill, distill_augmentation
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
 

@@ -29,8 +29,7 @@ import tosa_cli
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
-from tosa_cli.hub import checkpoint
-from tosa_cli.hub.checkpoint import describe, is_model_folder, load, save, with_results
+from tosa_cli.hub.checkpoint import describe, is_model_folder, load, with_results
 from tosa_cli.hub.folder import write_file
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.flops import count_flops
@@ -39,6 +38,7 @@ from tosa_cli.provenance import COMMANDS, FORMAT_VERSION, Provenance
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.workflow.convert import convert_source
+from tosa_cli.workflow.save import save
 
 from ..model.test_backbone import SHRUNK
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
@@ -397,7 +397,7 @@ def test_a_full_disk_leaves_the_old_folder_as_it_was(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
 )
-@pytest.mark.parametrize("step", ["save_file", "render_card"])
+@pytest.mark.parametrize("step", ["hub.checkpoint.save_file", "workflow.save.render_card"])
 def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
     folder: Path, model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, step: str
 ) -> None:
@@ -405,7 +405,7 @@ def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
         raise error
 
     before = contents(folder)
-    monkeypatch.setattr(checkpoint, step, fail)
+    monkeypatch.setattr(f"tosa_cli.{step}", fail)
     for target in (folder, tmp_path / "new"):
         with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
             save(model, target, overwrite=True)

@@ -17,11 +17,10 @@ from torch import nn
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError, UnsupportedModelError
-from tosa_cli.hub.card import render_card
-from tosa_cli.hub.checkpoint import save
 from tosa_cli.hub.original import dense_model
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.timm_models import resolve_name
+from tosa_cli.workflow.save import render_card, save
 
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
 from .stub_hub import (

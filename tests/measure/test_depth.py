@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.data.maps import measured_pixels
-from tosa_cli.measure.depth import DEPTH_FIGURES, depth_errors, flip_averaged, measure_depth
+from tosa_cli.measure.evaluation import measure_models
+from tosa_cli.tasks.depth import DEPTH_FIGURES, DepthMeasure, depth_errors
+from tosa_cli.tasks.predictor import flip_averaged
 
 
 def errors(predicted: list[float], depth: list[float]) -> dict[str, float]:
@@ -80,7 +82,7 @@ def test_each_image_counts_the_same_however_many_of_its_pixels_do() -> None:
     images = torch.stack([torch.full((3, 2, 2), 2.0), torch.full((3, 2, 2), 3.0)])
     full, sparse = torch.ones(2, 2), torch.zeros(2, 2)
     sparse[0, 0] = 3.0
-    report = measure_depth({"a": Brightness()}, Batches((images, [full, sparse])), min_depth=1e-3, max_depth=10)
+    report = measure_models({"a": Brightness()}, Batches((images, [full, sparse])), DepthMeasure(1e-3, 10))
     assert report.samples == 2
     assert report.models["a"].abs_rel == pytest.approx((1 + 0) / 2)  # of all five pixels it would be 0.8
     assert report.models["a"].d1 == pytest.approx(0.5)
@@ -89,7 +91,7 @@ def test_each_image_counts_the_same_however_many_of_its_pixels_do() -> None:
 def test_a_prediction_is_brought_to_the_size_of_the_map_and_clamped_to_its_range() -> None:
     images = torch.full((1, 3, 2, 2), 50.0)
     depth = torch.full((4, 6), 10.0)
-    report = measure_depth({"a": Brightness()}, Batches((images, [depth])), min_depth=1e-3, max_depth=10)
+    report = measure_models({"a": Brightness()}, Batches((images, [depth])), DepthMeasure(1e-3, 10))
     assert report.models["a"].rmse == 0.0
 
 
@@ -100,5 +102,5 @@ def test_flip_averaging_averages_with_the_mirrored_images_own_map() -> None:
 
     images, depth = torch.zeros(1, 3, 2, 4), torch.full((2, 4), 2.5)
     assert torch.equal(flip_averaged(Ramp())(images), torch.full((1, 1, 2, 4), 2.5))
-    report = measure_depth({"a": Ramp()}, Batches((images, [depth])), min_depth=1e-3, max_depth=10, flip=True)
+    report = measure_models({"a": Ramp()}, Batches((images, [depth])), DepthMeasure(1e-3, 10, flip=True))
     assert report.models["a"].rmse == 0.0

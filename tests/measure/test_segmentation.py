@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.measure.test_depth import Batches
-from tosa_cli.measure.segmentation import figures_of, measure_segmentation
+from tosa_cli.measure.evaluation import measure_models
+from tosa_cli.tasks.segmentation import SegmentationMeasure, figures_of
 
 
 def test_intersection_over_union_is_that_counted_by_hand() -> None:
@@ -27,6 +28,6 @@ def test_pixels_of_no_class_do_not_count_and_maps_are_brought_to_the_size_of_the
     logits = torch.zeros(1, 2, 1, 2)
     logits[0, 1, 0, 1] = logits[0, 0, 0, 0] = 1.0  # left half class 0, right half class 1
     labels = torch.tensor([[0, 0, 1, 255], [1, 0, 1, 255]])
-    report = measure_segmentation({"a": Channels()}, Batches((logits, [labels])), num_labels=2)
+    report = measure_models({"a": Channels()}, Batches((logits, [labels])), SegmentationMeasure(2))
     assert report.samples == 1 and report.models["a"].pixel_accuracy == pytest.approx(5 / 6)
     assert report.models["a"].miou == pytest.approx((3 / 4 + 2 / 3) / 2)

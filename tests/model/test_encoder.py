@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.hub.checkpoint import save
+from tosa_cli.workflow.save import save
 
 from .test_backbone import SHRUNK
 from .test_timm_interface import flatten

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
-from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub.checkpoint import load
 from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.convert import check_identity, insert_selectors
 from tosa_cli.model.families import (
@@ -30,7 +30,8 @@ from tosa_cli.model.selection import choose_tokens
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.tune import set_drop_path
+from tosa_cli.train.finetune import set_drop_path
+from tosa_cli.workflow.save import save
 
 from .families import FAMILIES, MECHANISMS, make_family
 from .test_timm_interface import flatten

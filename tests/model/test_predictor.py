@@ -13,8 +13,7 @@ from torch.nn import functional as F
 import tosa_cli
 from tests.model.tiny_models import MODELS, make_images, make_tosa, make_vit
 from tosa_cli.errors import CheckpointError
-from tosa_cli.hub.checkpoint import save
-from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor, save_predictor
+from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor
 from tosa_cli.model.decoders import DECODERS
 from tosa_cli.model.decoders.newcrfs import WINDOW, CrfStep
 from tosa_cli.model.flops import count_flops
@@ -22,6 +21,7 @@ from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.task import TaskConfig
+from tosa_cli.workflow.save import save
 
 
 def config(decoder: str = "dpt", **settings: Any) -> TaskConfig:
@@ -112,7 +112,7 @@ def test_the_crfs_weigh_by_the_affinity_of_the_features() -> None:
 def test_a_dense_model_is_one_folder_that_loads_strictly(folders: Path, source: str, decoder: str) -> None:
     model = make_predictor(str(folders / source), config(decoder, max_depth=7.0), (40, 56))
     assert isinstance(model.encoder, TosaViT) == (source == "tosa") and model.img_size == (40, 56)
-    save_predictor(model, folders / "depth")
+    save(model, folders / "depth")
     assert is_predictor(str(folders / "depth")) and not is_predictor(str(folders / source))
     images = make_images(size=(48, 64))
     for again in (
@@ -142,7 +142,7 @@ def test_the_decoders_first_weights_come_from_the_seed_alone(folders: Path) -> N
 
 def test_broken_folders_are_refused(folders: Path) -> None:
     model = make_predictor(str(folders / "dense"), config())
-    save_predictor(model, folders / "depth")
+    save(model, folders / "depth")
     text = (folders / "depth/config.json").read_text()
     (folders / "depth/config.json").write_text(text.replace('"decoder": "dpt"', '"decoder": "pdt"'))
     with pytest.raises(CheckpointError, match=r"decoder .*'pdt'"):

@@ -11,7 +11,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tosa_cli.hub.checkpoint import save
+from tosa_cli.workflow.save import save
 
 from .test_backbone import SHRUNK
 from .tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit

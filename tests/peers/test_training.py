@@ -16,9 +16,9 @@ from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.merging import MergedViT
 from tosa_cli.peers.pruning import PrunedViT
+from tosa_cli.tasks.classification import FinetuneObjective
 from tosa_cli.train.checkpoint import fingerprint
-from tosa_cli.train.objectives import FinetuneObjective
-from tosa_cli.train.tune import set_drop_path
+from tosa_cli.train.finetune import set_drop_path
 
 PEERS: dict[str, Callable[[Any], FinetunableViT]] = {
     "prune": lambda dense: PrunedViT(dense, 0.7, (2, 4)),

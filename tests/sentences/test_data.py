@@ -30,7 +30,8 @@ from tosa_cli.data.pairs import Pairs, open_pairs
 from tosa_cli.data.photos import find_photos, open_photo, photo_transform, read_photo
 from tosa_cli.draw.picture import make_picture, make_predicted_picture
 from tosa_cli.draw.selection_maps import read_selection
-from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.evaluation import measure_models
+from tosa_cli.tasks.classification import AccuracyMeasure
 from tosa_cli.train.config import TrainConfig
 
 from .folders import written
@@ -84,7 +85,7 @@ def measure_broken_images(strict: bool) -> None:
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
     images = read_images(tiny_tosa(), folder, TrainConfig(batch_size=8, workers=0), None)
-    measure_accuracy({"tosa": tiny_tosa()}, images, strict=strict)
+    measure_models({"tosa": tiny_tosa()}, images, AccuracyMeasure(), strict=strict)
 
 
 def draw_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,9 @@ import tosa_cli
 from tests.hub.test_checkpoint import ARGS, drop, room_for, set_value
 from tests.model.tiny_models import make_tosa, make_vit
 from tosa_cli.config import TosaConfig
-from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub.checkpoint import load
 from tosa_cli.provenance import FORMAT_VERSION
+from tosa_cli.workflow.save import save
 
 from .folders import cut, edited, reweighted, rewritten, without, written
 from .rows import Row, check, table

@@ -19,7 +19,7 @@ from tests.model.tiny_models import LAYERS, make_images, make_tosa, make_vit
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.fit.budget import measure_curves
 from tosa_cli.hub import checkpoint
-from tosa_cli.hub.predictor import load_predictor, make_predictor, save_predictor
+from tosa_cli.hub.predictor import load_predictor, make_predictor
 from tosa_cli.measure.oracle import with_oracle
 from tosa_cli.measure.sweep import with_keep_rate
 from tosa_cli.model.attention import run_and_tap
@@ -30,6 +30,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.task import TaskConfig
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
+from tosa_cli.workflow.save import save
 
 from .rows import Row, check, table
 
@@ -110,7 +111,7 @@ def encoder() -> Iterator[Any]:
 def depth(dense: Path) -> Path:
     """A model that predicts depth, in the folder `depth`."""
     predictor = make_predictor(str(dense), TaskConfig(decoder="dpt", decoder_dim=16))
-    save_predictor(predictor, Path("depth"))
+    save(predictor, Path("depth"))
     return Path("depth")
 
 

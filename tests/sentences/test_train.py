@@ -27,11 +27,13 @@ from tests.train.tiny_runs import (
 from tosa_cli.config import Method
 from tosa_cli.data.labels import check_labels
 from tosa_cli.fit.budget import allocate, measure_curves
-from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.tasks.classification import AccuracyMeasure, Classification
+from tosa_cli.tasks.features import Features
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train import checkpoint as checkpoints
 from tosa_cli.train.config import FinetuneConfig, TrainConfig
-from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.processes import make_accelerator
 
 from .folders import written
@@ -120,15 +122,15 @@ def labels_that_the_head_lacks(digits: Path, measured: bool) -> None:
     images = read(model, digits, config, None)
     images.classes = None
     if measured:
-        measure_accuracy({"tosa": model}, images)
-    finetune(make_accelerator(config), model, images, config, checkpoint=RUN)
+        measure_models({"tosa": model}, images, AccuracyMeasure())
+    Classification().learn(make_accelerator(config), model, images, config, checkpoint=RUN)
 
 
 def without_a_teacher(photos: Path, itself: bool) -> None:
     model, config = tiny_tosa(), FinetuneConfig(objective="features", device="cpu", workers=0)
     images = read(model, photos, config, finetune_augmentation(config))
     teacher: Any = model.backbone if itself else None
-    finetune(make_accelerator(config), model, images, config, checkpoint=RUN, teacher=teacher)
+    Features().learn(make_accelerator(config), model, images, config, checkpoint=RUN, teacher=teacher)
 
 
 def fit_what_is_not_finite(photos: Path) -> None:

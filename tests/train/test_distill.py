@@ -13,7 +13,7 @@ from tosa_cli.errors import ConfigError, DataError, TrainingError
 from tosa_cli.measure.selectors import measure_selectors
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.objectives import DistillObjective
+from tosa_cli.train.distill import DistillObjective
 
 
 @pytest.fixture

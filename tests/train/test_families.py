@@ -15,8 +15,8 @@ from tests.train.tiny_runs import fit_one, read, run_distill, write_photos
 from tosa_cli.config import TosaConfig
 from tosa_cli.fit.budget import measure_curves
 from tosa_cli.measure.oracle import with_oracle
+from tosa_cli.tasks.features import FeaturesObjective
 from tosa_cli.train.config import DistillConfig, TrainConfig
-from tosa_cli.train.objectives import FeaturesObjective
 from tosa_cli.train.processes import make_accelerator
 
 TOLD = ("EVA-02", "mixed rotation", "DINOv3", "BEiT, both biases", "shared relative positions, norm after")

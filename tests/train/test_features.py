@@ -11,12 +11,13 @@ from torch import nn
 
 from tests.model.tiny_models import make_tosa, make_vit
 from tests.train.tiny_runs import StopAt, Tensors, read, run_features, same, tiny_tosa, weights, write_photos
+from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, TrainingError
-from tosa_cli.measure.features import measure_features
+from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.tasks.features import CosineMeasure, Cosines, Features, FeaturesObjective, token_distance
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import OBJECTIVE_DEFAULTS, FinetuneConfig
-from tosa_cli.train.finetune import finetune, finetune_augmentation
-from tosa_cli.train.objectives import FeaturesObjective, token_distance
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.schedule import Clock
 
@@ -32,17 +33,21 @@ def all_weights(model: TosaViT) -> Tensors:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def cosines(model: TosaViT, dense: nn.Module, images: Images) -> Cosines:
+    return measure_models({"tosa": model, "dense": dense}, images, CosineMeasure(model)).models["tosa"]
+
+
 @pytest.mark.parametrize("settings", [{}, {"feature_layers": 2}, {"model_ema": False}], ids=str)
 def test_final_tokens_come_closer_to_the_dense_model(photos: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     model = tiny_tosa(keep_rate=0.8)
     dense, selectors = copy.deepcopy(model.backbone), weights(model, "selectors")
     images = read(model, photos, FinetuneConfig(workers=0), None)
-    before = measure_features(model, dense, images)
+    before = cosines(model, dense, images)
     report, watch = run_features(model, photos, tmp_path / "run", epochs=8, **settings)
-    after = measure_features(model, dense, images)
+    after = cosines(model, dense, images)
     assert after.patch_cosine > before.patch_cosine and after.class_cosine > before.class_cosine  # type: ignore[operator]
-    assert watch.best.figures["patch"] == pytest.approx(after.patch_cosine)
-    assert watch.history[0].figures["patch"] == pytest.approx(before.patch_cosine)
+    assert watch.best.figures["patch_cosine"] == pytest.approx(after.patch_cosine)
+    assert watch.history[0].figures["patch_cosine"] == pytest.approx(before.patch_cosine)
     assert same(selectors, weights(model, "selectors")) and not model.training
     assert report.last_loss < report.first_loss
 
@@ -219,4 +224,4 @@ def test_features_need_a_teacher(photos: Path, tmp_path: Path, teacher: str | No
     images = read(model, photos, config, finetune_augmentation(config))
     with pytest.raises(ConfigError, match="teacher"):
         dense: nn.Module | None = model.backbone if teacher else None
-        finetune(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run", teacher=dense)
+        Features().learn(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run", teacher=dense)

@@ -8,10 +8,9 @@ import torch
 
 from tests.train.tiny_runs import read, run_finetune, same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.errors import ConfigError, DataError
-from tosa_cli.measure.accuracy import measure_accuracy
+from tosa_cli.measure.evaluation import measure_models
+from tosa_cli.tasks.classification import AccuracyMeasure, Classification, FinetuneObjective
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.finetune import finetune
-from tosa_cli.train.objectives import FinetuneObjective
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.saver import Saver
 from tosa_cli.train.schedule import make_scheduler
@@ -26,12 +25,12 @@ def test_accuracy_rises_the_loss_falls_and_the_selectors_stay(digits: Path, tmp_
     model = tiny_tosa()
     selectors, backbone = weights(model, "selectors"), weights(model, "backbone")
     images = read(model, digits, FinetuneConfig(workers=0), None)
-    before = measure_accuracy({"tosa": model}, images).models["tosa"].top1
+    before = measure_models({"tosa": model}, images, AccuracyMeasure()).models["tosa"].top1
     report = run_finetune(model, digits, tmp_path / "run", epochs=12, batch_size=12, crop_scale=0.9, smoothing=0.0)
     assert same(selectors, weights(model, "selectors"))
     assert not any(value.equal(backbone[name]) for name, value in weights(model, "backbone").items())
     assert report.last_loss < 0.5 * report.first_loss
-    assert measure_accuracy({"tosa": model}, images).models["tosa"].top1 > before + 40
+    assert measure_models({"tosa": model}, images, AccuracyMeasure()).models["tosa"].top1 > before + 40
     assert not model.training
 
 
@@ -121,9 +120,9 @@ def test_labels_that_the_head_does_not_have_are_refused(digits: Path, tmp_path: 
     images.classes = None  # as of data that does not name its classes
     named = "label [4-9].* 4 classes.*--num-classes"
     with pytest.raises(DataError, match=named):
-        finetune(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run")
+        Classification().learn(make_accelerator(config), model, images, config, checkpoint=tmp_path / "run")
     with pytest.raises(DataError, match=named):
-        measure_accuracy({"tosa": model}, images)
+        measure_models({"tosa": model}, images, AccuracyMeasure())
 
 
 def test_the_schedule_warms_up_and_falls_to_its_end() -> None:

@@ -16,8 +16,11 @@ from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
 from tosa_cli.errors import CheckpointError, TrainingError
 from tosa_cli.model.predictor import Predictor
+from tosa_cli.tasks.depth import Depth, silog_loss
+from tosa_cli.tasks.registry import TASKS
+from tosa_cli.tasks.segmentation import segmentation_loss
 from tosa_cli.train.loop import TrainReport
-from tosa_cli.train.predictor import PredictorObjective, _groups, finetune_predictor, segmentation_loss, silog_loss
+from tosa_cli.train.predictor import PredictorObjective, predictor_groups
 from tosa_cli.train.predictor_config import PredictorConfig
 from tosa_cli.train.processes import make_accelerator
 
@@ -52,7 +55,7 @@ def run(
         seed=config.seed,
     )
     accelerator = make_accelerator(config)
-    return finetune_predictor(
+    return TASKS[config.task].learn(
         accelerator, model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
     )
 
@@ -107,7 +110,7 @@ def test_training_goes_on_past_an_image_without_a_labelled_pixel(scenes: Path, t
 @pytest.mark.parametrize("decoder", ["linear", "dpt", "newcrfs"])
 def test_everything_trains_that_the_loss_depends_on_but_the_selectors(converted: bool, decoder: str) -> None:
     model = predictor(converted, decoder=decoder)
-    objective = PredictorObjective(model).train()
+    objective = PredictorObjective(model, Depth().loss).train()
     objective(make_images(size=32), torch.ones(2, 32, 32)).backward()
     for name, parameter in model.named_parameters():
         unread = decoder == "dpt" and ".norm." in name and "blocks" not in name
@@ -117,7 +120,7 @@ def test_everything_trains_that_the_loss_depends_on_but_the_selectors(converted:
 
 def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode() -> None:
     model = predictor()
-    objective = PredictorObjective(model, freeze_encoder=True).train()
+    objective = PredictorObjective(model, Depth().loss, freeze_encoder=True).train()
     objective(make_images(size=32), torch.ones(2, 32, 32)).backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
@@ -126,9 +129,9 @@ def test_a_frozen_encoder_gets_no_gradient_and_stays_in_evaluation_mode() -> Non
 
 def test_the_encoder_learns_at_a_share_of_the_rate() -> None:
     model = predictor()
-    PredictorObjective(model)
+    PredictorObjective(model, Depth().loss)
     rates: dict[int, float] = {}
-    for group in _groups(model, PredictorConfig(encoder_lr_scale=0.25)):
+    for group in predictor_groups(model, PredictorConfig(encoder_lr_scale=0.25)):
         params: list[Tensor] = group["params"]  # type: ignore[assignment]
         rates |= {id(parameter): group["lr_scale"] for parameter in params}  # type: ignore[misc]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
@@ -16,11 +17,11 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.fit.budget import measure_curves
 from tosa_cli.fit.calibrate import CalibrationReport, calibrate
-from tosa_cli.measure.features import measure_features
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.tasks.registry import TASKS
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.distill import distill, distill_augmentation
-from tosa_cli.train.finetune import finetune, finetune_augmentation
 from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
@@ -101,7 +102,7 @@ def run_finetune(
     defaults = {"batch_size": 8, "workers": 0, "epochs": 2, "lr": 1e-3, "device": "cpu", "hflip": 0.0}
     config = FinetuneConfig(**{**defaults, **settings})
     images = read(model, folder, config, finetune_augmentation(config))
-    return finetune(
+    return TASKS["classification"].learn(
         make_accelerator(config), model, images, config, checkpoint=checkpoint, resume=resume, progress=progress
     )
 
@@ -125,13 +126,11 @@ def run_features(
     def measure() -> HeldOut:
         if scores is not None:
             return HeldOut(1, scores.pop(0), {})
-        report = measure_features(model, teacher, held_out)
-        figures = {"patch": report.patch_cosine, "class": report.class_cosine or 0.0}
-        return HeldOut(report.samples, sum(figures.values()) / 2, figures)
+        return TASKS["features"].held_out(model, teacher, held_out, torch.device("cpu"), config)
 
     watch = Watch(measure, config.eval_every, keep_best=True)
     images = read(model, folder, config, finetune_augmentation(config))
-    report = finetune(
+    report = TASKS["features"].learn(
         make_accelerator(config),
         model,
         images,

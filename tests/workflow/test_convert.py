@@ -12,11 +12,12 @@ from tests.train.tiny_runs import write_photos
 from tosa_cli.config import Method
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.hub.checkpoint import load, save
+from tosa_cli.hub.checkpoint import load
 from tosa_cli.model.flops import count_flops
 from tosa_cli.progress import Nobody
 from tosa_cli.workflow.convert import convert
 from tosa_cli.workflow.inspect import inspect
+from tosa_cli.workflow.save import save
 
 
 @pytest.fixture(scope="module")

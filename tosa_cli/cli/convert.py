@@ -59,9 +59,9 @@ def convert(
 def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
     folder = output or Path(f"{stem_of(config.source)}-tosa")
 
-    from tosa_cli.hub.checkpoint import save
     from tosa_cli.hub.folder import check_output
     from tosa_cli.workflow.convert import convert
+    from tosa_cli.workflow.save import save
 
     if not dry_run:
         check_output(folder, overwrite)

@@ -163,13 +163,14 @@ def _show_stages(data: Path, dense: Path, folders: list[Path]) -> None:
     from tosa_cli.data.datasets import open_dataset
     from tosa_cli.data.loading import images_to_read
     from tosa_cli.hub.checkpoint import load
-    from tosa_cli.measure.accuracy import measure_accuracy
+    from tosa_cli.measure.evaluation import measure_models
     from tosa_cli.model.flops import count_flops
+    from tosa_cli.tasks.classification import AccuracyMeasure
 
     models: dict[str, Any] = {"dense": timm.create_model(f"local-dir:{dense}", pretrained=True)}
     models |= {folder.name: load(folder) for folder in folders}
     images = images_to_read(open_dataset(str(data), split="validation"), models["dense"], batch_size=64)
-    accuracy = measure_accuracy(models, images).models
+    accuracy = measure_models(models, images, AccuracyMeasure()).models
     rows = [
         [name, f"{accuracy[name].top1:.2f}", f"{count_flops(model).gmacs:.4f}", *_selector_quality(model, images)]
         for name, model in models.items()

@@ -1,6 +1,6 @@
 """The model card: how the model was made, how to load it, and measured numbers only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -21,12 +21,14 @@ SOURCE, OWN_WEIGHTS = "the source model's", "those of the same weights with ever
 """Whose final tokens a model's are compared with."""
 
 
-def render_card(model: TosaViT, name: str) -> str:
+def render_card(model: TosaViT, name: str, measured: Sequence[str] = (), published: Sequence[EvalResult] = ()) -> str:
     """Render the model card of a converted model.
 
     Args:
-        model: The model; its provenance tells what was done and measured.
+        model: The model; its provenance tells what was done.
         name: Name of the model.
+        measured: What its tasks say of what was measured.
+        published: What the Hub's tables are told of it.
 
     Returns:
         Markdown with the Hub's metadata in front.
@@ -39,13 +41,13 @@ def render_card(model: TosaViT, name: str) -> str:
         _cost_table(flops),
         _images(model),
         _classes(model),
-        _quality(model.provenance),
+        _measured(model.provenance, measured),
         _how_made(model),
         how_to_load(name),
         _limits(model),
     ]
     body = "\n\n".join(section for section in sections if section)
-    return f"---\n{_metadata(model, name).to_yaml()}\n---\n\n{body}\n"
+    return f"---\n{_metadata(model, name, published).to_yaml()}\n---\n\n{body}\n"
 
 
 def why_unpublished(model: TosaViT, measured: Mapping[str, Any]) -> str | None:
@@ -100,21 +102,8 @@ def describe_base(provenance: Provenance) -> str:
     return f"[{base}](https://huggingface.co/{provenance.base_hub_id}{commit})"
 
 
-def _metadata(model: TosaViT, name: str) -> ModelCardData:
+def _metadata(model: TosaViT, name: str, published: Sequence[EvalResult]) -> ModelCardData:
     provenance = model.provenance
-    results = provenance.results.get("eval") or {}
-    evaluated = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type="image-folder",
-            dataset_name=results["dataset"],
-            metric_type="accuracy",
-            metric_name=f"top-{k}",
-            metric_value=results[f"top{k}"],
-        )
-        for k in (1, 5)
-        if results.get(f"top{k}") is not None and not why_unpublished(model, results)
-    ]
     return ModelCardData(
         license=provenance.license,
         library_name="tosa",
@@ -122,8 +111,8 @@ def _metadata(model: TosaViT, name: str) -> ModelCardData:
         pipeline_tag="image-classification" if model.num_classes else "image-feature-extraction",
         base_model=provenance.base_hub_id,
         base_model_relation="finetune" if provenance.base_hub_id else None,
-        model_name=name if evaluated else None,
-        eval_results=evaluated or None,
+        model_name=name if published else None,
+        eval_results=list(published) or None,
         ignore_metadata_errors=False,
     )
 
@@ -194,23 +183,10 @@ def _classes(model: TosaViT) -> str:
     return f"## Classes\n\n{shown}{more} `label_names` in `config.json`."
 
 
-def _quality(provenance: Provenance) -> str:
-    results: Any = provenance.results
-    parts = []
-    distilled = results.get("distill") or {}
-    if "layers" in distilled:
-        parts.append(_selector_table(distilled))
-    # Finetuning learns from the source; what selects and bypasses learns from the backbone as it is by then.
-    of_distill = OWN_WEIGHTS if provenance.is_finetuned else SOURCE
-    for command, whose in (("distill", of_distill), ("finetune", SOURCE)):
-        done = results.get(command) or {}
-        if done.get("patch_cosine_after") is not None:
-            parts.append(_cosine_table(command, done, whose))
-        if done.get("top1_after") is not None:
-            parts.append(_accuracy_table(command, done))
-    measured = results.get("eval")
-    if measured:
-        parts.append(_eval_table(measured))
+def _measured(provenance: Provenance, measured: Sequence[str]) -> str:
+    distilled: Any = provenance.results.get("distill") or {}
+    selectors = [_selector_table(distilled)] if "layers" in distilled else []
+    parts = [*selectors, *measured]
     return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
 
 
@@ -226,65 +202,6 @@ def _selector_table(distilled: dict[str, Any]) -> str:
         "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
         + "\n".join(rows)
     )
-
-
-def _cosine_table(command: str, done: dict[str, Any], whose: str) -> str:
-    kinds = [kind for kind in ("patch", "class") if done.get(f"{kind}_cosine_after") is not None]
-    rows = [
-        f"| {when} | " + " | ".join(f"{done[f'{kind}_cosine_{when}']:.4f}" for kind in kinds) + " |"
-        for when in ("before", "after")
-    ]
-    said = (
-        f"Cosine of the final tokens to {whose} on {done['samples']} held-out images, before and after "
-        f"`tosa {command}`. {how_chosen(done)}"
-    )
-    return f"{said.rstrip()}\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
-
-
-def _accuracy_table(command: str, done: dict[str, Any]) -> str:
-    rows = [f"| {when} | {done[f'top1_{when}']:.2f} | {done[f'top5_{when}']:.2f} |" for when in ("before", "after")]
-    said = f"Accuracy in percent on {done['samples']} held-out images, before and after `tosa {command}`. "
-    return f"{(said + how_chosen(done)).rstrip()}\n\n| | top-1 | top-5 |\n|---|---|---|\n" + "\n".join(rows)
-
-
-def _eval_table(measured: dict[str, Any]) -> str:
-    dense = measured.get("dense")
-    conditions = describe_conditions(measured)
-    if measured.get("task") == "features":
-        whose = SOURCE if _dense_row(measured) == "source" else OWN_WEIGHTS
-        return f"{conditions} Mean cosine of the final tokens to {whose}.\n\n{_feature_rows(measured)}"
-    lines = ["| model | top-1 | top-5 | GMACs | images/s |", "|---|---|---|---|---|"]
-    if dense:
-        lines.append(
-            f"| {_dense_row(measured)} | {dense['top1']:.2f} | {dense['top5']:.2f} | {measured['dense_gmacs']:.3f} | "
-            f"{dense['images_per_second']:.1f} |"
-        )
-    lines.append(
-        f"| this model | {measured['top1']:.2f} | {measured['top5']:.2f} | {measured['gmacs']:.3f} | "
-        f"{measured['images_per_second']:.1f} |"
-    )
-    return conditions + "\n\n" + "\n".join(lines)
-
-
-def _dense_row(measured: dict[str, Any]) -> str:
-    """What the dense model beside this one is called."""
-    return "every token computed" if (measured.get("dense") or {}).get("weights") == "own" else "source"
-
-
-def _feature_rows(measured: dict[str, Any]) -> str:
-    class_cosine = measured.get("class_cosine")
-    lines = ["| model | patch tokens | class token | GMACs | images/s |", "|---|---|---|---|---|"]
-    if measured.get("dense"):
-        speed = measured["dense"]["images_per_second"]
-        lines.append(
-            f"| {_dense_row(measured)} | 1 | {'-' if class_cosine is None else 1} | {measured['dense_gmacs']:.3f} | "
-            f"{speed:.1f} |"
-        )
-    lines.append(
-        f"| this model | {measured['patch_cosine']:.4f} | {'-' if class_cosine is None else f'{class_cosine:.4f}'} | "
-        f"{measured['gmacs']:.3f} | {measured['images_per_second']:.1f} |"
-    )
-    return "\n".join(lines)
 
 
 def _how_made(model: TosaViT) -> str:

@@ -17,7 +17,6 @@ from timm.models._hub import save_config_for_hf
 import tosa_cli
 from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
-from tosa_cli.hub.card import render_card
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, kind_of, read_json
 from tosa_cli.hub.weights import check_floats, weights_error
@@ -25,27 +24,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
 
-__all__ = ["describe", "is_model_folder", "load", "save", "versions", "with_results"]
-
-
-def save(model: TosaViT, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
-
-    Args:
-        model: The model.
-        folder: Where to.
-        overwrite: Replace a model folder that exists.
-
-    Returns:
-        The folder.
-
-    Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written, or the model was pruned, built
-            from something that JSON does not hold, or not built by a timm name.
-    """
-    if len(model.keep_rates) != len(model.config.layers):
-        raise OutputError("The model's layers were pruned, and a pruned model cannot be saved: save it before pruning.")
-    return write_model(model, Path(folder), describe, render_card, overwrite)
+__all__ = ["describe", "is_model_folder", "load", "versions", "with_results"]
 
 
 def write_model(
@@ -55,7 +34,7 @@ def write_model(
     render_card: Callable[[Any, str], str],
     overwrite: bool,
 ) -> Path:
-    """Write a model of any kind that tosa writes, as `save` does.
+    """Write a model of any kind that tosa writes, as `tosa_cli.save` does.
 
     Args:
         model: The model, with its provenance.

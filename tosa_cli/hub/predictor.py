@@ -5,23 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCardData
 from torch import nn
 
 from tosa_cli.errors import CheckpointError, ConfigError, UnsupportedModelError
-from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
-from tosa_cli.hub.checkpoint import load, load_checked, timm_config, write_model
+from tosa_cli.hub.checkpoint import load, load_checked, timm_config
 from tosa_cli.hub.folder import CONFIG, kind_of
 from tosa_cli.hub.kind import find_config, find_kind
-from tosa_cli.hub.public import how_to_load_predictor
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.registry import build_predictor
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.provenance import Provenance, command_of
+from tosa_cli.provenance import Provenance
 from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
-
-PIPELINES = {"depth": "depth-estimation", "segmentation": "image-segmentation"}
 
 
 def make_predictor(
@@ -88,15 +83,6 @@ def task_of(name: str) -> str | None:
     return args.get("task", TaskConfig.task) if isinstance(args, dict) else TaskConfig.task
 
 
-def save_predictor(model: Predictor, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a model folder: weights, configuration, model card and recipe. It appears whole or not at all.
-
-    Raises:
-        OutputError: If it exists and may not be overwritten, or cannot be written.
-    """
-    return write_model(model, Path(folder), describe_predictor, _render_card, overwrite)
-
-
 def describe_predictor(model: Predictor) -> dict[str, Any]:
     """The config.json of a predictor, in timm's shape: the task's settings are in `model_args`."""
     config = timm_config(model.backbone)
@@ -161,64 +147,3 @@ def _encoder_args(encoder: nn.Module) -> dict[str, Any]:
         "img_size": list(backbone.patch_embed.img_size),
         "num_classes": 0,
     }
-
-
-def _render_card(model: Predictor, name: str) -> str:
-    """The model card: what it predicts, how it was made, what was measured, how to load it."""
-    provenance, config = model.provenance, model.config
-    metadata = ModelCardData(
-        license=provenance.license,
-        library_name="tosa",
-        tags=["tosa", "vision-transformer", config.task],
-        pipeline_tag=PIPELINES[config.task],
-        base_model=provenance.base_hub_id,
-        base_model_relation="finetune" if provenance.base_hub_id else None,
-    )
-    converted = isinstance(model.encoder, TosaViT)
-    kind = "a [ToSA](https://arxiv.org/abs/2406.08816) encoder" if converted else "a dense encoder"
-    what = (
-        f"depth between {config.min_depth:g} and {config.max_depth:g} m"
-        if config.task == "depth"
-        else f"{config.num_labels} classes"
-    )
-    height, width = model.img_size
-    sections = [
-        f"# {name}",
-        f"{what[0].upper()}{what[1:]} for every pixel: {kind} made from {describe_base(provenance)}, with the decoder "
-        f"`{config.decoder}`, trained on images of {height}x{width} pixels.",
-        _measured(provenance.results),
-        "## How it was made\n\n`recipe.yaml` has every step with its settings: "
-        + ", ".join(f"`tosa {command_of(step)}`" for step in provenance.steps)
-        + ".",
-        how_to_load_predictor(name),
-    ]
-    body = "\n\n".join(section for section in sections if section)
-    return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
-
-
-def _measured(results: Any) -> str:
-    rows = [
-        f"| `tosa {command}` | {key} | {value:.4f} |"
-        for command, figures in results.items()
-        for key, value in figures.items()
-        if isinstance(value, float)
-    ]
-    if not rows:
-        return ""
-    chosen = how_chosen(results.get("finetune") or {})
-    sections = [
-        "## Measured",
-        f"`tosa finetune`, on held-out images: {chosen}" if chosen else "",
-        f"`tosa eval`: {_conditions(results['eval'])}" if results.get("eval") else "",
-        "| by | figure | value |\n|---|---|---|\n" + "\n".join(rows),
-    ]
-    return "\n\n".join(section for section in sections if section)
-
-
-def _conditions(measured: Any) -> str:
-    said = [describe_conditions(measured)]
-    if "max_depth" in measured:
-        said.append(f"Depths from {measured['min_depth']:g} to {measured['max_depth']:g} m, crop {measured['crop']}.")
-    if measured.get("flip"):
-        said.append("Each map is averaged with that of the mirrored image.")
-    return " ".join(said)

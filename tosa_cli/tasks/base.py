@@ -1,5 +1,6 @@
 """What a task is: its data, what is learned and measured, what ranks weights, and what is shown of it."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from tosa_cli.data.loading import Images
+from tosa_cli.device import pick_device
 from tosa_cli.measure.config import EvalConfig
+from tosa_cli.measure.evaluation import Measure, Measured, measure_models
+from tosa_cli.measure.speed import device_name
 from tosa_cli.progress import Listener, figure
 from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.finetune import Learned, finetune
 from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.weights import HeldOut
 
@@ -58,6 +64,29 @@ class Start:
     folder: Path | None
     is_own: bool
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Models ready to be measured.
+
+    Attributes:
+        models: The model, `tosa`; and `dense`, the one beside it, if there is one.
+        images: What they are measured on.
+        measure: What is measured.
+        about: What the report says before the figures.
+        conditions: What it says beside them.
+        beside: What it says of the model beside; None without one.
+        counted: What it says of what counted of the images.
+    """
+
+    models: Mapping[str, nn.Module]
+    images: Images
+    measure: Measure[Any]
+    about: Mapping[str, Any]
+    conditions: Mapping[str, Any]
+    beside: Mapping[str, Any] | None
+    counted: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,14 +142,35 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def objective(self, model: Any, images: Images, config: Any, teacher: Any) -> Learned:
+        """What finetuning learns: the loss, and what of the model trains.
+
+        Raises:
+            ConfigError: If the settings do not fit the model.
+        """
+
     def learn(
-        self, accelerator: Accelerator, model: Any, images: Images, config: Any, *, teacher: Any, **run: Any
+        self, accelerator: Accelerator, model: Any, images: Images, config: Any, *, teacher: Any = None, **run: Any
     ) -> TrainReport:
-        """Finetune a model in place; the arguments not named here are those of `train`."""
+        """Finetune a model in place; the arguments not named here are those of `train.finetune`."""
+        return finetune(
+            accelerator, model, images, config, lambda: self.objective(model, images, config, teacher), **run
+        )
 
     @abstractmethod
-    def held_out(self, model: Any, teacher: Any, images: Images, device: torch.device, config: Any) -> HeldOut:
-        """Measure a model on held-out images; the score ranks its weights."""
+    def measure(self, model: Any) -> Measure[Any]:
+        """What is measured of a model."""
+
+    @abstractmethod
+    def score(self, figures: Mapping[str, float]) -> float:
+        """The one number of a model's figures, larger is better, by which weights are ranked."""
+
+    def held_out(self, model: Any, teacher: Any, images: Any, device: torch.device, config: Any) -> HeldOut:
+        """Measure a model on held-out images, beside its teacher if there is one; the score ranks its weights."""
+        models = {"tosa": model} if teacher is None else {"tosa": model, "dense": teacher}
+        found = measure_models(models, images, self.measure(model), device=device, amp=config.amp, strict=config.strict)
+        figures = {key: value for key, value in vars(found.models["tosa"]).items() if value is not None}
+        return HeldOut(found.samples, self.score(figures), figures)
 
     def doing(self, config: Any) -> str:
         """What finetuning does, in words."""
@@ -139,6 +189,18 @@ class Task(ABC):
         """What follows `tosa eval MODEL --data-dir IMAGES` after finetuning."""
 
     @abstractmethod
+    def trial(self, model: Any, name: str, config: EvalConfig, listener: Listener) -> Trial:
+        """Open the images that a model is measured on, and set beside it what it is compared with.
+
+        Raises:
+            InputError: If the settings do not fit the model.
+            DataError: If images are missing or wrong.
+        """
+
+    @abstractmethod
+    def report(self, trial: Trial, found: Measured[Any], device: str) -> dict[str, Any]:
+        """What was found, measured on a device of that name, as plain JSON values."""
+
     def evaluate(self, model: Any, name: str, config: EvalConfig, listener: Listener) -> dict[str, Any]:
         """Measure a model: the report as plain JSON values.
 
@@ -152,6 +214,25 @@ class Task(ABC):
             InputError: If the settings do not fit the model.
             DataError: If images are missing or wrong.
         """
+        trial = self.trial(model, name, config, listener)
+        place = pick_device(config.device)
+        with listener.progress("Evaluating") as bar:
+            bar.start(-(-trial.images.num_images // config.batch_size), 0)
+            found = measure_models(
+                trial.models,
+                trial.images,
+                trial.measure,
+                device=place,
+                amp=config.amp,
+                strict=config.strict,
+                advance=lambda num_images: bar.advance(num_images, ""),
+            )
+        return self.report(trial, found, device_name(place))
+
+    def reported(self, found: Measured[Any], name: str) -> dict[str, Any]:
+        """What a report says of one model: its figures, if it has any, and its speed."""
+        figures = dataclasses.asdict(found.models[name]) if name in found.models else {}
+        return {**figures, "images_per_second": found.images_per_second[name]}
 
     @abstractmethod
     def table(self, report: Mapping[str, Any]) -> Table:

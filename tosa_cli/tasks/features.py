@@ -1,24 +1,160 @@
 """Features: the final tokens of the dense model, which any images teach, and which need no labels to measure."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tosa_cli.data.loading import Images
-from tosa_cli.errors import InputError
+from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.hub.card import OWN_WEIGHTS, SOURCE, how_chosen
 from tosa_cli.hub.original import dense_model
-from tosa_cli.measure.features import measure_features
+from tosa_cli.measure.evaluation import Measure
+from tosa_cli.model.families import has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.tasks.base import Column
-from tosa_cli.tasks.tokens import TokensTask
-from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.weights import HeldOut
+from tosa_cli.tasks.tokens import TokensTask, dense_row
+from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.finetune import Learned
+from tosa_cli.train.optimizer import finetuned_groups
+from tosa_cli.train.weights import finetuned_parts
 
 MAX_HELD_OUT = 200
 """Held-out images: they are measured often, and so many tell the cosines to the third decimal."""
+
+ROOT_EPS = 1e-6
+"""Added to a distance before its root is taken: at 0 the root has no gradient."""
+
+
+class FeaturesObjective(nn.Module):
+    """Label-free finetuning: match the final tokens of the dense model that the ToSA model came from.
+
+    Selection stays as it is, and so does what needs no learning: up to the first ToSA layer the teacher's tokens are
+    computed already, and a classification head, which reads the tokens, goes on fitting them.
+
+    Args:
+        model: The ToSA model.
+        teacher: The dense model; it is frozen.
+        feature_layers: Number of evenly spread layers before the last whose tokens are matched too.
+    """
+
+    def __init__(self, model: TosaViT, teacher: nn.Module, feature_layers: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher: Any = teacher.requires_grad_(False)
+        depth = len(model.blocks)
+        self.indices = [depth * i // (feature_layers + 1) - 1 for i in range(1, feature_layers + 1)]
+        self.num_prefix = model.num_prefix_tokens
+        # Registers are read by nobody behind the last layer.
+        self.num_class = self.num_prefix - model.family.num_register_tokens(model)
+        model.requires_grad_(False)
+        later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.norm, model.bypasses])
+        parameters = list(later.requires_grad_(True).parameters())
+        # Several processes need to know which weights no gradient reaches, as of a bypass that no token takes.
+        images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)
+        reached = torch.autograd.grad(self._tokens(model, images)[0].sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, reached, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, C, height, width); `targets` are not read.
+
+        The final tokens count as much as the mean of the layers before, and class tokens as much as patch tokens. It
+        is the mean over images of the root of their distance: of the distance itself, the gradients of the few images
+        that are far off would drown those of all others.
+        """
+        with torch.no_grad():
+            expected = self._tokens(self.teacher, images)
+        losses = [self._distance(*pair) for pair in zip(self._tokens(self.model, images), expected, strict=True)]
+        final, others = losses[0], losses[1:]
+        distances = final + torch.stack(others).mean(dim=0) if others else final
+        return (distances + ROOT_EPS).sqrt().mean()
+
+    def train(self, mode: bool = True) -> "FeaturesObjective":
+        """Dropout and the like stay off, as a model that only has to stay close to its teacher needs no noise."""
+        return super().train(False)
+
+    def _distance(self, tokens: Tensor, expected: Tensor) -> Tensor:
+        """Distance (B,) of tokens (B, N, D)."""
+        patches = token_distance(tokens[:, self.num_prefix :], expected[:, self.num_prefix :])
+        if not self.num_class:
+            return patches
+        return (patches + token_distance(tokens[:, : self.num_class], expected[:, : self.num_class])) / 2
+
+    def _tokens(self, model: Any, images: Tensor) -> list[Tensor]:
+        """Final normalised tokens (B, N, D), then those behind each of the other layers."""
+        if not self.indices:
+            return [model.forward_features(images)]
+        final, others = model.forward_intermediates(
+            images, indices=self.indices, return_prefix_tokens=True, output_fmt="NLC"
+        )
+        if self.num_prefix:
+            others = [torch.cat([prefix, patches], dim=1) for patches, prefix in others]
+        return [final, *others]
+
+
+def token_distance(tokens: Tensor, expected: Tensor) -> Tensor:
+    """How far tokens are from those expected.
+
+    One minus the cosine is what is measured in the end, but a few large channels of a ViT rule it; smooth L1 between
+    the layer-normalised tokens grows no more than linearly with those, so that the small channels count too.
+
+    Args:
+        tokens: Tokens (B, N, D).
+        expected: The tokens they should be, (B, N, D).
+
+    Returns:
+        The mean over the tokens of each image, (B,) in float32.
+    """
+    tokens, expected = tokens.float(), expected.float()
+    cosine = F.cosine_similarity(tokens, expected, dim=-1)
+    width = tokens.shape[-1:]
+    tokens, expected = F.layer_norm(tokens, width), F.layer_norm(expected, width)
+    return 1 - cosine.mean(dim=1) + F.smooth_l1_loss(tokens, expected, reduction="none").mean(dim=(1, 2))
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Final tokens beside the dense model's.
+
+    Attributes:
+        patch_cosine: Mean cosine of patch tokens.
+        class_cosine: Mean cosine of class tokens; None without one.
+    """
+
+    patch_cosine: float
+    class_cosine: float | None
+
+
+class CosineMeasure(Measure[Cosines]):
+    """Mean cosines of the final tokens of the model `tosa` to those of the model `dense`.
+
+    Args:
+        model: The converted model.
+    """
+
+    def __init__(self, model: TosaViT) -> None:
+        self.num_prefix = model.num_prefix_tokens
+        self.has_class_token = has_class_token(model.backbone)
+        self.patches = self.classes = 0.0
+
+    def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The final normalised tokens."""
+        return model.forward_features  # type: ignore[return-value]
+
+    def add(self, images: Any, targets: Any, outputs: Mapping[str, Tensor]) -> None:
+        """Sum up the cosines of each image."""
+        cosine = F.cosine_similarity(outputs["dense"].float(), outputs["tosa"].float(), dim=-1)
+        self.patches += cosine[:, self.num_prefix :].mean(dim=1).sum().item()
+        self.classes += cosine[:, 0].sum().item()
+
+    def figures(self, samples: int) -> dict[str, Cosines]:
+        """The means over the images."""
+        return {"tosa": Cosines(self.patches / samples, self.classes / samples if self.has_class_token else None)}
 
 
 class Features(TokensTask):
@@ -30,6 +166,7 @@ class Features(TokensTask):
         "class_cosine": Column("class cosine"),
     }
     measured = "Final tokens beside the dense model's"
+    card_titles = ("patch tokens", "class token")
     keeps_best = True
     needs_dense = True
     max_held_out = MAX_HELD_OUT
@@ -55,23 +192,59 @@ class Features(TokensTask):
             )
         return copy.deepcopy(dense.model).eval()
 
-    def held_out(
-        self, model: TosaViT, teacher: Any, images: Images, device: torch.device, config: TrainConfig
-    ) -> HeldOut:
-        """The cosines, by whose mean weights are ranked."""
-        report = measure_features(model, teacher, images, device=device, amp=config.amp, strict=config.strict)
-        return HeldOut(report.samples, sum(report.cosines.values()) / len(report.cosines), report.cosines)
+    def objective(self, model: Any, images: Images, config: FinetuneConfig, teacher: Any) -> Learned:
+        """The distance of the tokens."""
+        if not isinstance(model, TosaViT):
+            raise ConfigError(
+                f"The objective features is for converted models, not for a {type(model).__name__}: use labels."
+            )
+        if teacher is None or getattr(teacher, "blocks", None) is model.blocks:
+            raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
+        if config.feature_layers >= len(model.blocks):
+            raise ConfigError(
+                f"--feature-layers must be below {len(model.blocks)}, as the model has so many layers and the last is "
+                f"matched anyway; not {config.feature_layers}."
+            )
+        objective = FeaturesObjective(model, teacher, config.feature_layers).train()
+        groups = finetuned_groups(model, config.weight_decay, config.layer_decay)
+        return Learned(objective, finetuned_parts(model), groups)
+
+    def measure(self, model: TosaViT) -> CosineMeasure:
+        """The cosines."""
+        return CosineMeasure(model)
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """Their mean."""
+        return sum(figures.values()) / len(figures)
 
     def next_words(self, config: Any) -> list[str]:
         """The same measurement."""
         return ["--task", "features"]
 
-    def compare(self, model: TosaViT, dense: Any, images: Images, **how: Any) -> dict[str, Any]:
-        """The cosines, and the time of both."""
-        report = measure_features(model, dense.model, images, **how).to_dict()
-        speed = report.pop("dense_images_per_second")
-        return {**report, "dense": {"weights": dense.weights, "images_per_second": speed}}
-
     def dense_figures(self, report: Mapping[str, Any]) -> Mapping[str, Any]:
         """1 for itself, where there is something to measure."""
         return {key: None if report[key] is None else 1.0 for key in self.columns}
+
+    def change_section(self, command: str, done: Mapping[str, Any], whose: str) -> str:
+        """The cosines before and after."""
+        kinds = [kind for kind in ("patch", "class") if done.get(f"{kind}_cosine_after") is not None]
+        if not kinds:
+            return ""
+        rows = [
+            f"| {when} | " + " | ".join(f"{done[f'{kind}_cosine_{when}']:.4f}" for kind in kinds) + " |"
+            for when in ("before", "after")
+        ]
+        said = (
+            f"Cosine of the final tokens to {whose} on {done['samples']} held-out images, before and after "
+            f"`tosa {command}`. {how_chosen(done)}"
+        )
+        return f"{said.rstrip()}\n\n| | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|\n" + "\n".join(rows)
+
+    def measured_words(self, measured: Mapping[str, Any]) -> str:
+        """Whose tokens they are compared with."""
+        whose = SOURCE if dense_row(measured) == "source" else OWN_WEIGHTS
+        return f" Mean cosine of the final tokens to {whose}."
+
+    def dense_cells(self, measured: Mapping[str, Any]) -> list[str]:
+        """1 for itself, where there is something to measure."""
+        return ["-" if measured.get(key) is None else "1" for key in self.columns]

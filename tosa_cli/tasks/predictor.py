@@ -1,44 +1,67 @@
 """What the tasks of predictors share: images with maps, a decoder on an encoder, and reports."""
 
-import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from tosa_cli.data.datasets import split_indices
 from tosa_cli.data.formats import FORMATS
 from tosa_cli.data.images import both_sides
 from tosa_cli.data.loading import Images
-from tosa_cli.data.pair_images import PairImages, pairs_to_read
-from tosa_cli.data.pairs import Pairs, open_pairs
-from tosa_cli.device import pick_device
-from tosa_cli.errors import DataError, InputError
+from tosa_cli.data.pair_images import pairs_to_read
+from tosa_cli.errors import InputError
 from tosa_cli.hub.names import own_folder, stem_of
 from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor
 from tosa_cli.measure.config import EvalConfig
-from tosa_cli.measure.speed import device_name
+from tosa_cli.measure.evaluation import Figures, Measure, Measured
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener
-from tosa_cli.task import PredictorTask as PredictorTaskName
 from tosa_cli.task import TaskConfig
-from tosa_cli.tasks.base import Start, Table, Task
-from tosa_cli.train.loop import TrainReport
-from tosa_cli.train.predictor import finetune_predictor
+from tosa_cli.tasks.base import Start, Table, Task, Trial
+from tosa_cli.tasks.predictor_data import open_for_training, pairs_of
+from tosa_cli.train.finetune import Learned
+from tosa_cli.train.predictor import PredictorObjective, predictor_groups, predictor_parts
 from tosa_cli.train.predictor_config import PredictorConfig
-from tosa_cli.train.weights import HeldOut
+
+
+class MapMeasure(Measure[Figures]):
+    """A measure of maps.
+
+    Args:
+        flip: Average each map with that of the mirrored image.
+    """
+
+    def __init__(self, flip: bool) -> None:
+        self.flip = flip
+
+    def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The model, averaged if that was asked for."""
+        return flip_averaged(model) if self.flip else model
+
+
+def flip_averaged(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A forward pass from images (B, C, height, width) to maps that is averaged with that of the mirrored images."""
+
+    def run(images: Tensor) -> Tensor:
+        return (forward(images) + forward(images.flip(-1)).flip(-1)) / 2
+
+    return run
 
 
 class PredictorTask(Task):
-    """A task of predictors: something for every pixel."""
+    """A task of predictors: something for every pixel.
+
+    Attributes:
+        pipeline: What the Hub calls the task.
+    """
 
     settings = PredictorConfig
+    pipeline: ClassVar[str]
 
     def start(self, model: Any, values: Mapping[str, Any], may_be_remote: bool) -> Start:
         """Load a predictor to go on with, or put a new decoder on a converted model or a dense source."""
@@ -69,68 +92,31 @@ class PredictorTask(Task):
 
     def open(self, model: Predictor, config: PredictorConfig) -> tuple[Images, Images]:
         """Open training images and held-out images with their maps."""
-        opened = _pairs_of(config, config.task)
-        separate = bool(config.val_dir or config.val_split or config.val_split_file)
-        train_indices, held_out_indices = split_indices(len(opened), config.max_samples, hold_out=not separate)
-        held_out_pairs = opened
-        if separate:
-            held_out_pairs = _open_separate(config, opened)
-            held_out_indices = list(range(len(held_out_pairs)))
-        if not held_out_indices:
-            raise DataError(f"{opened.folder} holds only one image, but training needs one more to measure on.")
-        chosen, _ = split_indices(len(held_out_indices), config.max_watched, hold_out=False)
-        common: dict[str, Any] = {name: getattr(config, name) for name in ("data_format", "batch_size", "workers")}
-        images = pairs_to_read(
-            opened,
-            model,
-            model.config,
-            img_size=model.img_size,
-            indices=train_indices,
-            augment=config,
-            seed=config.seed,
-            **common,
-        )
-        held_out = pairs_to_read(
-            held_out_pairs,
-            model,
-            model.config,
-            img_size=None if FORMATS[config.data_format].full_size else model.img_size,
-            indices=[held_out_indices[position] for position in chosen],
-            held_out=True,
-            **common,
-        )
-        return images, held_out
+        return open_for_training(model, config)
 
-    def learn(
-        self,
-        accelerator: Accelerator,
-        model: Predictor,
-        images: Images,
-        config: PredictorConfig,
-        *,
-        teacher: Any,
-        **run: Any,
-    ) -> TrainReport:
-        """Finetune the decoder, and the encoder but for its selectors."""
-        return finetune_predictor(accelerator, model, images, config, **run)
+    def objective(self, model: Predictor, images: Images, config: PredictorConfig, teacher: Any) -> Learned:
+        """The loss of the maps: the decoder trains, and the encoder but for its selectors."""
+        frozen = config.freeze_encoder
+        objective = PredictorObjective(model, self.loss, frozen).train()
+        groups = predictor_groups(model, config)
+        return Learned(objective, predictor_parts(model, frozen), groups, recompute=not frozen)
 
     @abstractmethod
-    def measure(self, models: dict[str, nn.Module], images: PairImages, config: TaskConfig, **how: Any) -> Any:
-        """Measure models on images with maps."""
+    def loss(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """The loss of what a model predicts (B, channels, height, width), from maps (B, height, width)."""
 
     @abstractmethod
-    def score(self, figures: Mapping[str, float]) -> float:
-        """The one number, larger is better, by which weights are ranked."""
+    def measure_maps(self, config: TaskConfig, flip: bool) -> Measure[Any]:
+        """What is measured of the maps of models.
 
-    def held_out(
-        self, model: Predictor, teacher: Any, images: Any, device: torch.device, config: PredictorConfig
-    ) -> HeldOut:
-        """The figures of the maps."""
-        report = self.measure(
-            {"tosa": model}, images, model.config, device=device, amp=config.amp, strict=config.strict
-        )
-        figures = dataclasses.asdict(report.models["tosa"])
-        return HeldOut(report.samples, self.score(figures), figures)
+        Args:
+            config: What counts.
+            flip: Average each map with that of the mirrored image.
+        """
+
+    def measure(self, model: Predictor) -> Measure[Any]:
+        """What is measured of a model's maps on its own terms."""
+        return self.measure_maps(model.config, flip=False)
 
     def doing(self, config: PredictorConfig) -> str:
         """What is learned, and with which decoder."""
@@ -152,15 +138,15 @@ class PredictorTask(Task):
         """What a report says of what counted."""
         return {}
 
-    def evaluate(self, model: Predictor, name: str, config: EvalConfig, listener: Listener) -> dict[str, Any]:
-        """Measure a predictor on images with maps.
+    def trial(self, model: Predictor, name: str, config: EvalConfig, listener: Listener) -> Trial:
+        """Open images with maps.
 
         Images of NYU Depth v2 and KITTI are read whole and keep their size unless one was named, others are brought to
         the size that the model was trained on; the true map always keeps its own.
         """
         if config.compare and not isinstance(model.encoder, TosaViT):
             raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
-        pairs = _pairs_of(config, model.config.task)
+        pairs = pairs_of(config, model.config.task)
         asked_size, counted = both_sides(config.img_size), self.measured_config(model.config, config.data_format)
         images = pairs_to_read(
             pairs,
@@ -174,45 +160,55 @@ class PredictorTask(Task):
         )
         first = images.samples[0].image
         size = asked_size or (model.img_size if first is None else (first.shape[-2], first.shape[-1]))
-        place = pick_device(config.device)
         models: dict[str, nn.Module] = {"tosa": model}
         if config.compare:
             models["dense"] = model.with_dense_encoder()
-        with listener.progress("Evaluating") as bar:
-            bar.start(-(-images.num_images // config.batch_size), 0)
-            found = self.measure(
-                models,
-                images,
-                counted,
-                flip=config.flip,
-                device=place,
-                amp=config.amp,
-                strict=config.strict,
-                advance=lambda num_images: bar.advance(num_images, ""),
-            )
-        figures = {key: dataclasses.asdict(value) for key, value in found.models.items()}
-        report: dict[str, Any] = {
+        about = {
             "task": self.name,
             "decoder": model.config.decoder,
             "model": name,
             "dataset": images.name,
             "dataset_samples": len(pairs),
-            "samples": found.samples,
-            "skipped": found.skipped,
-            **figures["tosa"],
-            "images_per_second": found.images_per_second["tosa"],
-            "data_seconds": found.data_seconds,
+        }
+        conditions = {
             **count_predictor_flops(model, size).figures,
             "flip": config.flip,
             "batch_size": config.batch_size,
             "img_size": list(size),
             "dtype": "float32" if config.amp == "no" else config.amp,
-            "device": device_name(place),
-            **self.about_evaluation(counted, config.data_format),
         }
-        if config.compare:
-            report["dense"] = {**figures["dense"], "images_per_second": found.images_per_second["dense"]}
-        return report
+        return Trial(
+            models,
+            images,
+            self.measure_maps(counted, config.flip),
+            about,
+            conditions,
+            beside={} if config.compare else None,
+            counted=self.about_evaluation(counted, config.data_format),
+        )
+
+    def report(self, trial: Trial, found: Measured[Any], device: str) -> dict[str, Any]:
+        """The figures of the model, and those of the same one with every token computed."""
+        dense = {} if trial.beside is None else {"dense": self.reported(found, "dense")}
+        return {
+            **trial.about,
+            "samples": found.samples,
+            "skipped": found.skipped,
+            **self.reported(found, "tosa"),
+            "data_seconds": found.data_seconds,
+            **trial.conditions,
+            "device": device,
+            **trial.counted,
+            **dense,
+        }
+
+    @abstractmethod
+    def predicts(self, config: TaskConfig) -> str:
+        """What a model predicts, in the words of its card."""
+
+    def counted_on_card(self, measured: Mapping[str, Any]) -> str:
+        """What of the maps `tosa eval` measured, as a sentence of a card; empty if all was."""
+        return ""
 
     def table(self, report: Mapping[str, Any]) -> Table:
         """The figures with GMACs and images a second; the model with every token first."""
@@ -273,33 +269,3 @@ def _stem(name: str) -> str:
     if path.is_dir():
         return str(path if path.name.strip(".") else path.resolve())
     return stem_of(name).partition(".")[0]
-
-
-def _pairs_of(settings: PredictorConfig | EvalConfig, task: PredictorTaskName) -> Pairs:
-    """Open the images with maps that settings name."""
-    names = ("data_format", "split", "split_file", "depth_dir", "depth_scale")
-    return open_pairs(settings.data_dir, task=task, **{name: getattr(settings, name) for name in names})
-
-
-def _open_separate(config: PredictorConfig, opened: Pairs) -> Pairs:
-    """Open held-out images that were named.
-
-    Raises:
-        DataError: If they are the training images.
-    """
-    folder_of_maps = "" if config.data_format == "folder" else config.val_dir or config.depth_dir
-    held_out = open_pairs(
-        config.val_dir or config.data_dir,
-        task=config.task,
-        data_format=config.data_format,
-        split=config.val_split or "validation",
-        split_file=config.val_split_file,
-        depth_dir=config.val_depth_dir or folder_of_maps,
-        depth_scale=config.depth_scale,
-    )
-    if [held_out.filename(0), len(held_out)] == [opened.filename(0), len(opened)]:
-        raise DataError(
-            f"The held-out images would be the training images of {opened.folder}. Name others with --val-dir, "
-            f"--val-split or --val-split-file, or none of these to hold out a share."
-        )
-    return held_out

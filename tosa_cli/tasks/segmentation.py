@@ -1,15 +1,82 @@
-"""Segmentation: a class for every pixel, measured by intersection over union."""
+"""Segmentation: a class for every pixel, learned by cross entropy and measured by intersection over union."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
 
-from tosa_cli.data.pair_images import PairImages
-from tosa_cli.measure.segmentation import measure_segmentation
-from tosa_cli.task import TaskConfig
+from tosa_cli.task import IGNORED_LABEL, TaskConfig
 from tosa_cli.tasks.base import Column
-from tosa_cli.tasks.predictor import PredictorTask
+from tosa_cli.tasks.predictor import MapMeasure, PredictorTask
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of class logits (B, num_labels, height, width) with class indices (B, height, width).
+
+    Returns:
+        Its mean over the pixels of the whole batch that have a class, that is another value than 255; 0 without any.
+    """
+    if not (labels != IGNORED_LABEL).any():
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL)
+
+
+@dataclass(frozen=True)
+class SegmentationFigures:
+    """What one model does on a data set; shares of all pixels together, from 0 to 1.
+
+    Attributes:
+        miou: Mean over the classes of intersection over union; a class that is in no mask and no prediction is left
+            out.
+        pixel_accuracy: Share of pixels whose class is right.
+    """
+
+    miou: float
+    pixel_accuracy: float
+
+
+def figures_of(counts: np.ndarray) -> SegmentationFigures:
+    """Figures of a confusion matrix of pixels (true class, predicted class)."""
+    right, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
+    present = union > 0
+    miou = float((right[present] / union[present]).mean()) if present.any() else float("nan")
+    return SegmentationFigures(miou, float(right.sum() / max(1, counts.sum())))
+
+
+class SegmentationMeasure(MapMeasure[SegmentationFigures]):
+    """Overlap of class logits (B, num_labels, height, width) with masks (height, width), 255 for no class.
+
+    Logits are brought to the size of the mask, bilinearly.
+
+    Args:
+        num_labels: Number of classes.
+        flip: Average the logits with those of the mirrored image.
+    """
+
+    def __init__(self, num_labels: int, flip: bool = False) -> None:
+        super().__init__(flip)
+        self.num_labels = num_labels
+        self.counts: dict[str, np.ndarray] = {}
+
+    def add(self, images: Any, targets: Any, outputs: Mapping[str, Tensor]) -> None:
+        """Count the pixels of each pair of classes."""
+        shape = (self.num_labels, self.num_labels)
+        for name, output in outputs.items():
+            counts = self.counts.setdefault(name, np.zeros(shape, dtype=np.int64))
+            for logits, labels in zip(output.float(), targets, strict=True):
+                known = labels != IGNORED_LABEL
+                if not known.any():
+                    continue
+                full = F.interpolate(logits[None], size=tuple(labels.shape), mode="bilinear")[0].argmax(dim=0).cpu()
+                pairs = labels[known].long() * self.num_labels + full[known]
+                counts += pairs.bincount(minlength=self.num_labels**2).view(shape).numpy()
+
+    def figures(self, samples: int) -> dict[str, SegmentationFigures]:
+        """The figures of all pixels together."""
+        return {name: figures_of(counts) for name, counts in self.counts.items()}
 
 
 class Segmentation(PredictorTask):
@@ -18,11 +85,20 @@ class Segmentation(PredictorTask):
     name = "segmentation"
     columns: ClassVar[Mapping[str, Column]] = {"miou": Column("mIoU"), "pixel_accuracy": Column("pixel accuracy")}
     measured = "Segmentation"
+    pipeline = "image-segmentation"
 
-    def measure(self, models: dict[str, nn.Module], images: PairImages, config: TaskConfig, **how: Any) -> Any:
+    def loss(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """The cross entropy of the pixels that have a class."""
+        return segmentation_loss(predicted, targets)
+
+    def measure_maps(self, config: TaskConfig, flip: bool) -> SegmentationMeasure:
         """The overlap of the classes, over all pixels that have one."""
-        return measure_segmentation(models, images, num_labels=config.num_labels, **how)
+        return SegmentationMeasure(config.num_labels, flip)
 
     def score(self, figures: Mapping[str, float]) -> float:
         """The mean intersection over union."""
         return figures["miou"]
+
+    def predicts(self, config: TaskConfig) -> str:
+        """The classes."""
+        return f"{config.num_labels} classes"

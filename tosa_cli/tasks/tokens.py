@@ -1,29 +1,29 @@
 """What the tasks of converted models without a decoder share: images as timm reads them, and reports."""
 
-from collections.abc import Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from accelerate import Accelerator
+from huggingface_hub import EvalResult
+from torch import nn
 
 from tosa_cli.data.datasets import is_streamed, name_of, open_dataset
-from tosa_cli.data.loading import Images, images_to_read
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.data.opening import choose_indices, open_images
-from tosa_cli.device import pick_device
 from tosa_cli.errors import InputError
+from tosa_cli.hub.card import describe_conditions
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.names import own_folder
-from tosa_cli.hub.original import DenseModel, dense_model
+from tosa_cli.hub.original import dense_model
 from tosa_cli.measure.config import EvalConfig
+from tosa_cli.measure.evaluation import Measured
 from tosa_cli.measure.oracle import with_oracle
-from tosa_cli.measure.speed import device_name
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, figure
 from tosa_cli.settings import option_name
-from tosa_cli.tasks.base import Start, Table, Task
+from tosa_cli.tasks.base import Start, Table, Task, Trial
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.finetune import finetune, finetune_augmentation
-from tosa_cli.train.loop import TrainReport
 
 ABOUT_MAPS = ("data_format", "split_file", "depth_dir", "depth_scale", "flip")
 
@@ -32,12 +32,14 @@ class TokensTask(Task):
     """A task of a converted model.
 
     Attributes:
+        card_titles: What the card calls its figures.
         needs_dense: Whether the dense model is always set beside it.
         reads_head: Whether the guesses of the head are compared, so that the dense model needs one.
         max_held_out: Largest number of held-out images; None takes all.
     """
 
     settings = FinetuneConfig
+    card_titles: ClassVar[Sequence[str]]
     needs_dense = False
     reads_head = False
     max_held_out: int | None = None
@@ -65,25 +67,12 @@ class TokensTask(Task):
     def check_images(self, training: Images, held_out: Images, model: TosaViT) -> None:
         """Check that images fit the model."""
 
-    def learn(
-        self,
-        accelerator: Accelerator,
-        model: TosaViT,
-        images: Images,
-        config: FinetuneConfig,
-        *,
-        teacher: Any,
-        **run: Any,
-    ) -> TrainReport:
-        """Finetune backbone and bypasses, the selectors frozen."""
-        return finetune(accelerator, model, images, config, teacher=teacher, **run)
-
     def about_run(self, config: FinetuneConfig) -> dict[str, Any]:
         """What was learned from."""
         return {"objective": config.objective}
 
-    def evaluate(self, model: TosaViT, name: str, config: EvalConfig, listener: Listener) -> dict[str, Any]:
-        """Measure a converted model, beside the dense one where that is asked for."""
+    def trial(self, model: TosaViT, name: str, config: EvalConfig, listener: Listener) -> Trial:
+        """Open images, and set the dense model beside the converted one where that is asked for."""
         _check_no_maps(name, config)
         if config.selector == "oracle":
             model = with_oracle(model)
@@ -95,13 +84,16 @@ class TokensTask(Task):
         )
         self.check_evaluated(images, model, listener)
         flops = count_flops(model, name=name)
-        dense = None
+        models: dict[str, nn.Module] = {"tosa": model}
+        beside = None
         if config.compare or self.needs_dense:
             dense = dense_model(model, config.img_size, head=self.reads_head)
             if dense.note:
                 listener.say(dense.note)
+            models["dense"] = dense.model
+            beside = {"weights": dense.weights}
         own = config.selector == "own"
-        report: dict[str, Any] = {
+        about = {
             "task": self.name,
             "selector": model.config.selector if own else config.selector,
             "model": name,
@@ -115,23 +107,32 @@ class TokensTask(Task):
             "img_size": list(flops.img_size),
             "dtype": "float32" if config.amp == "no" else config.amp,
         }
-        place = pick_device(config.device)
-        with listener.progress("Evaluating") as bar:
-            bar.start(-(-images.num_images // config.batch_size), 0)
-            how = {"device": place, "amp": config.amp, "strict": config.strict, "advance": lambda n: bar.advance(n, "")}
-            figures = self.compare(model, dense, images, **how)
-        return {**report, **figures, "device": device_name(place)}
+        return Trial(models, images, self.measure(model), about, self.about_images(images), beside)
 
     def check_evaluated(self, images: Images, model: TosaViT, listener: Listener) -> None:
         """Check that images to measure on fit the model."""
 
-    def compare(self, model: TosaViT, dense: DenseModel | None, images: Images, **how: Any) -> dict[str, Any]:
-        """Measure a model, and the dense one if there is one: what the report says of them."""
-        raise NotImplementedError
+    def about_images(self, images: Images) -> dict[str, Any]:
+        """What a report says of the images."""
+        return {}
 
+    def report(self, trial: Trial, found: Measured[Any], device: str) -> dict[str, Any]:
+        """The figures of the model, and those of the dense one."""
+        dense = {} if trial.beside is None else {"dense": {**trial.beside, **self.reported(found, "dense")}}
+        return {
+            **trial.about,
+            "samples": found.samples,
+            "skipped": found.skipped,
+            **trial.conditions,
+            **self.reported(found, "tosa"),
+            "data_seconds": found.data_seconds,
+            **dense,
+            "device": device,
+        }
+
+    @abstractmethod
     def dense_figures(self, report: Mapping[str, Any]) -> Mapping[str, Any]:
         """The figures of the dense model of a report."""
-        raise NotImplementedError
 
     def table(self, report: Mapping[str, Any]) -> Table:
         """The figures with GMACs and images a second; the dense model first."""
@@ -161,6 +162,53 @@ class TokensTask(Task):
             f"{saved}{report['device']}, {report['dtype']}, batch size {report['batch_size']}; images/s is the model "
             f"alone, loading took {report['data_seconds']:.1f} s more."
         )
+
+    @abstractmethod
+    def change_section(self, command: str, done: Mapping[str, Any], whose: str) -> str:
+        """What a card says of the figures before and after a command; empty if the task's were not measured.
+
+        Args:
+            command: Of `tosa`.
+            done: What the model's folder keeps of it.
+            whose: Whose final tokens the model was compared with.
+        """
+
+    def measured_section(self, measured: Mapping[str, Any]) -> str:
+        """What a card says of what `tosa eval` measured."""
+        names = ["model", *self.card_titles, "GMACs", "images/s"]
+        lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        rows = [("this model", self._cells(measured), measured["gmacs"], measured["images_per_second"])]
+        dense = measured.get("dense")
+        if dense:
+            row = (dense_row(measured), self.dense_cells(measured), measured["dense_gmacs"], dense["images_per_second"])
+            rows.insert(0, row)
+        lines += [f"| {name} | {' | '.join(cells)} | {gmacs:.3f} | {speed:.1f} |" for name, cells, gmacs, speed in rows]
+        return f"{describe_conditions(measured)}{self.measured_words(measured)}\n\n" + "\n".join(lines)
+
+    def measured_words(self, measured: Mapping[str, Any]) -> str:
+        """What else a card says of the table, as a sentence with a space before it."""
+        return ""
+
+    def dense_cells(self, measured: Mapping[str, Any]) -> list[str]:
+        """The figures of the dense model as a card shows them."""
+        return self._cells(measured["dense"])
+
+    def _cells(self, figures: Mapping[str, Any]) -> list[str]:
+        return [column.show(figures.get(key)) for key, column in self.columns.items()]
+
+    def published(self, measured: Mapping[str, Any]) -> list[EvalResult]:
+        """What the Hub's tables are told of what `tosa eval` measured."""
+        return []
+
+
+def dense_row(measured: Mapping[str, Any]) -> str:
+    """What a card calls the dense model beside the converted one."""
+    return "every token computed" if (measured.get("dense") or {}).get("weights") == "own" else "source"
+
+
+def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
+    """timm's augmentation by the settings."""
+    return Augmentation(config.crop_scale, config.hflip, config.color_jitter, config.auto_augment, config.reprob)
 
 
 def _check_no_maps(name: str, config: EvalConfig) -> None:

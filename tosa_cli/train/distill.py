@@ -4,21 +4,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from tosa_cli.data.loading import Augmentation, Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import CalibrationReport, calibrate
 from tosa_cli.methods import SELECTORS
+from tosa_cli.model.selectors.attention import attention_kl
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.loop import TrainReport, train
-from tosa_cli.train.objectives import DistillObjective
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
 from tosa_cli.train.weights import Watch
+
+
+class DistillObjective(nn.Module):
+    """Selector training: predict the maps of the pretrained model's next layer (paper 2.2, Eq. 5).
+
+    The backbone runs dense and without gradients; the selectors alone are trained.
+
+    Args:
+        model: The ToSA model.
+    """
+
+    def __init__(self, model: TosaViT) -> None:
+        super().__init__()
+        self.model = model
+        model.requires_grad_(False)
+        model.selectors.requires_grad_(True)
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of images (B, C, height, width), summed over the ToSA layers; `targets` are not read."""
+        model = self.model
+        layers = list(model.keep_rates)
+        logits = model.dense_logits(images, {*layers, *(layer - 1 for layer in layers)})
+        losses = [attention_kl(model.selectors[str(layer)](logits[layer - 1]), logits[layer]) for layer in layers]
+        return sum(losses)  # type: ignore[return-value]
+
+    def train(self, mode: bool = True) -> "DistillObjective":
+        """Dropout and the like stay off: the maps are those of the pretrained model."""
+        return super().train(False)
 
 
 @dataclass

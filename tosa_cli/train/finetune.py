@@ -1,114 +1,122 @@
-"""Finetuning with frozen selectors (paper 2.3): on the original task, or on the dense model's features."""
+"""Finetuning with frozen selectors (paper 2.3), whatever is learned: set a model up, train its parts, keep the best."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
-from tosa_cli.data.loading import Augmentation, Images
-from tosa_cli.errors import ConfigError
+from tosa_cli.data.loading import Images
+from tosa_cli.model.families import kind_of
+from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.timm_interface import FinetunableViT
-from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
+from tosa_cli.train.checkpoint import fingerprint
 from tosa_cli.train.config import FinetuneConfig
-from tosa_cli.train.loop import TrainReport
-from tosa_cli.train.objectives import FeaturesObjective, FinetuneObjective
-from tosa_cli.train.optimizer import finetuned_groups
-from tosa_cli.train.tune import ChangeBatch, Learned, tune
-from tosa_cli.train.weights import Watch, finetuned_parts
+from tosa_cli.train.loop import TrainReport, train
+from tosa_cli.train.optimizer import make_optimizer
+from tosa_cli.train.predictor_config import PredictorConfig
+from tosa_cli.train.schedule import make_scheduler
+from tosa_cli.train.weights import Average, Watch
+
+ChangeBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Changes images and targets on their way, as mixup does."""
 
 
-def finetune_augmentation(config: FinetuneConfig) -> Augmentation:
-    """timm's augmentation by the settings."""
-    return Augmentation(config.crop_scale, config.hflip, config.color_jitter, config.auto_augment, config.reprob)
+@dataclass(frozen=True)
+class Learned:
+    """What is learned of a model.
+
+    Attributes:
+        objective: Module from images and targets to a loss; what it trains requires gradients.
+        parts: The parts that train, as one module.
+        groups: Their parameters in groups, as timm's optimizers and schedules take them.
+        change_batch: What is done to a batch before; None does nothing.
+        recompute: Whether layers may be recomputed in the backward pass to save memory, as gradients go through them.
+    """
+
+    objective: nn.Module
+    parts: nn.Module
+    groups: list[dict[str, Any]]
+    change_batch: ChangeBatch | None = None
+    recompute: bool = True
 
 
 def finetune(
     accelerator: Accelerator,
-    model: FinetunableViT,
+    model: FinetunableViT | Predictor,
     images: Images,
-    config: FinetuneConfig,
+    config: FinetuneConfig | PredictorConfig,
+    learn: Callable[[], Learned],
     *,
     checkpoint: Path | None,
-    teacher: nn.Module | None = None,
     watch: Watch | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainReport:
-    """Finetune the backbone and the bypasses of a model in place, its selectors frozen.
+    """Train a model in place, and leave it in evaluation mode with the weights to keep: last, average or best.
+
+    What requires gradients afterwards is what did before.
 
     Args:
         accelerator: From `make_accelerator`.
-        model: The ToSA model, or a peer of it that is to be finetuned in the same way, as `MergedViT`.
-        images: Training images; the objective labels needs labels.
+        model: The model: a ToSA model or a peer of it, as `MergedViT`, or a predictor.
+        images: Training images.
         config: The settings.
+        learn: Tells what is learned, once the model is on its device.
         checkpoint: Where the checkpoint is written.
-        teacher: The dense model that the objective features matches, another module than the model's backbone.
-        watch: Measures on held-out images on the way and hands back the best weights, the start included.
-        resume: Continue from it.
+        watch: Measures on held-out images on the way, and hands back the best weights if it keeps them.
+        resume: Continue from the checkpoint.
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If the optimizer or the schedule is unknown, or the settings do not fit the model.
-        DataError: If a label does not fit the model's head.
+        ConfigError: If the optimizer or the schedule is unknown.
+        DataError: If a target is wrong, or too many images cannot be read.
         TrainingError: If the loss is not finite.
+        TosaError: As `learn` does.
     """
-
-    def learn() -> Learned:
-        objective, change_batch = _make_objective(model, images, config, teacher)
-        groups = finetuned_groups(model, config.weight_decay, config.layer_decay)
-        return Learned(objective, finetuned_parts(model), groups, change_batch)
-
-    return tune(
+    required = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    if config.drop_path is not None:
+        set_drop_path(model, config.drop_path)
+    # On its device before it is copied: the average stays where the model is.
+    model.to(accelerator.device)
+    run_of = fingerprint(model)
+    learned = learn()
+    model.set_grad_checkpointing(config.grad_checkpointing and learned.recompute)
+    ema = Average(learned.parts, config.model_ema_decay) if config.model_ema else None
+    if watch is not None:
+        watch.attach(accelerator, learned.parts, ema, config.seed)
+    report = train(
         accelerator,
-        model,
+        learned.objective,
         images,
+        make_optimizer(learned.groups, config),
         config,
-        learn,
-        recompute=config.grad_checkpointing,
         checkpoint=checkpoint,
-        watch=watch,
+        fingerprint=run_of,
         resume=resume,
+        make_scheduler=make_scheduler(config),
+        change_batch=learned.change_batch,
+        ema=ema,
+        watch=watch,
         progress=progress,
     )
+    if ema is not None:
+        learned.parts.load_state_dict(ema.module.state_dict())
+    if watch is not None:
+        watch.hand_back()
+    model.set_grad_checkpointing(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(required[name])
+    model.eval()
+    return report
 
 
-def _make_objective(
-    model: FinetunableViT, images: Images, config: FinetuneConfig, teacher: nn.Module | None
-) -> tuple[nn.Module, ChangeBatch | None]:
-    """What is learned, and what is done to a batch before."""
-    if config.objective == "features":
-        if not isinstance(model, TosaViT):
-            raise ConfigError(
-                f"The objective features is for converted models, not for a {type(model).__name__}: use labels."
-            )
-        if teacher is None or getattr(teacher, "blocks", None) is model.blocks:
-            raise ConfigError("The objective features needs a teacher: a copy of the dense model.")
-        if config.feature_layers >= len(model.blocks):
-            raise ConfigError(
-                f"--feature-layers must be below {len(model.blocks)}, as the model has so many layers and the last is "
-                f"matched anyway; not {config.feature_layers}."
-            )
-        return FeaturesObjective(model, teacher, config.feature_layers).train(), None
-    mixup = _make_mixup(config, model.num_classes)
-
-    def change_batch(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        images.check_targets(targets, model.num_classes)
-        return mixup(inputs, targets) if mixup else (inputs, targets)
-
-    loss: nn.Module = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(config.smoothing)
-    return FinetuneObjective(model, loss).train(), change_batch
-
-
-def _make_mixup(config: FinetuneConfig, num_classes: int) -> ChangeBatch | None:
-    if not (config.mixup or config.cutmix):
-        return None
-    if config.batch_size % 2:
-        raise ConfigError(f"Mixup and CutMix need an even batch size, not {config.batch_size}.")
-    mixup = Mixup(
-        mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, label_smoothing=config.smoothing, num_classes=num_classes
-    )
-    # timm's Mixup makes its targets on the device of the labels, and changes the images in place.
-    return lambda images, targets: mixup(images, targets)
+def set_drop_path(model: FinetunableViT | Predictor, rate: float) -> None:
+    """Set the stochastic depth rate of a model's blocks, which rises to `rate` from the first to the last."""
+    rates: list[float] = calculate_drop_path_rates(rate, len(model.blocks))  # type: ignore[assignment]
+    for block, probability in zip(model.blocks, rates, strict=True):
+        kind_of(block).set_drop_path(block, probability)

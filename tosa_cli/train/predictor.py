@@ -1,58 +1,20 @@
-"""Finetuning for depth and segmentation: the decoder, and the encoder with frozen selectors (paper, section 3.3)."""
+"""What finetuning trains of a predictor: the decoder, and the encoder with frozen selectors (paper, section 3.3)."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from timm.optim._param_groups import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tosa_cli.data.loading import Images
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Progress
-from tosa_cli.task import IGNORED_LABEL
-from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.optimizer import finetuned_groups
-from tosa_cli.train.predictor_config import VARIANCE_FOCUS, PredictorConfig
-from tosa_cli.train.tune import Learned, tune
-from tosa_cli.train.weights import Watch, finetuned_parts
+from tosa_cli.train.predictor_config import PredictorConfig
+from tosa_cli.train.weights import finetuned_parts
 
-SILOG_FACTOR = 10.0
-"""Factor of the scale-invariant log loss (BTS; NeWCRFs, section 4)."""
-
-
-def silog_loss(predicted: Tensor, depth: Tensor, variance_focus: float = VARIANCE_FOCUS) -> Tensor:
-    """The scale-invariant log loss (Eigen et al. 2014, equation 4), with the parameters of BTS and NeWCRFs.
-
-    Args:
-        predicted: Predicted depth in metres (B, height, width), above 0.
-        depth: True depth; 0 where nothing was measured.
-        variance_focus: How much of the squared mean of the log difference is left out, from 0 to 1.
-
-    Returns:
-        Ten times the root of mean(d²) - variance_focus * mean(d)², where d is the difference of the logarithms at the
-        measured pixels of the whole batch; 0 without any.
-    """
-    measured = depth > 0
-    if not measured.any():
-        return predicted.sum() * 0.0
-    difference = predicted[measured].float().log() - depth[measured].float().log()
-    # At a perfect fit the root has no gradient.
-    squared = (difference**2).mean() - variance_focus * difference.mean() ** 2
-    return SILOG_FACTOR * (squared + 1e-8).sqrt()
-
-
-def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of class logits (B, num_labels, height, width) with class indices (B, height, width).
-
-    Returns:
-        Its mean over the pixels of the whole batch that have a class, that is another value than 255; 0 without any.
-    """
-    if not (labels != IGNORED_LABEL).any():
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED_LABEL)
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From what a model predicts and what it should predict to a loss."""
 
 
 def predictor_parts(model: Predictor, freeze_encoder: bool = False) -> nn.ModuleDict:
@@ -69,12 +31,14 @@ class PredictorObjective(nn.Module):
 
     Args:
         model: The predictor.
+        loss: Loss from the model's output and the maps.
         freeze_encoder: Train the decoder alone.
     """
 
-    def __init__(self, model: Predictor, freeze_encoder: bool = False) -> None:
+    def __init__(self, model: Predictor, loss: Loss, freeze_encoder: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.loss = loss
         self.freeze_encoder = freeze_encoder
         model.requires_grad_(False)
         predictor_parts(model, freeze_encoder).requires_grad_(True)
@@ -87,10 +51,7 @@ class PredictorObjective(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width) with depth in metres or class indices (B, height, width)."""
-        predicted = self.model(images)
-        if self.model.config.task == "depth":
-            return silog_loss(predicted[:, 0], targets)
-        return segmentation_loss(predicted, targets)
+        return self.loss(self.model(images), targets)
 
     def train(self, mode: bool = True) -> "PredictorObjective":
         """A frozen encoder stays in evaluation mode."""
@@ -100,58 +61,7 @@ class PredictorObjective(nn.Module):
         return self
 
 
-def finetune_predictor(
-    accelerator: Accelerator,
-    model: Predictor,
-    images: Images,
-    config: PredictorConfig,
-    *,
-    checkpoint: Path | None,
-    watch: Watch | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> TrainReport:
-    """Finetune a predictor in place: its decoder, and its encoder but for the selectors.
-
-    Args:
-        accelerator: From `make_accelerator`.
-        model: The predictor.
-        images: Training images with maps.
-        config: The settings.
-        checkpoint: Where the checkpoint is written.
-        watch: Measures on held-out images on the way, and hands back the best weights if it keeps them.
-        resume: Continue from the checkpoint.
-        progress: Told about the advance.
-
-    Raises:
-        ConfigError: If the optimizer or the schedule is unknown.
-        DataError: If a map is wrong, or too many images cannot be read.
-        TrainingError: If the loss is not finite.
-    """
-
-    def learn() -> Learned:
-        objective = PredictorObjective(model, config.freeze_encoder).train()
-        return Learned(objective, predictor_parts(model, config.freeze_encoder), _groups(model, config))
-
-    report = tune(
-        accelerator,
-        model,
-        images,
-        config,
-        learn,
-        recompute=config.grad_checkpointing and not config.freeze_encoder,
-        checkpoint=checkpoint,
-        watch=watch,
-        resume=resume,
-        progress=progress,
-    )
-    model.requires_grad_(True)
-    if isinstance(model.encoder, TosaViT):
-        model.encoder.selectors.requires_grad_(False)
-    return report
-
-
-def _groups(model: Predictor, config: PredictorConfig) -> list[dict[str, object]]:
+def predictor_groups(model: Predictor, config: PredictorConfig) -> list[dict[str, Any]]:
     """Groups of parameters as timm's optimizers and schedules take them; `lr_scale` is a share of the rate."""
     groups = [{**group, "lr_scale": 1.0} for group in param_groups_weight_decay(model.decoder, config.weight_decay)]
     if not config.freeze_encoder:

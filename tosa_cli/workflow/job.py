@@ -6,7 +6,6 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tosa_cli.api import save
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.folder import check_output
@@ -16,6 +15,7 @@ from tosa_cli.tasks.base import Task
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.weights import Watch
+from tosa_cli.workflow.save import save
 
 
 @dataclass
