@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Done, Tosa
+from tosa_cli.peers.compare import PEERS
 
 FAST = "bench -b 2 --rounds 1 --device cpu"
 CONDITIONS = {"device", "dtype", "torch", "threads", "compile", "rounds"}
@@ -37,7 +38,7 @@ def refused(done: Done, *parts: str) -> None:
 def test_peers_stand_beside_the_model_at_the_same_macs(converted: Path, tosa: Tosa) -> None:
     report = tosa(f"{FAST} --peers --json").json
     assert {*CONDITIONS, "model", "batch_size", "img_size", "target_reduction", "models", "missing"} <= set(report)
-    assert list(report["models"]) == ["dense", "tosa", "merge", "merge-unmerge", "prune", "previous", "random"]
+    assert list(report["models"]) == ["dense", "tosa", *PEERS]
     assert report["missing"] == {} and report["samples"] is None
     for name, row in report["models"].items():
         assert {*TIMING, *SPEED, "gmacs", "reduction", "settings"} <= set(row) and "patch_cosine" not in row
@@ -55,13 +56,14 @@ def test_photos_tell_the_quality_of_each_peer(converted: Path, tosa: Tosa) -> No
     assert report["samples"] == 5 and report["dataset"] == "photos" and report["skipped"] == []
     models = report["models"]
     assert models["dense"]["patch_cosine"] == pytest.approx(1)
-    assert models["merge"]["patch_cosine"] is None and models["prune"]["patch_cosine"] is None
-    assert all(0 < row["class_cosine"] < 1.0001 for row in models.values())
-    assert all(0 < models[name]["patch_cosine"] <= 1 for name in ("tosa", "merge-unmerge", "previous", "random"))
+    assert list(models) == ["dense", "tosa", *PEERS]
+    for row in models.values():
+        assert all(0 < row[f"{kind}_cosine"] < 1.0001 for kind in ("patch", "class"))
+        assert all(row[f"{kind}_worst_tenth"] <= row[f"{kind}_median"] + 1e-4 for kind in ("patch", "class"))
     done = tosa(f"{FAST} --peers --data-dir photos -j 0")
     assert done.code == 0 and "5 photos" not in done.err and "24 photos" in done.err
     merge = next(line for line in done.out.splitlines() if "merge " in line and "unmerge" not in line)
-    assert " - " in merge and "cpu" in done.err
+    assert " - " not in merge and "cpu" in done.err and "worst tenth" in done.out
 
 
 def test_a_photo_that_cannot_be_read_is_told(converted: Path, tosa: Tosa) -> None:
@@ -87,7 +89,7 @@ def test_a_model_that_saves_nothing_has_no_peers(work: Path, tosa: Tosa) -> None
 def test_peers_in_bfloat16(converted: Path, tosa: Tosa) -> None:
     done = tosa(f"{FAST} --peers --data-dir photos --max-samples 4 -j 0 --dtype bfloat16 --json")
     assert done.code == 0, done.err
-    assert done.json["dtype"] == "bfloat16" and len(done.json["models"]) == 7
+    assert done.json["dtype"] == "bfloat16" and len(done.json["models"]) == 2 + len(PEERS)
 
 
 # ---------------------------------------------------------------- sweep

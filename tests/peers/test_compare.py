@@ -18,6 +18,7 @@ from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.peers.merging import MergedViT, MergeMode
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
+from tosa_cli.peers.smaller import SmallerInput, solve_img_size
 
 from ..model.test_flops import run_and_count
 from ..model.tiny_models import MODELS, make_images, make_vit
@@ -129,8 +130,10 @@ def test_all_peers_save_as_much_and_run_as_counted(target: float) -> None:
     peers, missing = build_peers(dense, target)
     assert tuple(peers) == PEERS and missing == {}
     for peer in peers.values():
-        assert target <= peer.reduction < target + 0.03
-        assert run_and_count(peer.model) == round(peer.gmacs * 1e9)
+        # An image is smaller by whole patches, which are few here.
+        assert target <= peer.reduction < target + (0.2 if isinstance(peer.model, SmallerInput) else 0.03)
+        runs = peer.model.model if isinstance(peer.model, SmallerInput) else peer.model
+        assert run_and_count(runs) == round(peer.gmacs * 1e9)
     assert peers["previous"].settings["layers"] == [2, 4, 6]
     assert len(peers["merge"].settings["num_merged"]) == len(dense.blocks)
     assert peers["prune"].settings["layers"] == [2, 4, 5]
@@ -141,7 +144,7 @@ def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
     assert "previous" in missing and "random" in missing
     assert " 2,4,6 " in missing["previous"]
     peers, missing = build_peers(make_vit("test_vit", block_fn=ResPostBlock), 0.1)
-    assert set(peers) == {"previous", "random"} and "timm's Block" in missing["merge"]
+    assert set(peers) == {"smaller", "previous", "random"} and "timm's Block" in missing["merge"]
     peers, missing = build_peers(make_vit("test_vit2"), 0.1)
     assert set(missing) == {"prune"} and "no class token" in missing["prune"]
     with pytest.raises(UnsupportedModelError):
@@ -166,6 +169,21 @@ def test_the_dense_model_comes_first_and_speed_is_told_against_it() -> None:
     assert values["models"]["same"]["settings"] == {"a": 1}
 
 
+def test_a_smaller_input_gives_every_token_in_its_place() -> None:
+    dense: Any = make_vit("test_vit2", img_size=(96, 128))
+    size, gmacs = solve_img_size(dense, 0.2)
+    assert size == (80, 112) and gmacs == count_flops(make_vit("test_vit2", img_size=size)).dense_gmacs
+    model, images = SmallerInput(dense, size), make_images(2, (96, 128))
+    with torch.no_grad():
+        tokens = model.forward_features(images)
+        same = SmallerInput(dense, (96, 128)).forward_features(images)
+        expected = dense.forward_features(images)
+    assert tokens.shape == expected.shape and torch.allclose(same, expected, atol=1e-4)
+    assert dense.patch_embed.img_size == (96, 128)
+    with pytest.raises(ConfigError, match=r"No smaller image saves 99\.9%"):
+        solve_img_size(dense, 0.999)
+
+
 # ---------------------------------------------------------------- quality
 
 
@@ -179,6 +197,7 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
         "merge": MergedViT(dense, "merge", [1] * depth),
         "merge-unmerge": MergedViT(dense, "merge-unmerge", [3] * depth),
         "prune": PrunedViT(dense, 0.7, (2, 4)),
+        "smaller": SmallerInput(dense, (24, 24)),
         "tosa": model.to(dtype),
     }
     photos = photos_for(model, tmp_path)
@@ -186,11 +205,10 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
     assert samples == 7 and list(quality) == list(models)
     assert quality["same"].patch_cosine == pytest.approx(1, abs=1e-3)
     assert quality["same"].class_cosine == pytest.approx(1, abs=1e-3)
-    assert quality["merge"].patch_cosine is None and quality["prune"].patch_cosine is None
-    assert quality["prune"].class_cosine is not None and 0 < quality["prune"].class_cosine < 1
-    for name in ("merge-unmerge", "tosa"):
-        patch, first = quality[name].patch_cosine, quality[name].class_cosine
-        assert patch is not None and first is not None and 0 < patch < 1 and 0 < first < 1
+    for name in ("merge", "merge-unmerge", "prune", "smaller", "tosa"):
+        found = quality[name]
+        assert found.class_cosine is not None and 0 < found.patch_cosine < 1 and 0 < found.class_cosine < 1, name
+        assert found.patch_worst_tenth <= found.patch_median and found.class_worst_tenth <= found.class_median  # type: ignore[operator]
 
 
 def test_quality_by_hand(tmp_path: Any) -> None:

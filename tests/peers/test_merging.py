@@ -130,9 +130,11 @@ def test_merging_leaves_fewer_tokens_and_the_head_still_pools_all(name: str) -> 
     dense, images = make_vit(name), make_images()
     model = MergedViT(dense, "merge", [5] * len(dense.blocks))
     with torch.no_grad():
+        left, position = model.run_layers(model.embed(images)[0])
         final, logits = model.forward_features(images), model(images)
         tokens = dense.num_prefix_tokens + dense.patch_embed.num_patches
-        assert final.shape[1] == tokens - 5 * len(dense.blocks)
+        assert left.shape[1] == tokens - 5 * len(dense.blocks) and position is not None
+        assert final.equal(unmerge_tokens(model.norm(left), position)) and final.shape[1] == tokens
         assert logits.shape == dense(images).shape and logits.isfinite().all()
 
 

@@ -69,14 +69,15 @@ def test_the_most_attended_patches_stay_and_the_others_become_their_weighted_sum
     tokens = torch.tensor([[[9.0, 9.0], [7.0, 7.0], [1.0, 0.0], [0.0, 4.0], [5.0, 5.0], [8.0, 0.0]]])
     attention = torch.tensor([[0.05, 0.0, 0.3, 0.1, 0.4, 0.15]])
     # Two prefix tokens, one of them without any attention; of the patches 2 and 4 are attended to most.
-    pruned = prune_tokens(tokens, attention, 2, 2)
+    pruned, position = prune_tokens(tokens, attention, 2, 2)
+    assert position.tolist() == [[0, 1, 2, 4, 3, 4]]
     fused = [0.1 * 0 + 0.15 * 8, 0.1 * 4 + 0.15 * 0]
     assert close(pruned, torch.tensor([[[9.0, 9.0], [7.0, 7.0], [1.0, 0.0], [5.0, 5.0], fused]]))
 
 
 def test_each_image_has_its_own_attentive_patches() -> None:
     tokens = random_tokens(2, 6, 3)
-    pruned = prune_tokens(tokens, torch.tensor([[0.5, 0.1, 0.2, 0, 0, 0.2], [0.5, 0, 0, 0.4, 0.1, 0]]), 2, 1)
+    pruned, _ = prune_tokens(tokens, torch.tensor([[0.5, 0.1, 0.2, 0, 0, 0.2], [0.5, 0, 0, 0.4, 0.1, 0]]), 2, 1)
     assert pruned[0, :3].equal(tokens[0, [0, 2, 5]]) and pruned[1, :3].equal(tokens[1, [0, 3, 4]])
     assert close(pruned[0, 3], 0.1 * tokens[0, 1])  # the one other patch that is attended to at all
 
@@ -104,7 +105,7 @@ def test_a_layer_prunes_between_attention_and_mlp(name: str, args: dict[str, Any
             expected.append(torch.cat([image[:prefix], image[stay], fused]))
         left = torch.stack(expected)
         left = left + block.ls2(block.mlp(block.norm2(left)))
-        assert close(run_block_and_prune(block, tokens, 4, prefix), left)
+        assert close(run_block_and_prune(block, tokens, 4, prefix)[0], left)
 
 
 @pytest.mark.parametrize(("name", "args"), KINDS, ids=str)
@@ -124,7 +125,14 @@ def test_fewer_tokens_are_left_and_the_head_takes_them(name: str, args: dict[str
     model = PrunedViT(dense, 0.7, (1, 3))
     with torch.no_grad():
         left = num_left(num_left(dense.patch_embed.num_patches + prefix, 0.7, prefix), 0.7, prefix)
-        assert model.forward_features(images).shape[1] == left < dense.patch_embed.num_patches
+        tokens, position = model.run_layers(model.embed(images)[0])
+        assert tokens.shape[1] == left < dense.patch_embed.num_patches and position is not None
+        # In the end a token that was fused into another stands where it was.
+        whole = model.forward_features(images)
+        assert whole.shape == dense.forward_features(images).shape
+        for image in range(2):
+            assert close(whole[image], model.norm(tokens)[image, position[image]])
+            assert len(set(position[image].tolist())) == left
         logits, expected = model(images), dense(images)
     assert logits.shape == expected.shape and logits.isfinite().all() and not close(logits, expected)
 

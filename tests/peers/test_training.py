@@ -99,7 +99,8 @@ def test_the_weights_of_fusing_have_a_gradient_and_the_choice_has_none() -> None
     attention = model.blocks[5].attn
     # Without the attention's own output, queries matter in the last layer for what is kept and fused alone.
     nn.init.zeros_(attention.proj.weight)
-    tokens = model.forward_features(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens, _ = model.run_layers(model.embed(images)[0])
     weights_of = partial(torch.autograd.grad, inputs=attention.qkv.weight, retain_graph=True)
     queries = slice(0, attention.attn_dim)
     assert weights_of(tokens[:, -1].square().sum())[0][queries].abs().max() > 1e-4

@@ -16,6 +16,8 @@ from tosa_cli.progress import figure, tell_skipped
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
 
+COSINES = ["patch", "class", "patch, worst tenth", "class, worst tenth"]
+
 
 def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: int) -> None:
     """Compare the converted model with its peers: time, and with photos the final tokens as well.
@@ -70,13 +72,16 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
     console.print_table(
         f"{setup.name}, batch of {setup.batch_size} at {flops.img_size[0]}x{flops.img_size[1]}, "
         f"peers at {flops.reduction:.1%} fewer MACs",
-        ["", "GMACs", "median ms", "spread ms", "peak MiB", "speed", "ideal", *(["patch", "class"] if photos else [])],
+        ["", "GMACs", "median ms", "spread ms", "peak MiB", "speed", "ideal", *(COSINES if photos else [])],
         [_row(name, row) for name, row in report.models.items()],
     )
     for name, reason in missing.items():
         console.print_line(f"{name}: left out. {reason}")
     if photos is not None:
-        console.say(f"patch, class: cosine to the dense model's final tokens, {about_photos['samples']} photos.")
+        console.say(
+            f"patch, class: cosine to the dense model's final tokens, mean over {about_photos['samples']} photos; "
+            f"worst tenth: nine of ten photos are above."
+        )
     say_conditions(report.conditions)
 
 
@@ -87,7 +92,10 @@ def _open_photos(setup: Setup, model: "TosaViT", data_dir: str, max_samples: int
 
 
 def _row(name: str, row: PeerRow) -> list[str]:
-    cosines = [row.quality.patch_cosine, row.quality.class_cosine] if row.quality else []
+    found = row.quality
+    cosines = (
+        [found.patch_cosine, found.class_cosine, found.patch_worst_tenth, found.class_worst_tenth] if found else []
+    )
     return [
         name,
         f"{row.gmacs:.3f}",

@@ -1,7 +1,8 @@
 """Other ways to spare tokens, beside a converted model: at the same true MACs, in turns, on the same images.
 
-Token merging for the class token (`merge`), merge-and-unmerge for dense tokens (`merge-unmerge`), EViT's pruning by the
-class token's attention (`prune`), A-MoD's routing by the layer before (`previous`) and chance (`random`).
+Token merging, un-merged once at the end (`merge`) or in every layer (`merge-unmerge`), EViT's pruning by the class
+token's attention (`prune`), a smaller input whose tokens are resized (`smaller`), A-MoD's routing by the layer before
+(`previous`) and chance (`random`). Each gives every token, so all are compared by all tokens.
 """
 
 import dataclasses
@@ -24,8 +25,9 @@ from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.peers.merging import MergedViT
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
+from tosa_cli.peers.smaller import SmallerInput, solve_img_size
 
-PeerName = Literal["merge", "merge-unmerge", "prune", "previous", "random"]
+PeerName = Literal["merge", "merge-unmerge", "prune", "smaller", "previous", "random"]
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 
@@ -48,10 +50,23 @@ class Peer:
 
 @dataclass(frozen=True)
 class Quality:
-    """Mean cosine of final tokens to the dense model's; None where the model has no such tokens."""
+    """Cosine of final tokens to the dense model's, over images; of the class token None where the model has none.
 
-    patch_cosine: float | None
+    Attributes:
+        patch_cosine: Mean over images of the mean over the patches of each.
+        class_cosine: Mean over images.
+        patch_median: Median over images.
+        class_median: Median over images.
+        patch_worst_tenth: What nine of ten images are above.
+        class_worst_tenth: What nine of ten images are above.
+    """
+
+    patch_cosine: float
     class_cosine: float | None
+    patch_median: float
+    class_median: float | None
+    patch_worst_tenth: float
+    class_worst_tenth: float | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,10 @@ def make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
         keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)
         pruned = PrunedViT(dense, keep_rate, layers)
         return _shrunk_peer(dense, pruned, count_pruned_macs(dense, keep_rate, layers), pruned.settings)
+    if name == "smaller":
+        size, gmacs = solve_img_size(dense, target_reduction)
+        smaller = SmallerInput(dense, size)
+        return Peer(smaller, gmacs, 1 - gmacs / count_flops(dense).dense_gmacs, smaller.settings)
     every_other = tuple(range(2, len(dense.blocks) + 1, 2))
     config = solve_keep_rate(dense, TosaConfig(layers=every_other, selector=name), target_reduction)
     flops = count_flops(dense, config)
@@ -161,25 +180,28 @@ def measure_quality(
 
     every: dict[str, Any] = {"": dense, **models}
     forwards = {name: features(model.eval()) for name, model in every.items()}
-    sums: dict[str, list[float]] = {name: [0.0, 0.0] for name in models}
-    shrunk = set()
+    patches: dict[str, list[Tensor]] = {name: [] for name in models}
+    classes: dict[str, list[Tensor]] = {name: [] for name in models}
     clock = Clock()
     turns = run_in_turns(forwards, images, clock, device=device, amp="no", strict=False, advance=advance)
     for _, tokens in turns:
         whole = tokens.pop("").float()
         for name, final in tokens.items():
-            if final.shape == whole.shape:
-                sums[name][0] += _cosine(final[:, prefix:], whole[:, prefix:])
-            else:
-                shrunk.add(name)
-            sums[name][1] += _cosine(final[:, :1], whole[:, :1])
-    quality = {
-        name: Quality(
-            patch_cosine=None if name in shrunk else patch / clock.samples,
-            class_cosine=first / clock.samples if has_class_token(dense) else None,
+            cosine = F.cosine_similarity(final.float(), whole, dim=-1).cpu()
+            patches[name].append(cosine[:, prefix:].mean(dim=1))
+            classes[name].append(cosine[:, 0])
+    quality = {}
+    for name in models:
+        patch = torch.cat(patches[name])
+        first = torch.cat(classes[name]) if has_class_token(dense) else None
+        quality[name] = Quality(
+            patch_cosine=patch.mean().item(),
+            class_cosine=None if first is None else first.mean().item(),
+            patch_median=patch.median().item(),
+            class_median=None if first is None else first.median().item(),
+            patch_worst_tenth=patch.quantile(0.1).item(),
+            class_worst_tenth=None if first is None else first.quantile(0.1).item(),
         )
-        for name, (patch, first) in sums.items()
-    }
     return quality, clock.samples
 
 
@@ -252,8 +274,3 @@ def compare_peers(
 
 def _shrunk_peer(dense: Backbone, model: nn.Module, macs: int, settings: dict[str, Any]) -> Peer:
     return Peer(model, macs / GIGA, 1 - macs / (count_flops(dense).dense_gmacs * GIGA), settings)
-
-
-def _cosine(tokens: Tensor, others: Tensor) -> float:
-    """Sum over images of the mean cosine of tokens (B, N, D)."""
-    return F.cosine_similarity(tokens.float(), others, dim=-1).mean(dim=1).sum().item()

@@ -151,10 +151,10 @@ class MergedViT(FinetunableViT):
     """A timm ViT that merges tokens, with the backbone's own weights and untouched parts.
 
     Two modes. `merge` is ToMe: tokens are merged between attention and MLP of each layer and stay merged, so fewer
-    and fewer go through the layers; it serves the class token and pooled features, not dense ones. `merge-unmerge`
-    is what dense prediction needs, in the way of tomesd and ALGM: each layer merges before its attention, runs as a
-    whole on the merged tokens, and unmerges at once, so that all N tokens are there after every layer; copies then
-    are equal, and the next layer matches afresh. (tomesd copies a layer's update onto each token's own stream
+    and fewer go through the layers; behind the last each is copied back to all the places that it stands for.
+    `merge-unmerge` works in the way of tomesd and ALGM: each layer merges before its attention, runs as a whole on the
+    merged tokens, and unmerges at once, so that all N tokens are there after every layer; copies then are equal, and
+    the next layer matches afresh. (tomesd copies a layer's update onto each token's own stream
     instead; on DINOv2 ViT-S/14 that was the worse of the two.) The attention's keys are not known before it runs, so
     a projection of its own gives them averaged over the heads, without the query-key norm that some models have; it
     stays as it is when the model is finetuned. Matching has no gradient.
@@ -193,12 +193,10 @@ class MergedViT(FinetunableViT):
         return self.forward_head(self.norm(tokens))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images (B, C, height, width) into final normalised tokens.
-
-        Returns:
-            Tokens (B, N, D) in their order for `merge-unmerge`; (B, K, D), prefix tokens first, for `merge`.
-        """
-        return self.norm(self.run_layers(self.embed(images)[0])[0])
+        """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their order."""
+        tokens, position = self.run_layers(self.embed(images)[0])
+        tokens = self.norm(tokens)
+        return tokens if position is None else unmerge_tokens(tokens, position)
 
     def run_layers(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the layers on embedded tokens (B, N, D).

@@ -51,7 +51,7 @@ def class_attention(queries: Tensor, keys: Tensor) -> Tensor:
     return logits.softmax(dim=-1, dtype=torch.float32).mean(dim=1).squeeze(1)
 
 
-def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_tokens: int) -> Tensor:
+def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
     """Keep the attentive patch tokens and fuse the others into one, their sum weighted by attention (EViT 3.2).
 
     Args:
@@ -61,16 +61,20 @@ def prune_tokens(tokens: Tensor, attention: Tensor, attentive: int, num_prefix_t
         num_prefix_tokens: Number of class, distillation and register tokens, which come first and always stay.
 
     Returns:
-        Tokens (B, P + K + 1, D): prefix tokens, attentive tokens in their order, the fused token.
+        Tokens (B, P + K + 1, D): prefix tokens, attentive tokens in their order, the fused token; and where each of
+        the N tokens is found among them, (B, N).
     """
     keep_indices = choose_tokens(attention.detach(), num_prefix_tokens + attentive, num_prefix_tokens)
     weights = attention.scatter(1, keep_indices, 0.0)
     # A product over all tokens costs less than taking the inattentive ones out.
     fused = weights.to(tokens.dtype).unsqueeze(1) @ tokens
-    return torch.cat([gather_tokens(tokens, keep_indices), fused.to(tokens.dtype)], dim=1)
+    kept = keep_indices.shape[1]
+    order = torch.arange(kept, device=tokens.device).expand_as(keep_indices)
+    position = torch.full_like(attention, kept, dtype=torch.long).scatter(1, keep_indices, order)
+    return torch.cat([gather_tokens(tokens, keep_indices), fused.to(tokens.dtype)], dim=1), position
 
 
-def run_block_and_prune(block: Any, tokens: Tensor, attentive: int, num_prefix_tokens: int) -> Tensor:
+def run_block_and_prune(block: Any, tokens: Tensor, attentive: int, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
     """Run a timm `Block` that prunes tokens between attention and MLP (EViT 3.2).
 
     Args:
@@ -80,22 +84,24 @@ def run_block_and_prune(block: Any, tokens: Tensor, attentive: int, num_prefix_t
         num_prefix_tokens: Number of tokens P at the start that always stay.
 
     Returns:
-        Tokens (B, P + K + 1, D).
+        Tokens (B, P + K + 1, D), and where each of the N tokens is found among them, (B, N).
 
     Raises:
         UnsupportedModelError: If the block does not use PyTorch's fused attention function.
     """
     attended = run_attention(block, tokens)
     attention = class_attention(attended.queries, attended.keys)
-    return run_mlp(block, prune_tokens(attended.tokens, attention, attentive, num_prefix_tokens))
+    pruned, position = prune_tokens(attended.tokens, attention, attentive, num_prefix_tokens)
+    return run_mlp(block, pruned), position
 
 
 class PrunedViT(FinetunableViT):
     """A timm ViT that prunes patches by the class token's attention, with the backbone's own weights.
 
-    The number of tokens falls in each layer that prunes, so it serves the class token, not dense features. A fused
-    token goes on as one more patch token, and a later layer may keep it or fuse it again. Selection has no gradient;
-    the weights that tokens are fused with have one. A head that pools patches pools those that are left.
+    The number of tokens falls in each layer that prunes. A fused token goes on as one more patch token, and a later
+    layer may keep it or fuse it again; behind the last layer it stands in every place that it was fused from. Selection
+    has no gradient; the weights that tokens are fused with have one. A head that pools patches pools those that are
+    left.
 
     Args:
         backbone: A timm ViT with blocks of type `Block` and a class token; it is shared, and changed by training only.
@@ -119,15 +125,23 @@ class PrunedViT(FinetunableViT):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, C, height, width): logits (B, num_classes), or pooled features without a head."""
-        return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.norm(self.run_layers(self.embed(images)[0])[0]))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images (B, C, height, width) into the final normalised tokens that are left, prefix tokens first."""
-        return self.norm(self.run_layers(self.embed(images)[0]))
+        """Turn images (B, C, height, width) into final normalised tokens (B, N, D), in their order."""
+        tokens, position = self.run_layers(self.embed(images)[0])
+        tokens = self.norm(tokens)
+        return tokens if position is None else gather_tokens(tokens, position)
 
-    def run_layers(self, tokens: Tensor) -> Tensor:
-        """Run the layers on embedded tokens (B, N, D): the tokens that are left behind the last."""
+    def run_layers(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the layers on embedded tokens (B, N, D).
+
+        Returns:
+            The tokens that are left behind the last layer, (B, K, D), prefix tokens first, and where each of the N
+            tokens is found among them, (B, N); None where none was pruned.
+        """
         prefix = self.num_prefix_tokens
+        position: Tensor | None = None
         for layer, block in enumerate(self.blocks, start=1):
             patches = tokens.shape[1] - prefix
             attentive = num_attentive(patches, self.keep_rate) if layer in self.layers else patches
@@ -135,8 +149,9 @@ class PrunedViT(FinetunableViT):
                 tokens = self.run(block, tokens)
             else:
                 prune = partial(run_block_and_prune, block, attentive=attentive, num_prefix_tokens=prefix)
-                tokens = self.run(prune, tokens)
-        return tokens
+                tokens, found = self.run(prune, tokens)
+                position = found if position is None else found.gather(1, position)
+        return tokens, position
 
     @property
     def settings(self) -> dict[str, Any]:
