@@ -48,6 +48,14 @@ class TrainingError(TosaError):
     """Training had to stop; the last good checkpoint is kept."""
 
 
+class DataProcessError(TosaError):
+    """A process that loads data was killed."""
+
+
+class MeasureError(TosaError):
+    """What was measured is not a number."""
+
+
 class ExportError(TosaError):
     """The model could not be exported, or what was exported does not compute what the model does."""
 

@@ -12,6 +12,8 @@ PREDICTOR_ARCHITECTURE = "tosa_dense"
 IGNORED_LABEL = 255
 """A pixel of a mask that belongs to no class."""
 
+IGNORE_INDEX = Setting("Value of a mask that is no class either, as 255 is; segmentation only.", ge=0, le=254)
+
 PredictorTask = Literal["depth", "segmentation"]
 DecoderName = Literal["linear", "dpt", "newcrfs"]
 

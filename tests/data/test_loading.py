@@ -137,3 +137,12 @@ def test_values_of_more_bits_are_left_out_of_shards_and_named(tmp_path: Path) ->
     images = images_to_read(open_dataset(str(tmp_path / "shards"), "wds/any"), tiny_tosa(), batch_size=4)
     assert [len(batch.images) for batch in images.batches(strict=False)] == [1]
     assert len(images.failed) == 1 and "image 2 (its values run from" in next(iter(images.failed))
+
+
+@pytest.mark.parametrize("high", [1.0, 255.0, float("nan")])
+def test_floating_point_values_are_named_and_not_read_as_black(tmp_path: Path, high: float) -> None:
+    folder = write_deep(tmp_path / "floats", grey().astype(np.float32) / 255 * np.float32(high), ".tif")
+    with pytest.raises(DataError, match=r"floats/deep\.tif .*its values are floating-point, from"):
+        list(images_to_read(open_dataset(str(folder)), tiny_tosa(), batch_size=1).batches(strict=False))
+    with pytest.raises(DataError, match=r"floats/deep\.tif"):
+        open_photo(next(folder.iterdir()), tiny_tosa())

@@ -21,7 +21,9 @@ from tosa_cli.hub.architectures import plan_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.source import load_source
 from tosa_cli.hub.state_dict import to_timm
+from tosa_cli.model.timm_interface import class_names
 
+from ..model.tiny_models import make_images, make_vit
 from .stub_hub import (
     StubHub,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
@@ -549,3 +551,44 @@ def test_a_repository_that_lacks_its_weights_is_told(stub_hub: StubHub) -> None:
         load_source("org/name")
     with pytest.raises(SourceError, match="org/name@nowhere"):
         load_source("org/name@nowhere")
+
+
+# ---------------------------------------------------------------------- timm's models in transformers' wrapper
+
+
+def write_wrapped(folder: Path, model: nn.Module, kind: str, front: str = "", **config: Any) -> str:
+    """A folder as `TimmWrapper...save_pretrained` writes it."""
+    folder.mkdir()
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "input_size": [3, 160, 160], "license": "mit"}
+    values = {"architecture": "test_vit", "architectures": [kind], "model_type": "timm_wrapper", "model_args": None}
+    (folder / "config.json").write_text(json.dumps({**values, "pretrained_cfg": cfg, **config}))
+    save_file({front + key: value for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("front", ["", "timm_model."])
+def test_a_timm_model_that_transformers_finetuned_keeps_its_classes_and_images(tmp_path: Path, front: str) -> None:
+    model, names = make_vit("test_vit", num_classes=3), ["cat", "dog", "fox"]
+    folder = write_wrapped(
+        tmp_path / "own", model, "TimmWrapperForImageClassification", front, num_classes=3, label_names=names
+    )
+    loaded = load_source(folder)
+    images = make_images()
+    assert torch.equal(loaded.model(images), model(images))
+    assert class_names(loaded.model) == names and tuple(loaded.model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert loaded.provenance(folder).license == "mit" and not loaded.notes
+    assert load_source(folder, num_classes=5).has_new_head
+
+
+def test_a_timm_model_that_transformers_saved_without_a_head_has_none(tmp_path: Path) -> None:
+    model = make_vit("test_vit", num_classes=0)
+    folder = write_wrapped(tmp_path / "own", model, "TimmWrapperModel", num_classes=1000, label_names=["a"] * 1000)
+    loaded = load_source(folder).model
+    assert loaded.num_classes == 0 and torch.equal(loaded(make_images()), model(make_images()))
+
+
+def test_a_size_that_transformers_was_given_is_kept(tmp_path: Path) -> None:
+    model = make_vit("test_vit", num_classes=3, img_size=64)
+    arguments = {"num_classes": 3, "model_args": {"img_size": 64}}
+    loaded = load_source(write_wrapped(tmp_path / "own", model, "TimmWrapperForImageClassification", **arguments))
+    assert torch.equal(loaded.model(make_images(size=64)), model(make_images(size=64)))

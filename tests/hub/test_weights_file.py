@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models._hub import save_for_hf
 from torch import Tensor, nn
 
 from tosa_cli.errors import CheckpointError, ConfigError
 from tosa_cli.hub.source import Source, load_source
+from tosa_cli.model.timm_interface import class_names
 from tosa_cli.source_config import ImageSettings
 
 from ..model.tiny_models import make_images, make_vit
@@ -247,6 +249,20 @@ def test_a_tag_in_the_name_of_a_file_tells_its_image_settings(tmp_path: Path) ->
     assert load_source(written(tmp_path, model.state_dict(), "vit_tiny_patch16_224.mine.pth")).name == (
         "vit_tiny_patch16_224"
     )
+
+
+def test_a_new_head_has_no_names_of_another(tmp_path: Path) -> None:
+    save_for_hf(
+        make_vit(num_classes=3),
+        str(tmp_path / "own"),
+        model_config={"label_names": ["cat", "dog", "fox"]},
+        safe_serialization=True,
+    )
+    assert class_names(load_source(str(tmp_path / "own")).model) == ["cat", "dog", "fox"]
+    assert class_names(load_source(str(tmp_path / "own"), num_classes=3).model) == ["cat", "dog", "fox"]
+    for num_classes in (0, 5):
+        model = load_source(str(tmp_path / "own"), num_classes=num_classes).model
+        assert model.pretrained_cfg["label_names"] is None
 
 
 def test_a_file_has_no_license_that_is_known(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ DATA: list[Row] = [
     (
         "a mask of an unknown class",
         lambda: read(masked(5), FLOOR),
-        "The mask of pairs/rgb/000.png has class 5, but --num-labels is 2 (0 to 1; 255 is no class).",
+        "The mask of pairs/rgb/000.png has class 5, but --num-labels is 2 (0 to 1; 255 is no class). Pass "
+        "--num-labels 6, also for masks that count from 1, or name what is no class with --ignore-index.",
     ),
     (
         "images of two sizes",

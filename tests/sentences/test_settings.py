@@ -254,10 +254,10 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
         FinetuneConfig,
         {"learning_rate": 1},
         "Unknown setting 'learning_rate'. Valid: amp, auto_augment, batch_size, checkpoint_every, "
-        "clip_grad, color_jitter, crop_scale, cutmix, data_dir, dataset, device, drop_path, epochs, "
-        "eval_every, feature_layers, grad_accum_steps, grad_checkpointing, hflip, layer_decay, log_with, "
-        "lr, max_minutes, max_samples, min_lr, mixup, model_ema, model_ema_decay, objective, opt, reprob, "
-        "sched, seed, smoothing, split, strict, val_dir, val_split, warmup_epochs, weight_decay, workers.",
+        "class_map, clip_grad, color_jitter, crop_scale, cutmix, data_dir, dataset, device, drop_path, epochs, "
+        "eval_every, feature_layers, grad_accum_steps, grad_checkpointing, hflip, image_column, label_column, "
+        "layer_decay, log_with, lr, max_minutes, max_samples, min_lr, mixup, model_ema, model_ema_decay, objective, "
+        "opt, reprob, sched, seed, smoothing, split, strict, val_dir, val_split, warmup_epochs, weight_decay, workers.",
     ),
     (
         FinetuneConfig,

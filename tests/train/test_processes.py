@@ -12,6 +12,7 @@ import pytest
 from tests.train.tiny_runs import curves_all, fit_all, tiny_tosa, write_digits, write_photos
 from tosa_cli import load, save
 from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.loop import images_left_out
 from tosa_cli.train.processes import make_accelerator
 
 LAUNCH = [
@@ -90,3 +91,17 @@ def test_an_error_of_all_processes_is_told_once(work: Path) -> None:
     done = run_tosa("distill model --data-dir nowhere", work)
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("There is no folder nowhere.") == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps_summed", "processes", "left_out"),
+    [
+        *((100, 10, 1, 2, 0), (105, 10, 1, 2, 5), (110, 10, 1, 2, 10)),
+        *((105, 10, 3, 1, 15), (105, 10, 2, 2, 25), (9, 10, 1, 1, 9)),
+    ],
+)
+def test_images_that_no_step_takes_are_counted(
+    images: int, batch_size: int, steps_summed: int, processes: int, left_out: int
+) -> None:
+    config = TrainConfig(batch_size=batch_size, grad_accum_steps=steps_summed)
+    assert images_left_out(images, config, processes) == left_out

@@ -49,11 +49,12 @@ def finetune(
 ) -> None:
     """Finetune the model, its selectors frozen (paper 2.3): on labels, or on any images with --objective features.
 
-    Class folders are the labels, in alphabetical order, as in ImageNet. With --objective features no labels are read:
-    the final tokens learn to be those of the dense model, and the best weights by held-out images are kept, the start
-    included. With --task depth or segmentation a decoder is put on the model, or on a dense source, and both learn from
-    images with depth maps or masks (paper 3.3); the result is a folder of its own. Otherwise, without -o, the model
-    folder is brought to its next stage, the old weights in place until the new ones are whole.
+    The folders at the top are the classes: by name where the model has names for its own, otherwise in natural order.
+    With --objective features no labels are read: the final tokens learn to be those of the dense model, and the best
+    weights by held-out images are kept, the start included. With --task depth or segmentation a decoder is put on the
+    model, or on a dense source, and both learn from images with depth maps or masks (paper 3.3); the result is a folder
+    of its own. Otherwise, without -o, the model folder is brought to its next stage, the old weights in place until the
+    new ones are whole.
     """
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)

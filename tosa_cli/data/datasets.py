@@ -5,17 +5,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 from timm.data.dataset_factory import _search_split
-from timm.data.readers.img_extensions import add_img_extensions
 from torch.utils.data import IterableDataset
 
-from tosa_cli.data.images import IMAGE_SUFFIXES
-from tosa_cli.errors import DataError
+from tosa_cli.data.class_folders import ClassFolders
+from tosa_cli.data.columns import open_columns
+from tosa_cli.errors import DataError, TosaError
 
 DEFAULT_SPLITS = ("train", "validation")
 """Splits that are asked for where none is named: without such a sub-folder, a folder is read whole."""
 
+
+NO_LABEL = "no label"
+"""Name of a column that is added to a data set without labels."""
 
 SPLIT_FOLDERS = ("train", "training", "val", "validation")
 """Names of sub-folders that hold a split of the data."""
@@ -29,6 +32,8 @@ def open_dataset(
     training: bool = False,
     batch_size: int = 1,
     seed: int = 0,
+    image_column: str = "",
+    label_column: str = "",
 ) -> Any:
     """Open a data set of timm's: a folder of images, `hfds/...` or `wds/...`.
 
@@ -39,19 +44,42 @@ def open_dataset(
         training: Shuffle what can only be read in order.
         batch_size: Images a step, which streams are cut to.
         seed: Seed of the shuffling of streams.
+        image_column: Column of `hfds/...` that holds the images; empty finds it.
+        label_column: Column of `hfds/...` that holds the labels; empty finds it.
+
+    Returns:
+        timm's data set. Its reader may have `label_facts`.
 
     Raises:
         DataError: If it is missing or empty, or needs a package that is not installed.
     """
+    is_table = dataset.partition("/")[0].lower() == "hfds"
+    named = {"--image-column": image_column, "--label-column": label_column}
+    if not is_table and (option := next((option for option, column in named.items() if column), "")):
+        raise DataError(f"{option} goes with a Hugging Face data set: leave it out, or pass --dataset hfds/NAME.")
     if not dataset:
         _check_folder(data_dir, split)
-    add_img_extensions(IMAGE_SUFFIXES)
     try:
+        if not dataset:
+            root = _search_split(data_dir, split)
+            return ImageDataset(root, reader=ClassFolders(Path(root)))
+        keys: dict[str, Any] = {}
         # timm prints which package is missing.
         with contextlib.redirect_stdout(sys.stderr):
+            if is_table:
+                columns = open_columns(dataset, data_dir, split, image_column, label_column)
+                keys = {"input_key": columns.image, "target_key": columns.label or NO_LABEL}
             opened = create_dataset(
-                dataset, root=data_dir or None, split=split, is_training=training, batch_size=batch_size, seed=seed
+                dataset,
+                root=data_dir or None,
+                split=split,
+                is_training=training,
+                batch_size=batch_size,
+                seed=seed,
+                **keys,
             )
+    except TosaError:
+        raise
     except Exception as error:
         if "Found 0 images" in str(error):
             raise DataError(
@@ -66,9 +94,10 @@ def open_dataset(
     if isinstance(opened, IterableDataset) and not training:
         # Held-out images are measured by the main process, which has to see all of them.
         reader.dist_rank, reader.dist_num_replicas = 0, 1
-    columns = getattr(getattr(reader, "dataset", None), "column_names", None)
-    if columns and reader.label_key not in columns:
-        reader.dataset = reader.dataset.add_column(reader.label_key, [-1] * len(opened))
+    if is_table:
+        reader.label_facts = columns.label_facts
+        if columns.label is None:
+            reader.dataset = reader.dataset.add_column(NO_LABEL, [-1] * len(opened))
     return opened
 
 

@@ -7,6 +7,9 @@ from typing import Annotated, TypeVar
 
 from tosa_cli.settings import CommandSettings, Setting
 
+IMAGE_COLUMN = Setting("Column of hfds/... that holds the images; empty finds it.")
+LABEL_COLUMN = Setting("Column of hfds/... that holds the labels; empty finds it.")
+
 Config = TypeVar("Config", bound=CommandSettings)
 
 
@@ -23,6 +26,8 @@ class Data(CommandSettings):
     data_dir: Annotated[str, Setting("Folder of images, or root of a Hugging Face or WebDataset source.")] = ""
     dataset: Annotated[str, Setting("timm's name of the data set type: empty for a folder, hfds/... or wds/....")] = ""
     split: Annotated[str, Setting("Split of the data set to train on.")] = "train"
+    image_column: Annotated[str, IMAGE_COLUMN] = ""
+    label_column: Annotated[str, LABEL_COLUMN] = ""
     max_samples: Annotated[
         int | None,
         Setting(

@@ -61,8 +61,11 @@ def to_color_mode(image: "Image.Image", mode: str) -> "Image.Image":
 
     Raises:
         OSError: If the file is broken.
-        ValueError: If it has values of more than 16 bits, whose range is not known.
+        ValueError: If it has floating-point values, or such of more than 16 bits: their range is not known.
     """
+    if image.mode == "F":
+        low, high = image.getextrema()
+        raise ValueError(f"its values are floating-point, from {low:.4g} to {high:.4g}, whose range is not known")
     if image.mode in SIXTEEN_BIT_MODES:
         image = _to_eight_bits(image)
     return image.convert(mode)

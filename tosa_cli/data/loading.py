@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,12 +11,13 @@ from timm.data import create_loader, create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tosa_cli.data.class_folders import ClassFolders
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.images import color_mode
-from tosa_cli.data.labels import match_names
+from tosa_cli.data.labels import Labels, find_labels
 from tosa_cli.data.samples import Batch, ImageSamples, StreamedSamples, collate
 from tosa_cli.errors import ConfigError, DataError
-from tosa_cli.model.timm_interface import class_names
+from tosa_cli.model.timm_interface import class_descriptions, class_names
 
 
 @dataclass
@@ -40,8 +41,9 @@ class Images:
         num_images: Number of images a pass.
         classes: Names of the classes, in the order of the labels; None where they are not known.
         name: What to call the data.
-        by_name: Whether labels were put into the order of the model's own class names.
+        labels: Which label is which class of the model.
         held_out: Whether these are only the images that a run is measured on.
+        is_labelled: Whether every image is known to have a label.
         failed: Images that could not be read so far; `note` adds to it.
     """
 
@@ -50,14 +52,20 @@ class Images:
     num_images: int
     classes: list[str] | None
     name: str
-    by_name: bool = False
+    labels: Labels = field(default_factory=Labels)
     held_out: bool = False
+    is_labelled: bool = False
     failed: dict[str, None] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None where it is not known."""
         return None if self.classes is None else len(self.classes)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether labels were put into the order of the model's own class names."""
+        return self.labels.by == "name"
 
     def note(self, failed: list[str], strict: bool) -> None:
         """Take note of images that could not be read.
@@ -70,12 +78,12 @@ class Images:
             raise DataError(f"{failed[0]} cannot be read. Remove it, or leave out --strict to skip such images.")
 
     def check_targets(self, targets: Tensor, num_classes: int) -> None:
-        """Check labels (B,) of data whose number of classes is not known beforehand.
+        """Check labels (B,): of some data it is not known beforehand which there are.
 
         Raises:
-            DataError: If there is a label that the model's head does not have, or none at all.
+            DataError: If there is a label that the model's head does not have, or an image without one.
         """
-        if self.num_classes is not None or not len(targets):
+        if not len(targets) or (self.is_labelled and self.num_classes is not None):
             return
         low, high = int(targets.min()), int(targets.max())
         if low < 0:
@@ -123,10 +131,13 @@ def images_to_read(
     img_size: tuple[int, int] | None = None,
     name: str = "",
     held_out: bool = False,
+    class_map: Mapping[str, int] | None = None,
+    learned: Sequence[str] | None = None,
 ) -> Images:
     """Make a loader with the transforms that a model expects.
 
-    Where the model has class names and all of the data's are among them, labels are put into the model's order.
+    Where the model has class names and all of the data's are among them, labels are put into the model's order; see
+    `find_labels`.
 
     Args:
         opened: A data set from `open_dataset`.
@@ -141,6 +152,8 @@ def images_to_read(
         img_size: Image size (height, width) in pixels; None takes the model's.
         name: What to call the data.
         held_out: Whether these are only the images that a run is measured on.
+        class_map: The model's outputs by the names of the data's classes.
+        learned: Names of the classes that a run learns, in the order of its outputs, in the place of the model's.
 
     Raises:
         ConfigError: If timm knows no such augmentation policy.
@@ -150,8 +163,18 @@ def images_to_read(
     mode = color_mode(config["input_size"][0])
     class_to_idx = getattr(getattr(opened, "reader", None), "class_to_idx", None)
     classes = sorted(class_to_idx, key=class_to_idx.get) if class_to_idx else None
-    names = class_names(model)
-    order = match_names(classes or [], names)
+    if classes is None and isinstance(opened.reader, ClassFolders):
+        classes = []
+    labels = find_labels(
+        classes,
+        class_names(model) if learned is None else learned,
+        num_classes=model.num_classes,  # type: ignore[arg-type]
+        shown=name,
+        facts=getattr(opened.reader, "label_facts", None),
+        class_map=class_map,
+        descriptions=class_descriptions(model) if learned is None else (),
+        must_match=learned is not None,
+    )
     size = img_size or tuple(model.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
     workers = one_a_core(workers)
     samples: Any
@@ -183,14 +206,14 @@ def images_to_read(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
         num_workers=workers,
-        collate_fn=partial(collate, order=order),
+        collate_fn=partial(collate, order=labels.order),
         use_prefetcher=False,
         persistent_workers=False,
         **augment_args,
     )
     loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
-    classes = names if order else classes
-    return Images(loader, samples, len(samples), classes, name, by_name=order is not None, held_out=held_out)
+    is_labelled = isinstance(opened.reader, ClassFolders)
+    return Images(loader, samples, len(samples), labels.classes, name, labels, held_out, is_labelled)
 
 
 def _check_policy(policy: str) -> None:

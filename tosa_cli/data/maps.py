@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tosa_cli.data.images import SIXTEEN_BIT_MODES
 from tosa_cli.errors import DataError
+from tosa_cli.task import IGNORED_LABEL
 
 
 def check_map(name: str, image: Image.Image, values: np.ndarray) -> None:
@@ -83,8 +84,12 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
     return depth
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(path: Path, ignore_index: int | None = None) -> np.ndarray:
     """Read class indices (height, width) from a PNG of 8 bits.
+
+    Args:
+        path: The PNG.
+        ignore_index: Value that is no class, besides 255, which it becomes.
 
     Raises:
         DataError: If it is of another type.
@@ -95,7 +100,8 @@ def read_mask(path: Path) -> np.ndarray:
                 f"{path} is an image of mode {opened.mode}, but a mask is a PNG of 8 bits (greyscale or palette) "
                 f"whose values are class indices."
             )
-        return np.asarray(opened).astype(np.int64)
+        labels = np.asarray(opened).astype(np.int64)
+    return labels if ignore_index is None else np.where(labels == ignore_index, IGNORED_LABEL, labels)
 
 
 Crop = Literal["none", "eigen", "garg"]

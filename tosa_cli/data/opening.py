@@ -1,5 +1,6 @@
 """The images of a training run: which it trains on, and which it is measured on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ def open_images(
     augment: Augmentation | None,
     in_order: bool = False,
     max_held_out: int | None = None,
+    class_map: Mapping[str, int] | None = None,
 ) -> OpenedImages:
     """Open training images and held-out images.
 
@@ -48,11 +50,13 @@ def open_images(
             `max_samples` images of data that can only be read in order are enough.
         in_order: Whether something is fitted in closed form.
         max_held_out: Largest number of held-out images, evenly spread; None takes all.
+        class_map: The model's outputs by the names of the data's classes.
 
     Raises:
         DataError: If they are missing or too few.
     """
-    common: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+    common: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "class_map": class_map}
+    columns: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     opened = open_dataset(
         data.data_dir,
         data.dataset,
@@ -60,6 +64,7 @@ def open_images(
         training=augment is not None,
         batch_size=batch_size,
         seed=seed,
+        **columns,
     )
     separate = bool(data.val_dir or data.val_split)
     name, streamed = data.dataset or data.data_dir, is_streamed(opened)
@@ -76,11 +81,12 @@ def open_images(
     if in_order:
         again = opened
         if streamed and augment is not None:  # its order is shuffled
-            again = open_dataset(data.data_dir, data.dataset, data.split, batch_size=batch_size)
+            again = open_dataset(data.data_dir, data.dataset, data.split, batch_size=batch_size, **columns)
         first = data.max_samples if streamed else None
         ordered = images_to_read(again, model, indices=indices, first=first, name=name, **common)
-    held_out_set = opened
+    held_out_set, held_out_name = opened, name
     if separate:
+        held_out_name = data.val_dir or name
         held_out_set = _open_separate(data, opened, batch_size)
         held_out_indices = None if is_streamed(held_out_set) else list(range(len(held_out_set)))
     elif not held_out_indices:
@@ -88,7 +94,11 @@ def open_images(
     if held_out_indices is not None and max_held_out is not None:
         chosen, _ = split_indices(len(held_out_indices), max_held_out, hold_out=False)
         held_out_indices = [held_out_indices[position] for position in chosen]
-    held_out = images_to_read(held_out_set, model, indices=held_out_indices, name=name, held_out=True, **common)
+    if training is not None and training.classes and not training.labels.problem:
+        common["learned"] = training.classes
+    held_out = images_to_read(
+        held_out_set, model, indices=held_out_indices, name=held_out_name, held_out=True, **common
+    )
     return OpenedImages(training, ordered, held_out)
 
 
@@ -100,7 +110,14 @@ def _open_separate(data: Data, opened: Any, batch_size: int) -> Any:
     """
     folder, split = data.val_dir or data.data_dir, data.val_split or "validation"
     kind = "" if data.val_dir else data.dataset
-    held_out = open_dataset(folder, kind, split, batch_size=batch_size)
+    held_out = open_dataset(
+        folder,
+        kind,
+        split,
+        batch_size=batch_size,
+        image_column=data.image_column if kind else "",
+        label_column=data.label_column if kind else "",
+    )
     same_root = not kind and held_out.reader.root == getattr(opened.reader, "root", None)
     if (same_root and not data.dataset) or (kind and split == data.split):
         raise DataError(

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tosa_cli.data.datasets import name_of
+from tosa_cli.data.datasets import name_of, split_indices
 from tosa_cli.data.formats import FORMATS, Format
 from tosa_cli.data.images import color_mode, to_color_mode
 from tosa_cli.data.loading import Images, one_a_core, start_worker
@@ -25,6 +25,9 @@ from tosa_cli.data.samples import MAX_CONSECUTIVE_FAILURES, Batch, reason_of
 from tosa_cli.errors import DataError
 from tosa_cli.seeding import seeded
 from tosa_cli.task import IGNORED_LABEL, TaskConfig
+
+MASKS_LOOKED_AT = 200
+"""So many masks are read before training, to tell which classes have no pixel."""
 
 BORDERED_SIZE = (640, 480)
 """Width and height of the images that have NYU's white frame."""
@@ -156,10 +159,34 @@ class PairSamples(Dataset[PairSample]):
     def _check_labels(self, name: str, labels: Tensor) -> None:
         known = labels[labels != IGNORED_LABEL]
         if known.numel() and int(known.max()) >= self.task.num_labels:
+            largest = int(known.max())
             raise DataError(
-                f"The mask of {name} has class {int(known.max())}, but --num-labels is {self.task.num_labels} (0 to "
-                f"{self.task.num_labels - 1}; 255 is no class)."
+                f"The mask of {name} has class {largest}, but --num-labels is {self.task.num_labels} (0 to "
+                f"{self.task.num_labels - 1}; 255 is no class). Pass --num-labels {largest + 1}, also for masks that "
+                f"count from 1, or name what is no class with --ignore-index."
             )
+
+
+def count_labels(samples: PairSamples, num_labels: int) -> tuple[list[int], int, int]:
+    """Count the pixels of each class in masks, evenly spread over the data; those that cannot be read are passed over.
+
+    Args:
+        samples: Images with masks.
+        num_labels: Number of classes.
+
+    Returns:
+        Pixels of each class, and at last of none; how many masks were looked at; and how many there are.
+    """
+    chosen, _ = split_indices(len(samples), MASKS_LOOKED_AT, hold_out=False)
+    counts, seen = np.zeros(IGNORED_LABEL + 1, dtype=np.int64), 0
+    for position in chosen:
+        try:
+            _, labels = samples.pairs.read(samples.indices[position])
+        except Exception:
+            continue  # it is named when its turn comes
+        counts += np.bincount(labels.ravel(), minlength=len(counts))
+        seen += 1
+    return [*counts[:num_labels].tolist(), int(counts[IGNORED_LABEL])], seen, len(samples)
 
 
 def _format_box(image: Image.Image, defaults: Format) -> tuple[int, int, int, int]:

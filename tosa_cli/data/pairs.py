@@ -126,6 +126,7 @@ def open_pairs(
     split_file: str = "",
     depth_dir: str = "",
     depth_scale: float = 0.0,
+    ignore_index: int | None = None,
 ) -> Pairs:
     """Open images with maps.
 
@@ -137,6 +138,7 @@ def open_pairs(
         split_file: Text file that names images and depth maps; of `folder`, in the place of all that it holds.
         depth_dir: Where the depth maps of a split file lie; empty is `data_dir`.
         depth_scale: Values of a 16-bit PNG for one metre; 0 is the format's own.
+        ignore_index: Value of a mask that is no class, besides 255.
 
     Raises:
         DataError: If they are missing or incomplete.
@@ -151,10 +153,14 @@ def open_pairs(
         raise DataError(f"The format {data_format} has depth maps, not masks: use --data-format folder.")
     if task == "segmentation" and depth_scale:
         raise DataError("--depth-scale goes with depth maps, and segmentation has masks: leave it out.")
+    if task == "depth" and ignore_index is not None:
+        raise DataError("--ignore-index goes with masks, and depth has none: leave it out.")
     if data_format == "folder" and depth_dir and not split_file:
         raise DataError("--depth-dir goes with a split file: name it with --split-file, or leave --depth-dir out.")
     scale = depth_scale or form.depth_scale
-    read_map = read_mask if task == "segmentation" else partial(read_depth, scale=scale)
+    read_map = (
+        partial(read_mask, ignore_index=ignore_index) if task == "segmentation" else partial(read_depth, scale=scale)
+    )
     return form.open(Wanted(root, task, split, split_file, Path(depth_dir or data_dir), read_map))
 
 

@@ -13,6 +13,7 @@ from tosa_cli import __version__
 from tosa_cli.errors import ExportError, InputError
 from tosa_cli.export.program import INPUT, choice_names, decompose, trace
 from tosa_cli.export.quiet import quiet
+from tosa_cli.model.timm_interface import class_names
 from tosa_cli.model.tosa_vit import TosaViT
 
 SINGLE_FILE_BYTES = 1_900_000_000
@@ -122,8 +123,6 @@ def write_view(path: Path, target: Path, outputs: Sequence[str], metadata: Mappi
 def metadata(model: TosaViT, name: str, outputs: Sequence[str]) -> dict[str, str]:
     """What an exported file says of itself: where it comes from, and what it wants to be fed."""
     config = resolve_data_config({}, model=model)
-    cfg = model.pretrained_cfg
-    classes = cfg.get("label_names")
     values: dict[str, Any] = {
         "model_name": name,
         "base_model": model.provenance.base_model,
@@ -134,7 +133,7 @@ def metadata(model: TosaViT, name: str, outputs: Sequence[str]) -> dict[str, str
         "interpolation": config["interpolation"],
         "crop_pct": config["crop_pct"],
         "num_classes": model.num_classes,
-        "class_names": list(classes) if classes else None,
+        "class_names": class_names(model) or None,
         "num_prefix_tokens": model.num_prefix_tokens,
         "outputs": list(outputs),
         "tosa_config": model.config.to_dict(),

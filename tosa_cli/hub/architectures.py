@@ -5,7 +5,7 @@ Imports no transformers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from timm.layers import get_act_layer
@@ -13,6 +13,9 @@ from torch import nn
 
 from tosa_cli.errors import CheckpointError, UnsupportedModelError
 from tosa_cli.hub.state_dict import CLIP, DEIT, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, Naming
+
+if TYPE_CHECKING:
+    from tosa_cli.hub.files import Files
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -199,6 +202,34 @@ class Plan:
 def is_transformers(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is transformers', not timm's."""
     return isinstance(config.get("model_type"), str) and not isinstance(config.get("architecture"), str)
+
+
+def is_wrapped(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a timm model in transformers' `TimmWrapper`, which keeps timm's names."""
+    return config.get("model_type") == "timm_wrapper"
+
+
+def unwrap_model(config: Mapping[str, Any], files: "Files") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of timm's `create_model` that build the model in a `TimmWrapper`, and its `pretrained_cfg`.
+
+    Args:
+        config: Its config.json.
+        files: Files of the source.
+
+    Raises:
+        CheckpointError: If a value is of the wrong kind.
+    """
+    has_head = str((config.get("architectures") or [""])[0]).endswith(_CLASSIFIER)
+    classes, names = config.get("num_classes") if has_head else 0, config.get("label_names") or ()
+    args, cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or {}
+    if not (isinstance(args, Mapping) and isinstance(cfg, Mapping) and type(classes) is int):
+        raise CheckpointError(
+            f"config.json of {files.shown} should have a number under 'num_classes', and objects under 'model_args' "
+            f"and 'pretrained_cfg'."
+        )
+    names = None if len(names) != classes or _are_numbers(tuple(map(str, names))) else list(names)
+    own = {"architecture": config["architecture"], "num_classes": classes, "label_names": names}
+    return {**args, "num_classes": classes}, {"license": files.license(), **cfg, **own}
 
 
 def plan_model(config: Mapping[str, Any], shown: str) -> Plan:

@@ -7,20 +7,19 @@ from typing import Any
 
 import timm
 
-from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError, UnsupportedModelError
-from tosa_cli.hub.architectures import is_transformers, plan_model
+from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
+from tosa_cli.hub.architectures import is_transformers, is_wrapped
+from tosa_cli.hub.assemble import build_from_transformers, build_with_weights, build_wrapped
 from tosa_cli.hub.download import cached_commit, fetch_file
-from tosa_cli.hub.files import Files, folder_files, hub_files
+from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, kind_of, read_json
-from tosa_cli.hub.image_processor import pretrained_cfg
 from tosa_cli.hub.image_settings import assumed_images, set_images
-from tosa_cli.hub.positions import check_patches, own_size, patch_kernel
-from tosa_cli.hub.state_dict import is_named_by_transformers, to_timm
-from tosa_cli.hub.timm_models import build, build_planned, create, resolve_name, weights_names
-from tosa_cli.hub.weight_sets import WeightSet
-from tosa_cli.hub.weights import check_finite, load_weights, num_outputs, read_weights, weights_error
-from tosa_cli.model.families import Backbone, family_of
-from tosa_cli.model.registry import set_norm_eps_
+from tosa_cli.hub.positions import patch_kernel
+from tosa_cli.hub.state_dict import is_named_by_transformers
+from tosa_cli.hub.timm_models import build_planned, create, resolve_name, weights_names
+from tosa_cli.hub.weights import check_finite, num_outputs, read_parts, read_weights
+from tosa_cli.model.families import Backbone
+from tosa_cli.model.timm_interface import class_names, set_class_names
 from tosa_cli.provenance import Provenance
 from tosa_cli.source_config import ImageSettings
 
@@ -115,6 +114,8 @@ def load_source(
         # timm leaves in the settings of a model how many classes its own head has.
         own_classes = found.model.pretrained_cfg.get("num_classes")
         found = dataclasses.replace(found, has_new_head=bool(num_classes) and num_classes != own_classes)
+    if found.model.pretrained_cfg.get("label_names") and not class_names(found.model):
+        set_class_names(found.model, None)  # they are of a head that is not there any more
     check_finite(found.model, source)
     set_images(found.model, images or ImageSettings())
     return dataclasses.replace(found, pretrained=pretrained)
@@ -153,10 +154,28 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     path = fetch_file(hub_id, CONFIG, revision=revision or None, shown=source)
     commit, values = path.parent.name, read_json(path, f"{CONFIG} of {name}")
     if is_transformers(values):
-        model, _, notes = _from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
+        model, _, notes = build_from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
         return Source(model, hub_id, hub_id, commit, notes)
     _check_config(values, name)
-    return Source(create(f"hf-hub:{hub_id}@{commit}", source, pretrained, args), hub_id, hub_id, commit)
+    if is_wrapped(values):
+        model, notes = build_wrapped(values, hub_files(hub_id, commit, name), None, pretrained, args)
+        return Source(model, hub_id, hub_id, commit, notes)
+    address, files = f"hf-hub:{hub_id}@{commit}", hub_files(hub_id, commit, name)
+    # Refuse what cannot be converted before its weights are downloaded.
+    build_planned(address, source, args)
+    if not pretrained or not _has_weights(files):
+        # timm finds weights under more names.
+        return Source(create(address, source, pretrained, args), hub_id, hub_id, commit)
+    weights = read_parts(lambda: files.weights(lambda _: False), None, name)
+    model, notes = build_with_weights(address, values["architecture"], name, weights, args)
+    return Source(model, hub_id, hub_id, commit, notes)
+
+
+def _has_weights(files: Files) -> bool:
+    try:
+        return any(files.find(name) for name in WEIGHTS_FILES)
+    except TosaError:
+        return False
 
 
 def _from_folder(
@@ -164,74 +183,17 @@ def _from_folder(
 ) -> Source:
     config = read_json(path / CONFIG)
     if is_transformers(config):
-        model, name, notes = _from_transformers(config, folder_files(path), pretrained, args)
+        model, name, notes = build_from_transformers(config, folder_files(path), pretrained, args)
         return Source(model, name, notes=notes)
     _check_config(config, str(path))
+    if is_wrapped(config):
+        model, notes = build_wrapped(config, folder_files(path), weights_key, pretrained, args)
+        return Source(model, config["architecture"], notes=notes)
     name, weights = f"local-dir:{path}", read_weights(path, weights_key) if pretrained else None
-    model, notes = _filled(name, config["architecture"], str(path), weights, args)
+    model, notes = build_with_weights(name, config["architecture"], str(path), weights, args)
     if not (config.get("pretrained_cfg") or config).get("mean"):
         notes = (*notes, *assumed_images(model, images, str(path)))
     return Source(model, config["architecture"], notes=notes)
-
-
-def _filled(
-    name: str, architecture: str, shown: str, weights: WeightSet | None, args: dict[str, Any], **own: Any
-) -> tuple[Backbone, tuple[str, ...]]:
-    """Build a model at the size that its weights are for, unless another was asked for, and load them.
-
-    Args:
-        name: timm's name of what is built.
-        architecture: timm's name of the architecture.
-        shown: What the source is called.
-        weights: The weights; None leaves them random.
-        args: What was asked for, for timm's `create_model`.
-        own: What else of these the weights tell.
-
-    Returns:
-        The model, in evaluation mode, and what the user should know about how its weights were read.
-    """
-    planned = build_planned(name, shown, args, own)
-    if weights is None:
-        return build(name, shown, False, {**args, **own}).eval(), ()
-    check_patches(weights.tensors, planned, shown, architecture)
-    size, note = own_size(weights.tensors, planned, args["img_size"], shown)
-    if args["img_size"] is None and size != tuple(planned.patch_embed.img_size):
-        own["img_size"] = size
-    model = build(name, shown, False, {**args, **own}).eval()
-    load_weights(model, weights, shown, args["num_classes"], size)
-    return model, (*weights.notes(shown), *filter(None, [note]))
-
-
-def _from_transformers(
-    config: dict[str, Any], files: Files, pretrained: bool, args: dict[str, Any]
-) -> tuple[Backbone, str, tuple[str, ...]]:
-    """Build the timm model for a checkpoint in transformers' format: model, timm's name, notes."""
-    shown, plan = files.shown, plan_model(config, files.shown)
-    if plan.refused and args["num_classes"] is None:
-        raise UnsupportedModelError(
-            f"{shown} cannot be converted with its head: {plan.refused}. Pass --num-classes 0 to convert it without, "
-            f"or the number of classes of a new one."
-        )
-    own = build_planned(plan.architecture, shown, args, plan.args)
-    cfg, notes = pretrained_cfg(plan, own, files, size_is_asked=args["img_size"] is not None)
-    asked = {name: value for name, value in args.items() if value is not None}
-    model: Backbone = build(plan.architecture, shown, False, {**plan.args, **asked, "pretrained_cfg": cfg}).eval()
-    first: Any = model.blocks[0]
-    if first.norm1.eps != plan.norm_eps:
-        set_norm_eps_(model, plan.norm_eps)
-    if pretrained:
-        naming = plan.family.naming
-        try:
-            state = files.weights(lambda key: naming.drops(key, plan.dropped))
-        except TosaError:
-            raise
-        except Exception as error:
-            raise weights_error(error, shown) from error
-        state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
-        # Position embeddings of another image size are resampled as transformers does it.
-        state = family_of(model).fit_checkpoint(state, model, antialias=plan.family.antialias)
-        load_weights(model, WeightSet(state), shown, args["num_classes"])
-    return model, plan.architecture, notes
 
 
 def _check_config(config: dict[str, Any], shown: str) -> None:
@@ -284,7 +246,7 @@ def _from_file(
     patches = patch_kernel(state)
     if patches is not None and patches.ndim == 4:
         own["in_chans"] = patches.shape[1]
-    model, notes = _filled(name, name, str(path), weights if pretrained else None, args, **own)
+    model, notes = build_with_weights(name, name, str(path), weights if pretrained else None, args, **own)
     notes = (*notes, *assumed_images(model, images, str(path)))
     # The license is that of timm's weights of this architecture.
     model.pretrained_cfg = {**model.pretrained_cfg, "license": None}

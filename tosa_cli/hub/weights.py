@@ -47,12 +47,23 @@ def read_weights(path: Path, wanted: str | None = None) -> WeightSet:
         CheckpointError: If they are broken, hold more than tensors, or a part is missing.
         ConfigError: If there is no set of that name.
     """
+    return read_parts(lambda: _read_folder(path) if path.is_dir() else _read_file(path), wanted, str(path))
+
+
+def read_parts(read: Callable[[], Any], wanted: str | None, shown: str) -> WeightSet:
+    """Read weights, and find those of the model among them, as `read_weights` does.
+
+    Args:
+        read: Reads what there is.
+        wanted: Which of several sets of weights to take; None takes the one that is usual.
+        shown: What to call it.
+    """
     try:
-        return choose_weights(_read_folder(path) if path.is_dir() else _read_file(path), wanted, str(path))
+        return choose_weights(read(), wanted, shown)
     except TosaError:
         raise
     except Exception as error:
-        raise weights_error(error, str(path)) from error
+        raise weights_error(error, shown) from error
 
 
 def _read_file(path: Path) -> Any:

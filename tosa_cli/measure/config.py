@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from tosa_cli.data.description import IMAGE_COLUMN, LABEL_COLUMN
 from tosa_cli.data.formats import DataFormat
 from tosa_cli.data.images import ImgSize, read_img_size
 from tosa_cli.settings import CommandSettings, Setting
-from tosa_cli.train.config import AMP, BATCH_SIZE, DEVICE, WORKERS, Amp, Device
+from tosa_cli.task import IGNORE_INDEX
+from tosa_cli.train.config import AMP, BATCH_SIZE, CLASS_MAP, DEVICE, WORKERS, Amp, Device
 from tosa_cli.train.predictor_config import DEPTH_SCALE, SPLIT_FILE
 
 EvalTask = Literal["auto", "classification", "features", "depth", "segmentation"]
@@ -23,6 +25,9 @@ class EvalConfig(CommandSettings):
     data_dir: Annotated[str, Setting("Folder of images; class folders are the labels.")] = ""
     dataset: Annotated[str, Setting("timm's name of the data set type: hfds/... or wds/....")] = ""
     split: Annotated[str, Setting("Split of the data set.")] = "validation"
+    image_column: Annotated[str, IMAGE_COLUMN] = ""
+    label_column: Annotated[str, LABEL_COLUMN] = ""
+    class_map: Annotated[str, CLASS_MAP] = ""
     max_samples: Annotated[int | None, Setting("Use so many images, evenly spread.", ge=1)] = None
     batch_size: Annotated[int, BATCH_SIZE] = 32
     workers: Annotated[int, WORKERS] = 2
@@ -42,6 +47,7 @@ class EvalConfig(CommandSettings):
     split_file: Annotated[str, SPLIT_FILE] = ""
     depth_dir: Annotated[str, Setting("Where the depth maps of a split file lie, if not in --data-dir.")] = ""
     depth_scale: Annotated[float, DEPTH_SCALE] = 0.0
+    ignore_index: Annotated[int | None, IGNORE_INDEX] = None
     flip: Annotated[bool, Setting("Depth, segmentation: average with the mirrored image's map.")] = False
     selector: Annotated[
         Literal["own", "oracle"],

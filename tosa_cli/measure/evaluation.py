@@ -1,5 +1,7 @@
 """The one evaluation loop: models on the same images, each batch in turn, and what a measure makes of it."""
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -87,6 +89,9 @@ def measure_models(
 
     Raises:
         DataError: If no image could be read, or one could not and `strict` is set; or a target is wrong.
+
+    Returns:
+        What was measured; of a model that gave outputs that are not finite, all figures are NaN.
     """
     device = torch.device(device)
     forwards = {name: measure.forward(model.to(device).eval()) for name, model in models.items()}
@@ -94,6 +99,13 @@ def measure_models(
     turns = run_in_turns(forwards, images, clock, device=device, amp=amp, strict=strict, advance=advance)
     for batch, outputs in turns:
         measure.add(images, batch.targets, outputs)
-    return Measured(
-        clock.samples, list(images.failed), clock.data_seconds, measure.figures(clock.samples), clock.seconds
-    )
+    figures = measure.figures(clock.samples)
+    # What is not finite compares with anything, so that a guess is made of it; but it says nothing.
+    figures |= {name: _without_numbers(figures[name]) for name in clock.not_finite & figures.keys()}
+    return Measured(clock.samples, list(images.failed), clock.data_seconds, figures, clock.seconds)
+
+
+def _without_numbers(figures: Any) -> Any:
+    """Figures, all of which are NaN but those that there are not."""
+    known = {name: math.nan for name, value in vars(figures).items() if value is not None}
+    return dataclasses.replace(figures, **known)

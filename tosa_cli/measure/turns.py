@@ -21,11 +21,13 @@ class Clock:
         samples: Images that were read.
         seconds: Time of each model.
         data_seconds: Time that all else took, loading above all; known when the pass is over.
+        not_finite: Models some of whose outputs were not finite, so that nothing is measured by them.
     """
 
     samples: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     data_seconds: float = 0.0
+    not_finite: set[str] = field(default_factory=set)
 
 
 def run_in_turns(
@@ -73,6 +75,8 @@ def run_in_turns(
                 outputs[name] = forward(inputs)
                 synchronize(device)
                 clock.seconds[name] += time.perf_counter() - began
+                if not outputs[name].isfinite().all():
+                    clock.not_finite.add(name)
         yield batch, outputs
         clock.samples += len(inputs)
         advance(len(inputs))

@@ -141,6 +141,10 @@ class Task(ABC):
             DataError: If they are missing, wrong or too few.
         """
 
+    def training_notes(self, training: Any, model: Any) -> list[str]:
+        """What may be wrong with images to train on, each a sentence."""
+        return []
+
     @abstractmethod
     def objective(self, model: Any, images: Images, config: Any, teacher: Any) -> Learned:
         """What finetuning learns: the loss, and what of the model trains.
@@ -227,7 +231,13 @@ class Task(ABC):
                 strict=config.strict,
                 advance=lambda num_images: bar.advance(num_images, ""),
             )
+        for note in self.measured_notes(trial.measure, found.samples):
+            listener.warn(note)
         return self.report(trial, found, device_name(place))
+
+    def measured_notes(self, measure: Any, samples: int) -> list[str]:
+        """What may be wrong with so many images that were measured on, each a sentence."""
+        return []
 
     def reported(self, found: Measured[Any], name: str) -> dict[str, Any]:
         """What a report says of one model: its figures, if it has any, and its speed."""

@@ -1,9 +1,10 @@
 """Classification: labels are learned, and the shares of right guesses measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from accelerate import Accelerator
 from huggingface_hub import EvalResult
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -15,13 +16,14 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.hub.card import how_chosen
 from tosa_cli.measure.evaluation import Measure, Measured
-from tosa_cli.model.timm_interface import FinetunableViT
+from tosa_cli.model.timm_interface import FinetunableViT, class_names, set_class_names
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener
 from tosa_cli.tasks.base import Column
 from tosa_cli.tasks.tokens import TokensTask
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.finetune import ChangeBatch, Learned
+from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.optimizer import finetuned_groups
 from tosa_cli.train.weights import finetuned_parts
 
@@ -96,6 +98,32 @@ class Classification(TokensTask):
         if training.classes != held_out.classes:
             raise DataError(f"The held-out images of {held_out.name} are of other classes than {training.name}.")
 
+    def training_notes(self, training: Images, model: TosaViT) -> list[str]:
+        """How the labels are read, and what becomes of the model's class names."""
+        told, old = list(training.labels.notes), class_names(model)
+        if old and training.labels.by == "position" and training.classes is not None:
+            told.append(
+                f"None of the {len(old)} classes of the model is among those of {training.name}, so it learns these in "
+                f"their place: {_listed(training.classes)} for {_listed(old)}."
+            )
+        return told
+
+    def learn(
+        self,
+        accelerator: Accelerator,
+        model: TosaViT,
+        images: Images,
+        config: FinetuneConfig,
+        *,
+        teacher: Any = None,
+        **run: Any,
+    ) -> TrainReport:
+        """Finetune on the labels, whose names the model has from then on."""
+        report = super().learn(accelerator, model, images, config, teacher=teacher, **run)
+        if images.classes is not None:
+            set_class_names(model, images.classes)
+        return report
+
     def objective(self, model: FinetunableViT, images: Images, config: FinetuneConfig, teacher: Any) -> Learned:
         """The cross entropy of the labels, smoothed and mixed as the settings say."""
         mixup = _make_mixup(config, model.num_classes)
@@ -124,12 +152,20 @@ class Classification(TokensTask):
     def check_evaluated(self, images: Images, model: TosaViT, listener: Listener) -> None:
         """Check that the labels fit the head."""
         check_labels(images, model.num_classes)
+        for note in images.labels.notes:
+            listener.warn(note)
+        names = class_names(model)
         if images.by_name:
             listener.say("Labels were matched with the model's classes by name.")
+        elif names and images.labels.by == "position" and images.classes is not None:
+            listener.warn(
+                f"No class of {images.name} is called as one of the model's, so they were taken in their order: "
+                f"{_listed(images.classes)} for {_listed(names)}. --class-map FILE says it otherwise."
+            )
 
     def about_images(self, images: Images) -> dict[str, Any]:
         """How labels were matched with the model's classes."""
-        return {"labels": "by name" if images.by_name else "by position"}
+        return {"labels": f"by {images.labels.by}"}
 
     def reported(self, found: Measured[Any], name: str) -> dict[str, Any]:
         """Accuracy and time."""
@@ -161,6 +197,10 @@ class Classification(TokensTask):
             for k in (1, 5)
             if measured.get(f"top{k}") is not None
         ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _make_mixup(config: FinetuneConfig, num_classes: int) -> ChangeBatch | None:

@@ -54,7 +54,7 @@ def open_for_training(model: Predictor, config: PredictorConfig) -> tuple[PairIm
 
 def pairs_of(settings: PredictorConfig | EvalConfig, task: PredictorTask) -> Pairs:
     """Open the images with maps that settings name."""
-    names = ("data_format", "split", "split_file", "depth_dir", "depth_scale")
+    names = ("data_format", "split", "split_file", "depth_dir", "depth_scale", "ignore_index")
     return open_pairs(settings.data_dir, task=task, **{name: getattr(settings, name) for name in names})
 
 
@@ -73,6 +73,7 @@ def _open_separate(config: PredictorConfig, opened: Pairs) -> Pairs:
         split_file=config.val_split_file,
         depth_dir=config.val_depth_dir or folder_of_maps,
         depth_scale=config.depth_scale,
+        ignore_index=config.ignore_index,
     )
     if [held_out.filename(0), len(held_out)] == [opened.filename(0), len(opened)]:
         raise DataError(

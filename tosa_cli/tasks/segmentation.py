@@ -1,6 +1,6 @@
 """Segmentation: a class for every pixel, learned by cross entropy and measured by intersection over union."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,6 +8,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from tosa_cli.data.pair_images import PairImages, count_labels
+from tosa_cli.model.predictor import Predictor
+from tosa_cli.progress import counted
 from tosa_cli.task import IGNORED_LABEL, TaskConfig
 from tosa_cli.tasks.base import Column
 from tosa_cli.tasks.predictor import MapMeasure, PredictorTask
@@ -29,8 +32,7 @@ class SegmentationFigures:
     """What one model does on a data set; shares of all pixels together, from 0 to 1.
 
     Attributes:
-        miou: Mean over the classes of intersection over union; a class that is in no mask and no prediction is left
-            out.
+        miou: Mean of intersection over union, over the classes that have a pixel in the masks.
         pixel_accuracy: Share of pixels whose class is right.
     """
 
@@ -39,11 +41,12 @@ class SegmentationFigures:
 
 
 def figures_of(counts: np.ndarray) -> SegmentationFigures:
-    """Figures of a confusion matrix of pixels (true class, predicted class)."""
+    """Figures of a confusion matrix of pixels (true class, predicted class); NaN where no pixel has a class."""
     right, union = np.diag(counts), counts.sum(axis=0) + counts.sum(axis=1) - np.diag(counts)
-    present = union > 0
-    miou = float((right[present] / union[present]).mean()) if present.any() else float("nan")
-    return SegmentationFigures(miou, float(right.sum() / max(1, counts.sum())))
+    present = counts.sum(axis=1) > 0
+    if not present.any():
+        return SegmentationFigures(float("nan"), float("nan"))
+    return SegmentationFigures(float((right[present] / union[present]).mean()), float(right.sum() / counts.sum()))
 
 
 class SegmentationMeasure(MapMeasure[SegmentationFigures]):
@@ -60,10 +63,18 @@ class SegmentationMeasure(MapMeasure[SegmentationFigures]):
         super().__init__(flip)
         self.num_labels = num_labels
         self.counts: dict[str, np.ndarray] = {}
+        self._pixels = np.zeros(IGNORED_LABEL + 1, dtype=np.int64)
+
+    @property
+    def pixels(self) -> list[int]:
+        """Pixels of each class in the masks, and at last of none."""
+        return [*self._pixels[: self.num_labels].tolist(), int(self._pixels[IGNORED_LABEL])]
 
     def add(self, images: Any, targets: Any, outputs: Mapping[str, Tensor]) -> None:
         """Count the pixels of each pair of classes."""
         shape = (self.num_labels, self.num_labels)
+        for labels in targets:
+            self._pixels += labels.flatten().long().bincount(minlength=len(self._pixels)).numpy()
         for name, output in outputs.items():
             counts = self.counts.setdefault(name, np.zeros(shape, dtype=np.int64))
             for logits, labels in zip(output.float(), targets, strict=True):
@@ -99,6 +110,37 @@ class Segmentation(PredictorTask):
         """The mean intersection over union."""
         return figures["miou"]
 
+    def training_notes(self, training: PairImages, model: Predictor) -> list[str]:
+        """Which classes have no pixel in masks to train on; of many masks some are looked at."""
+        return _without_pixels(*count_labels(training.samples, model.config.num_labels), training.name)
+
+    def measured_notes(self, measure: SegmentationMeasure, samples: int) -> list[str]:
+        """Which classes have no pixel in the masks, and are left out of the mean."""
+        return _without_pixels(measure.pixels, samples, samples, "")
+
     def predicts(self, config: TaskConfig) -> str:
         """The classes."""
         return f"{config.num_labels} classes"
+
+
+def _without_pixels(pixels: Sequence[int], seen: int, total: int, name: str) -> list[str]:
+    """A sentence that names classes without a pixel, if there are any.
+
+    Args:
+        pixels: Pixels of each class, and at last of none.
+        seen: So many masks were looked at.
+        total: So many there are.
+        name: What to call the data.
+    """
+    *of_classes, of_none = pixels
+    missing = [str(label) for label, count in enumerate(of_classes) if not count]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+    part = counted(total, "mask") if seen == total else f"{seen} of {counted(total, 'mask')}"
+    where = f"{part} of {name}" if name else part
+    share = of_none / max(1, sum(pixels))
+    return [
+        f"No pixel in the {where} is of class {shown} (of 0 to {len(of_classes) - 1}), and {share:.0%} have a value "
+        f"that is no class: 255, or --ignore-index. A mask holds the number of its class in each pixel, from 0 up."
+    ]

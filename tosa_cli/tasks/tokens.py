@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from huggingface_hub import EvalResult
 from torch import nn
 
+from tosa_cli.data.class_map import read_class_map
 from tosa_cli.data.datasets import is_streamed, name_of, open_dataset
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.data.opening import choose_indices, open_images
@@ -25,7 +26,7 @@ from tosa_cli.settings import option_name
 from tosa_cli.tasks.base import Start, Table, Task, Trial
 from tosa_cli.train.config import FinetuneConfig
 
-ABOUT_MAPS = ("data_format", "split_file", "depth_dir", "depth_scale", "flip")
+ABOUT_MAPS = ("data_format", "split_file", "depth_dir", "depth_scale", "ignore_index", "flip")
 
 
 class TokensTask(Task):
@@ -60,6 +61,7 @@ class TokensTask(Task):
             seed=config.seed,
             augment=finetune_augmentation(config),
             max_held_out=self.max_held_out,
+            class_map=read_class_map(config.class_map),
         )
         self.check_images(images.training, images.held_out, model)
         return images.training, images.held_out
@@ -77,10 +79,23 @@ class TokensTask(Task):
         if config.selector == "oracle":
             model = with_oracle(model)
         data_name = config.dataset or config.data_dir
-        opened = open_dataset(config.data_dir, config.dataset, config.split, batch_size=config.batch_size)
+        opened = open_dataset(
+            config.data_dir,
+            config.dataset,
+            config.split,
+            batch_size=config.batch_size,
+            image_column=config.image_column,
+            label_column=config.label_column,
+        )
         indices, _ = choose_indices(opened, config.max_samples, hold_out=False, name=data_name)
         images = images_to_read(
-            opened, model, indices=indices, batch_size=config.batch_size, workers=config.workers, name=data_name
+            opened,
+            model,
+            indices=indices,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            name=data_name,
+            class_map=read_class_map(config.class_map),
         )
         self.check_evaluated(images, model, listener)
         flops = count_flops(model, name=name)

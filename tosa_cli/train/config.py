@@ -48,7 +48,7 @@ OBJECTIVE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Defaults of finetuning by what it learns from."""
 
-NEEDS_LABELS = ("smoothing", "mixup", "cutmix")
+NEEDS_LABELS = ("smoothing", "mixup", "cutmix", "class_map")
 CHANGES_FEATURES = ("auto_augment", "color_jitter", "reprob", "drop_path")
 
 
@@ -56,6 +56,10 @@ BATCH_SIZE = Setting("Images a step and process.", flag="-b", ge=1)
 WORKERS = Setting("Processes that load data.", flag="-j", ge=0)
 AMP = Setting("Mixed precision.")
 DEVICE = Setting("Where to compute.")
+CLASS_MAP = Setting(
+    "File that says which of the model's classes each class folder is: JSON of names and indices, or lines NAME,INDEX "
+    "or names alone in their order. Empty goes by names that both have, or else by position."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,7 @@ class FinetuneConfig(TrainConfig):
             ge=0,
         ),
     ] = BY_OBJECTIVE
+    class_map: Annotated[str, CLASS_MAP] = ""
     smoothing: Annotated[float, Setting("Label smoothing.", ge=0, lt=1)] = BY_OBJECTIVE
     mixup: Annotated[float, Setting("Mixup alpha; 0 is off.", ge=0)] = 0.0
     cutmix: Annotated[float, Setting("CutMix alpha; 0 is off.", ge=0)] = 0.0

@@ -190,6 +190,13 @@ def train(
     return report
 
 
+def images_left_out(num_images: int, config: TrainConfig, num_processes: int) -> int:
+    """So many images of an epoch are in no step, as the last ones are too few for one: others in each epoch."""
+    batches = num_images // config.batch_size // num_processes
+    steps = batches // config.grad_accum_steps
+    return num_images - steps * config.grad_accum_steps * num_processes * config.batch_size
+
+
 def _prepare(
     accelerator: Accelerator, objective: nn.Module, optimizer: torch.optim.Optimizer, images: Images
 ) -> tuple[nn.Module, Any, Any]:

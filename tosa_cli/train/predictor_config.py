@@ -6,9 +6,18 @@ from typing import Annotated, Any, ClassVar
 from tosa_cli.data.formats import FORMATS, DataFormat
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
-from tosa_cli.settings import Setting
+from tosa_cli.settings import Setting, option_name
 from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY
-from tosa_cli.task import DECODER, DECODER_DIM, MIN_DEPTH, NUM_LABELS, DecoderName, PredictorTask, TaskConfig
+from tosa_cli.task import (
+    DECODER,
+    DECODER_DIM,
+    IGNORE_INDEX,
+    MIN_DEPTH,
+    NUM_LABELS,
+    DecoderName,
+    PredictorTask,
+    TaskConfig,
+)
 from tosa_cli.train.config import (
     COLOR_JITTER,
     DROP_PATH,
@@ -60,6 +69,7 @@ class PredictorConfig(TrainConfig):
         float, Setting("Largest depth in metres; 0 is the format's own (folder and nyu 10, kitti 80).")
     ] = 0.0
     num_labels: Annotated[int, NUM_LABELS] = 0
+    ignore_index: Annotated[int | None, IGNORE_INDEX] = None
     img_size: Annotated[
         ImgSize,
         Setting(
@@ -102,10 +112,12 @@ class PredictorConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset:
-            raise ConfigError(
-                f"--dataset ({self.dataset}) has no maps: depth and segmentation read --data-format, leave it out."
-            )
+        for name in ("dataset", "image_column", "label_column"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{option_name(name)} ({getattr(self, name)}) has no maps: depth and segmentation read "
+                    f"--data-format, leave it out."
+                )
         if self.max_depth == 0:
             object.__setattr__(self, "max_depth", FORMATS[self.data_format].max_depth)
         _ = self.task_config

@@ -5,6 +5,7 @@ from typing import Any
 
 from tosa_cli.data.description import Data, read_from
 from tosa_cli.data.opening import open_images
+from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.hub.names import own_folder
 from tosa_cli.measure.selectors import SelectorReport, measure_selectors
 from tosa_cli.methods import SELECTORS
@@ -74,6 +75,8 @@ def distill(
     held_out = images.held_out
     job.start_trackers(accelerator, config)
     job.tell_images("Distilling", images.training or images.in_order, held_out)
+    if images.training is not None:
+        job.tell_left_out(accelerator, config, images.training)
 
     def features() -> HeldOut:
         return TASKS["features"].held_out(loaded, loaded.backbone, held_out, accelerator.device, config)
@@ -88,20 +91,21 @@ def distill(
         return main.tell(found)
 
     watch = Watch(features, every=0, keep_best=True) if is_fitted else None
-    before = selectors()
-    with listener.progress("Distilling") as progress:
-        done = train_and_fit(
-            accelerator,
-            loaded,
-            images.training,
-            images.in_order,
-            config,
-            checkpoint=job.checkpoint,
-            watch=watch,
-            resume=resume,
-            progress=progress,
-        )
-    after = selectors()
+    with lost_workers_told(job.how_to_go_on):
+        before = selectors()
+        with listener.progress("Distilling") as progress:
+            done = train_and_fit(
+                accelerator,
+                loaded,
+                images.training,
+                images.in_order,
+                config,
+                checkpoint=job.checkpoint,
+                watch=watch,
+                resume=resume,
+                progress=progress,
+            )
+        after = selectors()
     accelerator.end_training()
     results: dict[str, Any] = {}
     if before is not None and after is not None:

@@ -1,6 +1,7 @@
 """Measuring a model by its task."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 from tosa_cli.api import load, save
 from tosa_cli.data.description import Data, read_from
-from tosa_cli.errors import InputError
+from tosa_cli.data.workers import lost_workers_told
+from tosa_cli.errors import InputError, MeasureError
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
@@ -76,8 +78,10 @@ def evaluate(
     if not named and size is not None:
         raise InputError("The image size of a model that is loaded is its own: load it at another with img_size.")
     task = _task_of(loaded, name, config)
-    values = task.evaluate(loaded, name, config, listener)
+    with lost_workers_told():
+        values = task.evaluate(loaded, name, config, listener)
     tell_skipped(values["skipped"], listener)
+    _check_finite(values, task, name)
     return EvaluateReport(task, values)
 
 
@@ -100,6 +104,21 @@ def record(report: EvaluateReport, folder: str | Path, listener: Listener | None
     reason = why_unpublished(model, values) if isinstance(model, TosaViT) else None
     if reason and report.task is TASKS["classification"]:
         listener.say(f"It stands in its text and not in the card's metadata, which the Hub shows: {reason}.")
+
+
+def _check_finite(values: Mapping[str, Any], task: Task, name: str) -> None:
+    """Check that there is something to tell.
+
+    Raises:
+        MeasureError: If a figure is not a number.
+    """
+    for figures, called in ((values, name), (values.get("dense") or {}, f"the dense model of {name}")):
+        wrong = [key for key in task.columns if figures.get(key) is not None and not math.isfinite(figures[key])]
+        if wrong:
+            raise MeasureError(
+                f"There is no {task.columns[wrong[0]].title} of {called}: values that it is made of are not finite. "
+                f"Check its weights and the data, and leave out --amp."
+            )
 
 
 def _check_kind(name: str, config: EvalConfig, has_decoder: bool) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tosa_cli.data.description import Data
+from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.hub.predictor import task_of
 from tosa_cli.model.predictor import Predictor
@@ -69,12 +70,15 @@ def finetune(
     if isinstance(encoder, TosaViT) and list(encoder.selector_parameters()) and not job.model.provenance.is_distilled:
         listener.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
     job.tell_images(task.doing(settings), images, held_out)
+    job.tell_left_out(accelerator, settings, images)
+    for note in task.training_notes(images, job.model):
+        listener.warn(note)
 
     def measure() -> HeldOut:
         return task.held_out(job.model, teacher, held_out, accelerator.device, settings)
 
     watch = Watch(measure, settings.eval_every, keep_best=task.keeps_best or settings.eval_every > 0)
-    with listener.progress("Finetuning") as progress:
+    with lost_workers_told(job.how_to_go_on), listener.progress("Finetuning") as progress:
         trained = task.learn(
             accelerator,
             job.model,

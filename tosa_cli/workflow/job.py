@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.folder import check_output
@@ -14,6 +15,7 @@ from tosa_cli.provenance import COMMANDS, Stage
 from tosa_cli.tasks.base import Task
 from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
 from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.loop import images_left_out
 from tosa_cli.train.weights import Watch
 from tosa_cli.workflow.save import save
 
@@ -92,6 +94,11 @@ class Job:
         folder = self.folder.resolve()
         return folder.with_name(f"{folder.name}-logs")
 
+    @property
+    def how_to_go_on(self) -> str:
+        """How the run goes on after it was stopped, as a sentence; empty where it keeps no checkpoint."""
+        return "" if self.checkpoint is None else "The same command with --resume goes on from the last checkpoint."
+
     def check(self, resume: bool) -> None:
         """Check that the result can be written before any work is done.
 
@@ -122,6 +129,16 @@ class Job:
             f"{doing} on {counted(training.num_images, 'image')} of {training.name}; "
             f"{counted(held_out.num_images, 'image')} {'is' if held_out.num_images == 1 else 'are'} held out."
         )
+
+    def tell_left_out(self, accelerator: Accelerator, config: TrainConfig, training: Images) -> None:
+        """Say how many images an epoch leaves out, where processes or summed steps take many at once."""
+        at_once = accelerator.num_processes * config.grad_accum_steps
+        left_out = images_left_out(training.num_images, config, accelerator.num_processes)
+        if at_once > 1 and left_out and not is_streamed(training.loader.dataset):
+            self.listener.say(
+                f"Each epoch leaves out {left_out} of {counted(training.num_images, 'image')}, others each time: the "
+                f"last are too few for a step, which takes {at_once * config.batch_size} in all processes together."
+            )
 
     def finish(
         self,
