@@ -842,3 +842,10 @@ def test_timm_loads_from_the_hub_a_card_without_its_tag(stub_hub: StubHub, tmp_p
     loaded = timm.create_model("hf-hub:me/model", pretrained=True).eval()
     images = make_images(size=tuple(model.patch_embed.img_size))  # type: ignore[arg-type]
     assert torch.equal(loaded(images), model(images))
+
+
+def test_the_card_of_a_model_with_nothing_to_fit_does_not_say_that_something_is_missing(tmp_path: Path) -> None:
+    model = make_tosa(selector="ward", bypass="mean")
+    tosa_cli.save(model, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "needs to be trained or fitted; the weights are the source's" in card and "fitted yet" not in card

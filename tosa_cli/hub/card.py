@@ -143,6 +143,8 @@ def _done(model: TosaViT) -> str:
         return "What selects was frozen, and the backbone was finetuned."
     if provenance.is_distilled:
         return "What selects and bypasses is trained or fitted; the backbone's weights are the source's."
+    if not model.config.needs_distill:
+        return "Nothing of it needs to be trained or fitted; the weights are the source's."
     return "Nothing of it is trained or fitted yet."
 
 
