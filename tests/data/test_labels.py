@@ -195,5 +195,5 @@ def test_a_class_map_goes_before_names_and_says_what_it_lacks() -> None:
     assert "index 3, but the model's head has 3 classes" in found(["cat"], class_map={"cat": 3}).problem
     assert "does not name its classes" in found(None, class_map={"cat": 0}).problem
     whole = {"c": 2, "b": 1, "a": 0}
-    assert found(["b"], [], class_map=whole).classes == ["a", "b", "c"]
+    assert found(["b"], [], class_map=whole).classes == found(["b"], class_map=whole).classes == ["a", "b", "c"]
     assert found(["b"], [], class_map={"b": 1}).classes is None

@@ -1,4 +1,4 @@
-"""Images of a folder, whose sub-folders are their classes. Imports no torch."""
+"""Images of a folder, whose sub-folders are their classes."""
 
 import os
 import re

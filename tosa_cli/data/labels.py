@@ -59,7 +59,7 @@ def find_labels(
     if facts.problem:
         return Labels(None if classes is None else list(classes), problem=facts.problem)
     if class_map is not None:
-        return _by_map(classes, names, class_map, num_classes, shown)
+        return _by_map(classes, names, class_map, num_classes, shown, facts)
     if classes is None:
         return Labels()
     order = match_names(classes, names)
@@ -122,7 +122,12 @@ def check_labels(images: "Images", num_classes: int) -> None:
 
 
 def _by_map(
-    classes: Sequence[str] | None, names: Sequence[str], class_map: Mapping[str, int], num_classes: int, shown: str
+    classes: Sequence[str] | None,
+    names: Sequence[str],
+    class_map: Mapping[str, int],
+    num_classes: int,
+    shown: str,
+    facts: LabelFacts,
 ) -> Labels:
     problem = ""
     if classes is None:
@@ -138,8 +143,9 @@ def _by_map(
         return Labels(None if classes is None else list(classes), by="class map", problem=problem)
     own = {index: name for name, index in class_map.items()}
     complete = len(own) == len(class_map) == num_classes and max(own) < num_classes
-    known = list(names) or ([own[index] for index in range(num_classes)] if complete else None)
-    return Labels(known, [class_map[name] for name in classes], "class map")
+    # A map that names every class says what they are called, which a model may come to learn others by.
+    known = [own[index] for index in range(num_classes)] if complete else list(names) or None
+    return Labels(known, [class_map[name] for name in classes], "class map", facts.notes)
 
 
 def _stranger(strangers: Sequence[str], classes: Sequence[str], names: Sequence[str], shown: str, whose: str) -> str:
