@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 import yaml
+from filelock import FileLock
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
@@ -29,9 +30,10 @@ import tosa_cli
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
+from tosa_cli.hub import checkpoint, writing
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, with_results
-from tosa_cli.hub.folder import write_file
 from tosa_cli.hub.source import load_source
+from tosa_cli.hub.writing import write_file
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import COMMANDS, FORMAT_VERSION, Provenance
@@ -413,36 +415,85 @@ def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
-@pytest.mark.parametrize("when", ["instead of the move", "after it"])
-@pytest.mark.parametrize("moved", ["old", "new"])
+@pytest.mark.parametrize("when", ["instead of the exchange", "after it"])
 def test_a_replacement_that_is_stopped_leaves_one_whole_folder(
-    folder: Path,
-    model: TosaViT,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    when: str,
-    moved: str,
+    folder: Path, model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    before, rename, left = contents(folder), Path.rename, [error]
+    before, exchange = contents(folder), writing.exchange
 
-    def stop_once(self: Path, target: Path) -> Path:
-        if ("old" if self == folder else "new") != moved or not left:
-            return rename(self, target)
+    def stop(one: Path, other: Path) -> bool:
         if when == "after it":
-            rename(self, target)
-        raise left.pop()
+            exchange(one, other)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", stop_once)
+    monkeypatch.setattr(writing, "exchange", stop)
     other = make_tosa(make_vit(seed=5, num_classes=5))
-    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         save(other, folder, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    if (moved, when) == ("new", "after it"):
+    if when == "after it":
         assert_same(load(folder), other)
     else:
         assert contents(folder) == before
+
+
+def test_where_folders_cannot_be_exchanged_files_are_replaced_one_by_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(writing, "exchange", lambda *_: False)
+    other, before = make_tosa(make_vit(seed=5, num_classes=5)), folder.stat()
+    save(other, folder, overwrite=True)
+    assert os.path.samestat(before, folder.stat()) and sorted(contents(folder)) == sorted([*FILES, "runs/notes.txt"])
+    assert_same(load(folder), other)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_on_which_a_volume_is_mounted_stays_the_same(
+    model: TosaViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, replace, rename = tmp_path / "model", os.replace, Path.rename
+
+    def within(move: Any) -> Any:
+        def check(source: Path, target: Path) -> Any:
+            if Path(source).is_relative_to(folder) != Path(target).is_relative_to(folder) or target == folder:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return move(source, target)
+
+        return check
+
+    folder.mkdir()
+    before = folder.stat()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
+    monkeypatch.setattr(os, "replace", within(replace))
+    monkeypatch.setattr(Path, "rename", within(rename))
+    for seed in (0, 5):
+        other = make_tosa(make_vit(seed=seed, num_classes=5))
+        save(other, folder, overwrite=seed > 0)
+        assert_same(load(folder), other)
+        assert os.path.samestat(before, folder.stat()) and sorted(contents(folder)) == sorted(FILES)
+
+
+def test_what_a_killed_run_left_is_swept_by_the_next_run_of_the_same_folder(
+    folder: Path, model: TosaViT, tmp_path: Path
+) -> None:
+    for left in (tmp_path / ".model.writing", folder / ".writing"):
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half of the weights")
+    (tmp_path / ".model.lock").touch()
+    save(model, folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and sorted(contents(folder)) == sorted(FILES)
+
+
+def test_a_folder_that_another_process_writes_is_not_written(folder: Path, model: TosaViT, tmp_path: Path) -> None:
+    before = contents(folder)
+    with FileLock(tmp_path / ".model.lock"):
+        with pytest.raises(OutputError, match=r"^Another run is writing .*model: wait until it has ended, or name"):
+            save(model, folder, overwrite=True)
+        assert contents(folder) == before
+    save(model, folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_of_a_link_the_folder_that_it_points_to_is_written(folder: Path, tmp_path: Path) -> None:
@@ -479,7 +530,7 @@ def test_the_directory_in_which_one_works_is_left_whole_if_a_replacement_is_stop
     before, replace = contents(folder), os.replace
 
     def refuse(source: Path, target: Path) -> None:
-        if (Path(target).name, Path(source).parent.name.startswith(".model.old.")) != (stopped_at, False):
+        if (Path(target).name, Path(source).parent.name) != (stopped_at, ".writing"):
             return replace(source, target)
         if when == "after it":
             replace(source, target)

@@ -1,5 +1,6 @@
 """An interrupted run that is resumed ends in the same weights as one that was never interrupted."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -286,24 +287,58 @@ def test_a_full_disk_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, mon
     assert (tmp_path / "run").read_bytes() == kept
 
 
-def test_ctrl_c_stops_between_two_steps_with_a_checkpoint_of_that_moment(photos: Path, tmp_path: Path) -> None:
-    class Interrupt(StopAt):
-        def advance(self, num_images: int, text: str) -> None:
-            self.left -= 1
-            if self.left == 0:
-                signal.raise_signal(signal.SIGINT)
+class Ask(StopAt):
+    """Progress that sends a signal to this process and to those that load data, as `timeout` does, twice to this."""
 
-    handler = signal.getsignal(signal.SIGINT)
-    settings = {"grad_accum_steps": 2, "batch_size": 4}
+    def __init__(self, batches: int, number: int) -> None:
+        super().__init__(batches)
+        self.number = number
+
+    def advance(self, num_images: int, text: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, self.number)
+            for _ in range(1 if self.number == signal.SIGINT else 2):
+                signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGTERM, 2)]
+)
+def test_what_asks_to_stop_stops_between_two_steps_with_a_checkpoint_of_that_moment(
+    photos: Path, tmp_path: Path, number: int, workers: int
+) -> None:
+    handler = signal.getsignal(number)
+    settings = {"grad_accum_steps": 2, "batch_size": 4, "workers": workers}
     whole, resumed = tiny_tosa(), tiny_tosa()
     run_distill(whole, photos, tmp_path / "whole", **settings)
     for batches, update in ((3, 2), (4, 2)):
         with pytest.raises(TrainingError, match=r"part: .*--resume"):
-            run_distill(tiny_tosa(), photos, tmp_path / "part", progress=Interrupt(batches), **settings)
+            run_distill(tiny_tosa(), photos, tmp_path / "part", progress=Ask(batches, number), **settings)
         assert checkpoints.read_checkpoint(tmp_path / "part").update == update
     run_distill(resumed, photos, tmp_path / "part", resume=True, **settings)
     assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
+
+
+def test_a_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
+    class Twice(StopAt):
+        def advance(self, num_images: int, text: str) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingError, match="before the first checkpoint"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=Twice(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_that_is_ignored_stays_so_as_after_nohup(photos: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_distill(tiny_tosa(), photos, tmp_path / "run", progress=Ask(1, signal.SIGHUP)).updates == 6
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupt_before_the_first_checkpoint_does_not_speak_of_an_older_one(photos: Path, tmp_path: Path) -> None:

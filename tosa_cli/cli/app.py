@@ -24,6 +24,7 @@ from tosa_cli.cli import (
     viz,
 )
 from tosa_cli.errors import TosaError
+from tosa_cli.interrupts import raising_interrupt
 
 app = typer.Typer(
     name="tosa",
@@ -71,7 +72,8 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("TOSA_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        _run(arguments)
+        with raising_interrupt():
+            _run(arguments)
     except TosaError as error:
         _report(str(error), debug)
         sys.exit(error.exit_code)

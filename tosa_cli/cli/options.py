@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tosa_cli.cli import console
-from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.errors import ConfigError, InputError, OutputError
 from tosa_cli.recipe import load_recipe
 from tosa_cli.settings import Settings, option_name, shown
 from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY
@@ -113,9 +113,11 @@ def preset_recipe(preset: str | None, recipe: str | None) -> str | None:
 
 def remember_model(folder: Path) -> None:
     """Remember the folder that was converted last in this directory."""
+    from tosa_cli.hub.writing import write_file
+
     try:
-        STATE_FILE.write_text(json.dumps({"last_model": str(folder)}) + "\n", encoding="utf-8")
-    except OSError:
+        write_file(STATE_FILE, (json.dumps({"last_model": str(folder)}) + "\n").encode())
+    except OutputError:
         console.warn(f"{STATE_FILE} cannot be written here, so name the model in the next command.")
 
 

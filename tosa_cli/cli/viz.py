@@ -79,8 +79,8 @@ def viz(
 
     from tosa_cli.data.photos import find_photos
     from tosa_cli.draw.selection_figure import require_matplotlib
-    from tosa_cli.hub.folder import write_file
     from tosa_cli.hub.predictor import is_predictor
+    from tosa_cli.hub.writing import write_file
 
     require_matplotlib()
     photos = find_photos(paths)

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tosa_cli.data.class_folders import ClassFolders
+from tosa_cli import interrupts
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.images import color_mode
 from tosa_cli.data.labels import Labels, find_labels
 from tosa_cli.data.samples import Batch, ImageSamples, StreamedSamples, collate
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.model.timm_interface import class_descriptions, class_names
+
+GRACE_SECONDS = 60
+"""How long a process that loads data goes on once it is told to end, so that the main one can write a checkpoint."""
 
 
 @dataclass
@@ -236,8 +240,12 @@ def one_a_core(workers: int) -> int:
 
 def start_worker(start: Callable[[int], None] | None, worker: int) -> None:
     """Set up a process that loads data, with what timm does there if anything."""
-    # Ctrl-C reaches all processes of a terminal, but the main one decides when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What asks a program to stop may reach all of its processes, but the main one decides when to stop.
+    for number in interrupts.STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        # SIGTERM is also how the main one ends a process that hangs.
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     if start is not None:
         start(worker)
 

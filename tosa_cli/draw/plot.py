@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tosa_cli.errors import InputError, OutputError
-from tosa_cli.hub.folder import write_file
+from tosa_cli.hub.writing import write_file
 from tosa_cli.measure.sweep import SweepReport, SweepRow
 
 

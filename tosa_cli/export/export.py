@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tosa_cli.export.onnx_file import (
 from tosa_cli.export.program import INPUT, TRACED_BATCH, trace
 from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_int8
 from tosa_cli.export.quiet import quiet
+from tosa_cli.hub.writing import staging_folder
 from tosa_cli.model.tosa_vit import TosaViT
 
 CHECKED_BATCHES = (1, 3, 4)
@@ -103,7 +103,7 @@ def export_model(
     check_target(path, config.format, overwrite)
     size = [model.in_chans, *model.patch_embed.img_size]
     job = _Job(model, outputs, torch.zeros(config.batch_size or TRACED_BATCH, *size), config, name or path.stem, say)
-    with _evaluating(model), _temporary_folder(path) as folder:
+    with _evaluating(model), staging_folder(path) as folder:
         export = _export_onnx if config.format == "onnx" else _export_pt2
         exported, check, quantized = export(job, folder / path.name)
         _move(exported, path)
@@ -257,17 +257,6 @@ def _evaluating(model: TosaViT) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextlib.contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
-    """A folder beside a file to be written; it is gone afterwards, whatever happens."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path} could not be written ({reason}). Free space or choose another place.") from error
 
 
 def _move(exported: Path, path: Path) -> None:

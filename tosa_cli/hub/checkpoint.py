@@ -18,8 +18,9 @@ import tosa_cli
 from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.download import fetch_file
-from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, atomic_folder, is_model_folder, kind_of, read_json
+from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, is_model_folder, kind_of, read_json
 from tosa_cli.hub.weights import check_floats, weights_error
+from tosa_cli.hub.writing import atomic_folder
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe

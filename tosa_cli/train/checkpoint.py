@@ -7,6 +7,7 @@ draws its own from the seed (see `loop.seed_step`).
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, OutputError
+from tosa_cli.hub.writing import staging, staging_folder
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
@@ -68,25 +70,25 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         "history": state.history,
         "seconds": state.seconds,
     }
-    temporary = _temporary(path)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"tosa": json.dumps(numbers)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with staging_folder(path) as folder:
+            temporary = folder / path.name
+            save_file(tensors, temporary, metadata={"tosa": json.dumps(numbers)})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except (OSError, OutputError, SafetensorError) as error:
         raise OutputError(
-            f"The checkpoint {path} could not be written ({error}). Free space and add --resume."
+            f"The checkpoint {path} could not be written ({error.__cause__ or error}). Free space and add --resume."
         ) from error
 
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint, and what a run that was killed while it wrote one left behind."""
     path.unlink(missing_ok=True)
-    _temporary(path).unlink(missing_ok=True)
+    shutil.rmtree(staging(path), ignore_errors=True)
 
 
 def check_resumable(path: Path) -> None:
@@ -125,10 +127,6 @@ def fingerprint(model: FinetunableViT | Predictor) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".writing")
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

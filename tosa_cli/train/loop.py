@@ -2,19 +2,18 @@
 
 import itertools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from tosa_cli import interrupts
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.loading import Images
 from tosa_cli.data.samples import Batch
@@ -120,7 +119,7 @@ def train(
         scheduler.step_update(clock.position(update, saver.seconds))
     started = time.perf_counter()
     try:
-        with _Interrupts() as interrupts:
+        with interrupts.noted() as request:
             if watch is not None and not watch.history:
                 watch.look(0)
             progress.start(batches_per_epoch * config.epochs, first_epoch * batches_per_epoch + batch_in_epoch)
@@ -136,7 +135,7 @@ def train(
                     if change_batch is not None:
                         inputs, targets = change_batch(inputs, targets)
                     if number % config.grad_accum_steps == 0:
-                        asked = interrupts.asked
+                        asked = request.asked
                     with accelerator.accumulate(model):
                         with accelerator.autocast():
                             loss = model(inputs, targets)
@@ -239,28 +238,3 @@ def _share_failed(accelerator: Accelerator, batch: Batch, batch_size: int) -> li
     if missing:
         raise DataError(f"Too many images in a row cannot be read, the first is {failed[0]}. Check the data.")
     return failed
-
-
-class _Interrupts:
-    """Takes note of Ctrl-C, so that a run stops between two steps; a second one stops it at once.
-
-    Python would raise `KeyboardInterrupt` anywhere, and lose it where an exception is ignored.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Self:
-        self._is_main_thread = threading.current_thread() is threading.main_thread()
-        if self._is_main_thread:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_main_thread:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
