@@ -15,6 +15,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate.tracking import LoggerType, get_available_trackers
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Done, Tosa
@@ -25,6 +27,7 @@ from tosa_cli.cli import console
 from tosa_cli.data.datasets import split_indices
 from tosa_cli.hub import checkpoint
 from tosa_cli.train import checkpoint as checkpoints
+from tosa_cli.workflow import job
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
@@ -376,6 +379,71 @@ def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: 
         check_refused(tosa(command), "Interrupted. The last checkpoint is", "with --resume to go on.", code=1)
     assert tosa("convert dense --layers 2,4,6 --keep-rate 0.8 --overwrite").code == 0
     check_refused(tosa(f"{command} --resume"), "belongs to another model. Leave out --resume to start anew.")
+
+
+def test_a_finished_run_is_known_to_have_ended(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for command in (
+        f"distill dense-tosa --data-dir photos {TRAIN}",
+        f"distill dense-tosa --data-dir photos {TRAIN} -o other",
+        f"finetune dense-tosa --data-dir digits {TRAIN} --drop-path 0.1 --model-ema",
+        f"finetune dense --task segmentation --num-labels 2 --data-dir scenes {TRAIN} --decoder linear",
+    ):
+        if "scenes" in command:
+            write_folder(Path("scenes"), 12)
+        with monkeypatch.context() as patched:
+            patched.setattr(job, "remove_checkpoint", kill)
+            assert tosa(command).code == 130
+        before = contents(Path())
+        (checkpoint,) = (name for name in before if "checkpoint" in name)
+        done = tosa(f"{command} --resume --json")
+        assert done.code == 0 and "had ended" in done.err and done.json["updates"] > 0 and done.json["held_out"]
+        assert contents(Path()) == {name: content for name, content in before.items() if name != checkpoint}
+
+
+def test_images_that_changed_since_a_run_was_stopped_are_told(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = f"distill dense-tosa --data-dir photos {TRAIN}"
+    for changes in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(job, "save", stop)
+            patched.setattr(job, "note_result", stop)
+            assert tosa(command).code == 130
+        if changes:
+            shutil.copy("photos/001.jpg", "photos/000.jpg")
+        done = tosa(f"{command} --resume")
+        assert done.code == 0 and ("Images of photos changed since the run was stopped" in done.err) == changes
+
+
+def test_a_second_run_on_one_folder_is_refused(converted: Path, tosa: Tosa) -> None:
+    before = contents(converted)
+    with FileLock(".dense-tosa.lock"):
+        for command in (
+            f"distill dense-tosa --data-dir photos {TRAIN}",
+            f"finetune dense-tosa --data-dir digits {TRAIN}",
+            "convert dense --layers 2 --overwrite",
+            "eval dense-tosa --data-dir digits -j 0 --update-card",
+        ):
+            done = tosa(command)
+            assert done.code == 2 and "Error: Another run is writing dense-tosa: wait until it has ended" in done.err
+    assert contents(converted) == before
+
+
+def test_a_tracker_that_is_not_installed_is_refused(converted: Path, tosa: Tosa) -> None:
+    names = [str(name) for name in LoggerType if name not in (LoggerType.ALL, *get_available_trackers())]
+    before = contents(Path())
+    for name in names:
+        check_refused(
+            tosa(f"distill dense-tosa --data-dir photos {TRAIN} --log-with {name}"),
+            f"The tracker {name} is not installed: run `pip install",
+        )
+    assert names and contents(Path()) == before
 
 
 def test_ctrl_c_keeps_the_model_and_a_checkpoint_to_go_on_from(converted: Path, tosa: Tosa) -> None:

@@ -30,7 +30,7 @@ import tosa_cli
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
-from tosa_cli.hub import checkpoint, writing
+from tosa_cli.hub import writing
 from tosa_cli.hub.checkpoint import describe, is_model_folder, load, with_results
 from tosa_cli.hub.source import load_source
 from tosa_cli.hub.writing import write_file

@@ -1,5 +1,6 @@
 """An interrupted run that is resumed ends in the same weights as one that was never interrupted."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.train.tiny_runs import (
     StopAt,
@@ -253,6 +255,42 @@ def test_a_resumed_run_takes_the_learning_rate_that_is_given(photos: Path, tmp_p
         run_distill(model, photos, tmp_path / "run", resume=True, lr=lr, **settings)
         saved = {name.removeprefix("weights.model.selectors."): value for name, value in stopped.tensors.items()}
         assert all(saved[name].equal(value) for name, value in weights(model, "selectors").items()) == (lr == 1e-30)
+
+
+def test_a_checkpoint_with_one_bit_changed_is_not_whole(photos: Path, tmp_path: Path) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    whole = bytearray((tmp_path / "run").read_bytes())
+    for place in (-1, -1000, whole.index(b"history") + 11):
+        changed = whole.copy()
+        changed[place] ^= 0x04
+        (tmp_path / "run").write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"run is not (whole|a checkpoint).* Delete it"):
+            run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+
+
+def test_the_result_is_noted_in_the_checkpoint_and_changes_nothing_else(photos: Path, tmp_path: Path) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    before = checkpoints.read_checkpoint(tmp_path / "run")
+    assert checkpoints.read_result(tmp_path / "run") is None
+    checkpoints.note_result(tmp_path / "run", checkpoints.fingerprint(tiny_tosa()))
+    assert checkpoints.read_result(tmp_path / "run") == checkpoints.fingerprint(tiny_tosa())
+    after = checkpoints.read_checkpoint(tmp_path / "run")
+    assert same(before.tensors, after.tensors) and before.settings == after.settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda header: header.pop("epoch"), lambda header: header.update(update="5"), lambda header: header.update(new=1)],
+)
+def test_a_checkpoint_whose_header_is_of_another_shape_is_told(photos: Path, tmp_path: Path, change: Any) -> None:
+    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    with safe_open(tmp_path / "run", framework="pt") as file:
+        header = json.loads(file.metadata()["tosa"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(header)
+    checkpoints.save_file(tensors, tmp_path / "run", metadata={"tosa": json.dumps(header)})
+    with pytest.raises(CheckpointError, match="is not a checkpoint of tosa"):
+        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
 
 
 def test_there_may_be_nothing_to_resume(photos: Path, tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """Images to tensors, through timm's data sets, transforms and loaders."""
 
+import contextlib
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from timm.data import create_loader, create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tosa_cli.data.class_folders import ClassFolders
 from tosa_cli import interrupts
+from tosa_cli.data.class_folders import ClassFolders
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.images import color_mode
 from tosa_cli.data.labels import Labels, find_labels
@@ -70,6 +72,20 @@ class Images:
     def by_name(self) -> bool:
         """Whether labels were put into the order of the model's own class names."""
         return self.labels.by == "name"
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What tells these images from others: a hash of names, sizes and times of their files; None without files."""
+        files = self.samples.files()
+        if not files:
+            return None
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(os.fsencode(path))
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                digest.update(f" {found.st_size} {found.st_mtime_ns}".encode())
+        return digest.hexdigest()
 
     def note(self, failed: list[str], strict: bool) -> None:
         """Take note of images that could not be read.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +98,10 @@ class PairSamples(Dataset[PairSample]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, on which the augmentation depends."""
         self.epoch = epoch
+
+    def files(self) -> list[Path]:
+        """The files of the images and of their maps."""
+        return [path for index in self.indices for path in self.pairs.paths(index)]
 
     def __getitem__(self, position: int) -> PairSample:
         failed: list[str] = []

@@ -53,6 +53,9 @@ class Pairs(Protocol):
     def filename(self, index: int) -> str:
         """What to call it."""
 
+    def paths(self, index: int) -> tuple[Path, ...]:
+        """The files that it is read from."""
+
 
 @dataclass(frozen=True)
 class PairFiles:
@@ -80,6 +83,10 @@ class PairFiles:
     def filename(self, index: int) -> str:
         """Path of the image."""
         return str(self.files[index][0])
+
+    def paths(self, index: int) -> tuple[Path, ...]:
+        """The image's file and the map's."""
+        return self.files[index]
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,10 @@ class LabelledMat:
     def filename(self, index: int) -> str:
         """The file, and the image's number in it as Matlab counts."""
         return f"{self.path}[{self.indices[index] + 1}]"
+
+    def paths(self, index: int) -> tuple[Path, ...]:
+        """The one file."""
+        return (self.path,)
 
 
 def open_pairs(

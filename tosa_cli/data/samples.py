@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +73,11 @@ class ImageSamples(Dataset[Sample]):
         """Set the epoch, on which the augmentation depends."""
         self.epoch = epoch
 
+    def files(self) -> list[Path]:
+        """The files of the images; none where they are not in files of their own."""
+        files = getattr(self.dataset.reader, "samples", None)
+        return [Path(files[index][0]) for index in self.indices] if isinstance(files, list) else []
+
     def __getitem__(self, position: int) -> Sample:
         failed: list[str] = []
         for offset in range(min(len(self), MAX_CONSECUTIVE_FAILURES)):
@@ -115,6 +121,10 @@ class StreamedSamples(IterableDataset[Sample]):
         """Set the epoch, on which order and augmentation depend."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
+
+    def files(self) -> list[Path]:
+        """None: the images are in archives."""
+        return []
 
     def set_loader_cfg(self, num_workers: int | None = None) -> None:
         """Pass the number of workers on to timm\'s reader."""

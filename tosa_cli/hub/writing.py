@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,7 +35,9 @@ def alone(path: Path) -> Iterator[None]:
     real = path.resolve()
     file = real.with_name(f".{real.name}.lock")
     lock = FileLock(file, is_singleton=True)
+    made = [parent for parent in file.parents if not parent.exists()]
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         if not file.exists():  # where no file can be made, the library waits for one
@@ -51,6 +53,9 @@ def alone(path: Path) -> Iterator[None]:
         if lock.lock_counter == 1:
             file.unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # nothing was written there
+            for parent in made:
+                parent.rmdir()
 
 
 @contextmanager
@@ -77,7 +82,6 @@ def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     beside, inside = staging(real), real / STAGING
     new = inside if stays else beside
     try:
-        real.parent.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             try:
                 for left in (beside, inside):

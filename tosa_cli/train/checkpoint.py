@@ -49,6 +49,17 @@ class TrainState:
     seconds: float = 0.0
 
 
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("epoch", "batch", "update"), int),
+    **dict.fromkeys(("settings", "optimizer"), dict),
+    "history": list,
+    "seconds": (int, float),
+}
+
+NO_RESULT = "-" * 64
+"""Stands in a checkpoint for the fingerprint of a result that there is not yet, and is as long."""
+
+
 def checkpoint_path(output: Path, command: str) -> Path:
     """Where the checkpoint of a command that writes `output` lies: beside it."""
     output = output.resolve()
@@ -75,7 +86,7 @@ def write_checkpoint(path: Path, state: TrainState) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with staging_folder(path) as folder:
             temporary = folder / path.name
-            save_file(tensors, temporary, metadata={"tosa": json.dumps(numbers)})
+            save_file(tensors, temporary, metadata=_metadata(json.dumps(numbers), tensors))
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -110,11 +121,68 @@ def read_checkpoint(path: Path) -> TrainState:
     check_resumable(path)
     try:
         with safe_open(path, framework="pt") as file:
-            numbers = json.loads((file.metadata() or {})["tosa"])
+            metadata = file.metadata() or {}
+            text, checksum = metadata["tosa"], metadata.get("checksum")  # older checkpoints have none
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return TrainState(tensors=tensors, **numbers)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        state = _checked_state(json.loads(text), tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of tosa ({error}). Delete it and start anew.") from error
+    if checksum not in (None, _checksum(text, tensors)):
+        raise CheckpointError(f"{path} is not whole: its checksum is another. Delete it and start anew.")
+    return state
+
+
+def note_result(path: Path, result: str) -> None:
+    """Note in a checkpoint, in its place, the fingerprint of the model that its run ended in.
+
+    With it a run that was killed between writing its model and removing its checkpoint is known to have ended.
+    """
+    with open(path, "r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        place = header.find(NO_RESULT.encode())
+        if place >= 0:
+            file.seek(8 + place)
+            file.write(result.encode())
+
+
+def read_result(path: Path) -> str | None:
+    """The fingerprint of the model that a checkpoint's run ended in; None if it did not end or there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            result = (file.metadata() or {}).get("result")
+    except (SafetensorError, OSError):
+        return None
+    return None if result == NO_RESULT else result
+
+
+def _metadata(text: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {"tosa": text, "checksum": _checksum(text, tensors), "result": NO_RESULT}
+
+
+def _checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(_bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
+def _bytes_of(value: Tensor) -> Any:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _checked_state(numbers: Any, tensors: dict[str, Tensor]) -> TrainState:
+    """The state that a header tells.
+
+    Raises:
+        TypeError: If something is missing or of another type.
+    """
+    state = TrainState(tensors=tensors, **numbers)
+    for name, kind in _KINDS.items():
+        value = getattr(state, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}")
+    return state
 
 
 def fingerprint(model: FinetunableViT | Predictor) -> str:
@@ -125,7 +193,7 @@ def fingerprint(model: FinetunableViT | Predictor) -> str:
         digest.update(json.dumps(model.encoder.config.to_dict()).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(_bytes_of(value))
     return digest.hexdigest()
 
 

@@ -110,7 +110,7 @@ def train(
         )
     updates_per_epoch = batches_per_epoch // config.grad_accum_steps
     scheduler = make_scheduler(optimizer, updates_per_epoch) if make_scheduler else None
-    identity = {"num_images": images.num_images, "model": fingerprint}
+    identity = {"num_images": images.num_images, "model": fingerprint, "images": images.fingerprint}
     streamed = is_streamed(images.loader.dataset)
     saver = Saver(accelerator, checkpoint, config, identity, trained, optimizer, ema, watch, streamed)
     clock = Clock(config.max_minutes, updates_per_epoch * config.epochs)

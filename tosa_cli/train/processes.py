@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import LoggerType, get_available_trackers
 from accelerate.utils import DataLoaderConfiguration
 from torch import distributed
 
@@ -29,6 +30,7 @@ def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accele
     Raises:
         ConfigError: If the device or the tracker is not there.
     """
+    _check_tracker(config.log_with)
     pick_device(config.device)
     _forget_former_settings()
     try:
@@ -42,6 +44,18 @@ def make_accelerator(config: TrainConfig, log_dir: Path | None = None) -> Accele
         )
     except (ImportError, ValueError) as error:
         raise ConfigError(f"Training cannot be set up like this: {error}") from error
+
+
+def _check_tracker(name: str) -> None:
+    """Check that a tracker is installed: accelerate would go on without it.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    known, available = ([str(tracker) for tracker in trackers] for trackers in (LoggerType, get_available_trackers()))
+    if name in known and name not in available and name != LoggerType.ALL:
+        package = f"'tosa-cli[{name}]'" if name in ("tensorboard", "wandb") else name
+        raise ConfigError(f"The tracker {name} is not installed: run `pip install {package}`, or leave out --log-with.")
 
 
 class MainProcess:

@@ -21,9 +21,10 @@ from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.weights import Average, Watch
 
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict", "max_minutes"}
+    {"workers", "device", "log_with", "checkpoint_every", "lr", "clip_grad", "strict", "max_minutes", "images"}
 )
-"""Settings that a resumed run may change; with any other it would be another run. On a stream `workers` is such too."""
+"""Settings that a resumed run may change; with any other it would be another run. On a stream `workers` is such too.
+That images are others is told by the job."""
 
 
 PATHS = frozenset({"data_dir", "val_dir", "split_file", "val_split_file", "depth_dir", "val_depth_dir"})

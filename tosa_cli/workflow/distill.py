@@ -17,7 +17,7 @@ from tosa_cli.train.distill import check_trainable, distill_augmentation
 from tosa_cli.train.distill import distill as train_and_fit
 from tosa_cli.train.processes import MainProcess, make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
-from tosa_cli.workflow.job import Job, RunReport, is_same, watched_results
+from tosa_cli.workflow.job import Job, RunReport, is_same, one_run, watched_results
 
 
 def distill(
@@ -56,8 +56,14 @@ def distill(
     own = own_folder(model, may_be_remote=output is not None)
     folder = Path(output) if output is not None else own
     may_replace = overwrite or output is None or is_same(own, folder)
-    loaded: TosaViT = load(model) if isinstance(model, (str, Path)) else model
-    job = Job(loaded, "distilled", folder, may_replace, listener)
+    with one_run(folder):
+        loaded: TosaViT = load(model) if isinstance(model, (str, Path)) else model
+        job = Job(loaded, "distilled", folder, may_replace, listener)
+        return (job.finished(config) if resume else None) or _distill(job, config, resume)
+
+
+def _distill(job: Job, config: DistillConfig, resume: bool) -> RunReport:
+    loaded: TosaViT = job.model
     job.check(resume)
     check_trainable(loaded)
     accelerator = make_accelerator(config, job.tracker_folder)
@@ -74,7 +80,7 @@ def distill(
     )
     held_out = images.held_out
     job.start_trackers(accelerator, config)
-    job.tell_images("Distilling", images.training or images.in_order, held_out)
+    job.tell_images("Distilling", images.training or images.in_order, held_out, resume)
     if images.training is not None:
         job.tell_left_out(accelerator, config, images.training)
 
@@ -93,7 +99,7 @@ def distill(
     watch = Watch(features, every=0, keep_best=True) if is_fitted else None
     with lost_workers_told(job.how_to_go_on):
         before = selectors()
-        with listener.progress("Distilling") as progress:
+        with job.listener.progress("Distilling") as progress:
             done = train_and_fit(
                 accelerator,
                 loaded,

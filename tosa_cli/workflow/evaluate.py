@@ -11,6 +11,7 @@ from tosa_cli.api import load, save
 from tosa_cli.data.description import Data, read_from
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import InputError, MeasureError
+from tosa_cli.hub.writing import alone
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
@@ -94,12 +95,13 @@ def record(report: EvaluateReport, folder: str | Path, listener: Listener | None
     from tosa_cli.hub.card import why_unpublished
 
     listener = listener or Nobody()
-    model = load(folder)
-    # Names of local files and folders are nobody else's business, and the folder may be pushed.
-    values = {**report.values, "model": model.provenance.base_model, "skipped": len(report.values["skipped"])}
-    results = {**model.provenance.results, "eval": values}
-    model.provenance = dataclasses.replace(model.provenance, results=results)
-    save(model, folder, overwrite=True)
+    with alone(Path(folder)):
+        model = load(folder)
+        # Names of local files and folders are nobody else's business, and the folder may be pushed.
+        values = {**report.values, "model": model.provenance.base_model, "skipped": len(report.values["skipped"])}
+        results = {**model.provenance.results, "eval": values}
+        model.provenance = dataclasses.replace(model.provenance, results=results)
+        save(model, folder, overwrite=True)
     listener.say(f"Wrote the result into {Path(folder) / 'README.md'}.")
     reason = why_unpublished(model, values) if isinstance(model, TosaViT) else None
     if reason and report.task is TASKS["classification"]:

@@ -18,7 +18,7 @@ from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
-from tosa_cli.workflow.job import Job, RunReport, is_same, watched_results
+from tosa_cli.workflow.job import Job, RunReport, is_same, one_run, watched_results
 
 
 def finetune(
@@ -60,8 +60,13 @@ def finetune(
     folder = Path(output) if output is not None else start.folder
     own = start.is_own and (output is None or is_same(start.folder, folder))
     job = Job(start.model, "finetuned", folder, overwrite or own, listener)
+    with one_run(folder):
+        return (job.finished(start.config) if resume else None) or _finetune(job, task, start.config, resume)
+
+
+def _finetune(job: Job, task: Task, settings: Any, resume: bool) -> RunReport:
+    listener = job.listener
     job.check(resume)
-    settings = start.config
     teacher = task.teacher(job.model)
     accelerator = make_accelerator(settings, job.tracker_folder)
     images, held_out = task.open(job.model, settings)
@@ -69,7 +74,7 @@ def finetune(
     encoder = job.model.encoder if isinstance(job.model, Predictor) else job.model
     if isinstance(encoder, TosaViT) and list(encoder.selector_parameters()) and not job.model.provenance.is_distilled:
         listener.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
-    job.tell_images(task.doing(settings), images, held_out)
+    job.tell_images(task.doing(settings), images, held_out, resume)
     job.tell_left_out(accelerator, settings, images)
     for note in task.training_notes(images, job.model):
         listener.warn(note)

@@ -1,19 +1,32 @@
 """What `distill` and `finetune` share: the model, the folder that is written, and the report."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from tosa_cli.api import load
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import CheckpointError
-from tosa_cli.hub.folder import check_output
+from tosa_cli.hub.folder import check_output, is_model_folder
+from tosa_cli.hub.writing import alone
 from tosa_cli.progress import Listener, counted, tell_skipped
 from tosa_cli.provenance import COMMANDS, Stage
 from tosa_cli.tasks.base import Task
-from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
+from tosa_cli.train.checkpoint import (
+    check_resumable,
+    checkpoint_path,
+    fingerprint,
+    note_result,
+    read_checkpoint,
+    read_result,
+    remove_checkpoint,
+)
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.loop import images_left_out
 from tosa_cli.train.weights import Watch
@@ -61,6 +74,18 @@ class RunReport:
             "held_out": self.held_out,
             **self.details,
         }
+
+
+@contextmanager
+def one_run(folder: Path | None) -> Iterator[None]:
+    """Keep other runs from the folder that one writes; of processes that train together the main one does.
+
+    Raises:
+        OutputError: If another run writes it.
+    """
+    is_main = os.environ.get("RANK", "0") == "0"
+    with alone(folder) if folder is not None and is_main else nullcontext():
+        yield
 
 
 @dataclass
@@ -117,14 +142,52 @@ class Job:
         elif checkpoint.exists():
             self.listener.warn(f"{checkpoint} of an unfinished run will be replaced; --resume would go on from it.")
 
+    def finished(self, config: TrainConfig) -> RunReport | None:
+        """The report of a run that wrote its model, but was killed before it removed its checkpoint; that is done now.
+
+        Args:
+            config: The settings.
+
+        Returns:
+            None if there is no such run.
+        """
+        checkpoint = self.checkpoint
+        result = None if checkpoint is None else read_result(checkpoint)
+        if self.folder is None or checkpoint is None or result is None or not is_model_folder(self.folder):
+            return None
+        model = load(self.folder)
+        if fingerprint(model) != result:
+            return None
+        state = read_checkpoint(checkpoint)
+        remove_checkpoint(checkpoint)
+        self.listener.say(f"The run had ended, and {self.folder} is what it wrote: nothing is left to do.")
+        return RunReport(
+            model=model,
+            folder=self.folder,
+            images_per_second=0.0,
+            seconds=state.seconds,
+            updates=state.update,
+            skipped=[],
+            held_out=dict(model.provenance.results.get(COMMANDS[self.stage], {})),
+            watch=None,
+            config=config,
+        )
+
     def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
         """Start the trackers that were asked for."""
         if config.log_with:
             settings = {key: value for key, value in config.to_dict().items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("tosa", config=settings)
 
-    def tell_images(self, doing: str, training: Images, held_out: Images) -> None:
-        """Say what is done, on how many images, and how many are held out."""
+    def tell_images(self, doing: str, training: Images, held_out: Images, resume: bool) -> None:
+        """Say what is done, on how many images, and how many are held out; and if a resumed run began with others."""
+        if resume and self.checkpoint is not None:
+            before = read_checkpoint(self.checkpoint).settings.get("images")
+            if before not in (None, training.fingerprint):
+                self.listener.warn(
+                    f"Images of {training.name} changed since the run was stopped: it goes on with those of now, and "
+                    f"ends in other weights than a run that was never stopped."
+                )
         self.listener.say(
             f"{doing} on {counted(training.num_images, 'image')} of {training.name}; "
             f"{counted(held_out.num_images, 'image')} {'is' if held_out.num_images == 1 else 'are'} held out."
@@ -167,6 +230,8 @@ class Job:
         model.provenance = model.provenance.after(self.stage, config.recorded(), {COMMANDS[self.stage]: results})
         skipped = [*done.failed, *held_out.failed]
         if self.folder is not None and self.checkpoint is not None and accelerator.is_main_process:
+            if self.checkpoint.exists():  # a model that is only fitted has none
+                note_result(self.checkpoint, fingerprint(model))
             save(model, self.folder, overwrite=self.overwrite)
             remove_checkpoint(self.checkpoint)
         tell_skipped(skipped, self.listener)
