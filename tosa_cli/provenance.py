@@ -17,6 +17,9 @@ COMMANDS: dict[str, str] = {"converted": "convert", "distilled": "distill", "fin
 """The command that takes a model to each stage."""
 
 
+_OPTIONAL = ("base_hub_id", "base_revision", "license")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """Where a converted model comes from; it never changes what the model computes.
@@ -74,11 +77,17 @@ class Provenance:
                 f"run `pip install -U tosa-cli`."
             )
         check_keys(values, (field.name for field in dataclasses.fields(cls)), "key in the tosa block:")
-        if values.get("stage", "converted") not in COMMANDS:
-            raise ConfigError(f"stage must be one of {', '.join(COMMANDS)}; not {values['stage']!r}.")
-        for name in ("steps", "results"):
-            if not isinstance(values.get(name, {}), Mapping):
-                raise ConfigError(f"{name} in the tosa block should be an object, not {values[name]!r}.")
+        if not isinstance(stage := values.get("stage", "converted"), str) or stage not in COMMANDS:
+            raise ConfigError(f"stage must be one of {', '.join(COMMANDS)}; not {stage!r}.")
+        for name, value in values.items():
+            if name in ("steps", "results"):
+                if not isinstance(value, Mapping) or not all(isinstance(part, Mapping) for part in value.values()):
+                    raise ConfigError(f"{name} in the tosa block should be an object of objects, not {value!r}.")
+            elif name != "format_version" and not isinstance(value, str | None if name in _OPTIONAL else str):
+                raise ConfigError(f"{name} in the tosa block should be a text, not {value!r}.")
+        for step in values.get("steps", {}):
+            if command_of(step) not in COMMANDS.values():
+                raise ConfigError(f"steps in the tosa block has {step!r}, which no command is called.")
         return cls(**values)
 
     def after(

@@ -75,6 +75,22 @@ def find_recipe(name: str) -> Path:
     return path
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that is given twice, of which the last would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Read one mapping.
+
+        Raises:
+            yaml.YAMLError: If a key is given twice.
+        """
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(name: str) -> Recipe:
     """Read and check a recipe.
 
@@ -86,8 +102,8 @@ def load_recipe(name: str) -> Recipe:
     """
     path = find_recipe(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"The recipe {path} cannot be read ({reason}).") from error
     if not isinstance(values, dict):

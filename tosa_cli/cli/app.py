@@ -23,7 +23,7 @@ from tosa_cli.cli import (
     recipes,
     viz,
 )
-from tosa_cli.errors import TosaError
+from tosa_cli.errors import InputError, OutputError, TosaError
 from tosa_cli.interrupts import raising_interrupt
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:] or bool(os.environ.get("TOSA_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        _check_surroundings()
         with raising_interrupt():
             _run(arguments)
     except TosaError as error:
@@ -80,6 +81,12 @@ def main() -> None:
     except KeyboardInterrupt:
         console.fail("Interrupted.")
         sys.exit(130)
+    except OSError as error:
+        # Names that are too long, disks that are full, files that one may not read: the surroundings, not a fault.
+        what = f"{error.filename}: " if error.filename else ""
+        _report(f"{what}{error.strerror or ' '.join(str(error).split())}.", debug)
+        console.discard_stdout()
+        sys.exit(2)
     except Exception as error:
         console.speak_up()
         reason = " ".join(str(error).split())[:500]
@@ -91,10 +98,26 @@ def main() -> None:
         sys.exit(1)
 
 
+def _check_surroundings() -> None:
+    """Check what every command needs.
+
+    Raises:
+        OutputError: If stdout is closed: the next file to be opened would take its place.
+        InputError: If the current directory is gone.
+    """
+    if sys.stdout is None:
+        raise OutputError("stdout is closed: leave it open, or write it to /dev/null.")
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("The current directory was deleted: go to one that is there, as with `cd`.") from error
+
+
 def _run(arguments: list[str]) -> None:
     try:
         app(arguments)
     except SystemExit as exit:
+        console.flush()
         # typer makes an exit without a word of Ctrl-C.
         if exit.code == 130:
             raise KeyboardInterrupt from exit

@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
+
+from tosa_cli.errors import OutputError
 
 # The launchers of `accelerate` and `torch` number their processes so.
 is_main_process = os.environ.get("RANK", "0") == "0"
@@ -72,7 +74,8 @@ def speak_up() -> None:
 def print_json(values: Any) -> None:
     """Print a report as JSON on stdout; a number that is not finite is null there."""
     if is_main_process:
-        sys.stdout.write(json.dumps(_finite(values), indent=2) + "\n")
+        with _whole_stdout():
+            sys.stdout.write(json.dumps(_finite(values), indent=2) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:
@@ -84,12 +87,37 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_row(*row)
     # rich cuts cells short to fit the console's width; off a terminal there is none to fit.
     wide = out if out.is_terminal else Console(file=out.file, width=UNBOUNDED, **PLAIN)
-    wide.print(table)
+    with _whole_stdout():
+        wide.print(table)
 
 
 def print_line(text: str) -> None:
     """Print a line on stdout."""
-    out.print(text)
+    with _whole_stdout():
+        out.print(text)
+
+
+def flush() -> None:
+    """Write what others printed on stdout, such as `--help`."""
+    with _whole_stdout():
+        pass
+
+
+@contextmanager
+def _whole_stdout() -> Iterator[None]:
+    """Write what is printed at once, so that a full disk or a closed pipe is told, and not lost at the end."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        discard_stdout()
+        raise OutputError(f"stdout could not be written ({error.strerror or error}): write it elsewhere.") from error
+
+
+def discard_stdout() -> None:
+    """Write what comes on stdout, and what is left to write, to nowhere: Python would fail once more at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class TrainProgress:

@@ -131,12 +131,13 @@ def resolve_model(model: str | None) -> str:
         return model
     try:
         last = json.loads(STATE_FILE.read_text(encoding="utf-8"))["last_model"]
-    except (OSError, ValueError, KeyError, TypeError):
+        is_there = Path(last).is_dir()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             "No model was named, and none was converted in this directory. Name one, or run "
             "`tosa convert deit_tiny --layers 2,4,6,8,10` first."
         ) from None
-    if not Path(last).is_dir():
+    if not is_there:
         raise InputError(f"No model was named, and {last}, the last one converted here, is gone. Name one.")
     console.say(f"Working on {last}, the last model converted here.")
     return last

@@ -104,15 +104,15 @@ def viz(
 
 
 def split_names(names: Sequence[str]) -> tuple[str | None, list[Path]]:
-    """Tell the model from the images: it comes first, and is a model folder or nothing that exists here.
+    """Tell the model from the images: it comes first, and is meant as a model or is nothing that exists here.
 
     Raises:
         InputError: If no image was named.
     """
-    from tosa_cli.hub.folder import is_model_folder
+    from tosa_cli.hub.folder import claims_model
 
     first = Path(names[0].removeprefix("local-dir:"))
-    is_model = is_model_folder(first) if first.exists() else first.suffix.lower() not in IMAGE_SUFFIXES
+    is_model = claims_model(first) if first.exists() else first.suffix.lower() not in IMAGE_SUFFIXES
     model, images = (names[0], names[1:]) if is_model else (None, names)
     if not images:
         raise InputError(f"No image was named: pass images or a folder of them, as in `tosa viz {names[0]} cat.jpg`.")

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_data_config
 from timm.layers import to_2tuple
 from timm.models._hub import save_config_for_hf
 
@@ -19,6 +20,7 @@ from tosa_cli.config import ARCHITECTURE, TosaConfig
 from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceError, TosaError
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, is_model_folder, kind_of, read_json
+from tosa_cli.hub.image_config import check_image_config
 from tosa_cli.hub.weights import check_floats, weights_error
 from tosa_cli.hub.writing import atomic_folder
 from tosa_cli.model.tosa_vit import TosaViT
@@ -50,7 +52,14 @@ def write_model(
         (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
         (target / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
         (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
-        (target / CARD).write_text(render_card(model, folder.resolve().name), encoding="utf-8")
+        try:
+            card = render_card(model, folder.resolve().name)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"What the model's {CONFIG} holds under 'tosa' cannot be told in its card ({error!r}): correct it, or "
+                f"convert the source anew."
+            ) from error
+        (target / CARD).write_text(card, encoding="utf-8")
     return folder
 
 
@@ -190,6 +199,13 @@ def load_checked(
         raise
     except Exception as error:
         raise weights_error(error, str(folder)) from error
+    try:
+        create_transform(**resolve_data_config(model=model))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "of its mean and std, one number a channel is expected"
+        raise CheckpointError(f"pretrained_cfg in {folder / CONFIG} cannot be used ({reason}).") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise CheckpointError(f"{folder / CONFIG} cannot be used: leave out 'device' under model_args.")
     model.provenance = provenance
     return model.eval()
 
@@ -235,9 +251,7 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "
             f"run `tosa convert {folder} --layers 2,4,6,8,10` first."
         )
-    for key in ("model_args", "pretrained_cfg", "tosa"):
-        if not isinstance(config.get(key), dict):
-            raise CheckpointError(f"{path} should hold an object under {key!r}, but holds {config.get(key)!r}.")
+    check_blocks(config, path)
     args = config["model_args"]
     for key in ("base_architecture", "layers"):
         if key not in args:
@@ -252,6 +266,18 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
         return Provenance.from_dict(config["tosa"])
     except ConfigError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error
+
+
+def check_blocks(config: dict[str, Any], path: str) -> None:
+    """Check the parts that every config.json of ours has.
+
+    Raises:
+        CheckpointError: If one is missing, or something in it is of another type or out of range.
+    """
+    for key in ("model_args", "pretrained_cfg", "tosa"):
+        if not isinstance(config.get(key), dict):
+            raise CheckpointError(f"{path} should hold an object under {key!r}, but holds {config.get(key)!r}.")
+    check_image_config(config, path)
 
 
 def with_results(model: TosaViT, name: str, results: dict[str, Any]) -> None:

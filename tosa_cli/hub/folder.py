@@ -32,6 +32,7 @@ def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
     shown = shown or str(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(values, ensure_ascii=False).encode()  # an escape may stand for half a character
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a model folder.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -54,6 +55,14 @@ def is_model_folder(folder: Path) -> bool:
         return kind_of(read_json(folder / CONFIG)) is not None
     except CheckpointError:
         return False
+
+
+def claims_model(folder: Path) -> bool:
+    """Whether a folder is meant as a model, whoever wrote it, even where it is broken."""
+    try:
+        return "architecture" in read_json(folder / CONFIG)
+    except CheckpointError:
+        return (folder / CONFIG).is_file()
 
 
 def check_output(folder: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tosa_cli.errors import CheckpointError, ConfigError, UnsupportedModelError
-from tosa_cli.hub.checkpoint import load, load_checked, timm_config
+from tosa_cli.hub.checkpoint import check_blocks, load, load_checked, timm_config
 from tosa_cli.hub.folder import CONFIG, kind_of
 from tosa_cli.hub.kind import find_config, find_kind
 from tosa_cli.hub.source import load_source
@@ -113,8 +113,7 @@ def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
     path = f"{folder}/{CONFIG}"
     if kind_of(config) != "predictor":
         raise CheckpointError(f"{folder} holds no model with a decoder: train one with `tosa finetune --task depth`.")
-    if not isinstance(config.get("model_args"), dict) or not isinstance(config.get("tosa"), dict):
-        raise CheckpointError(f"{path} should hold objects under 'model_args' and 'tosa'.")
+    check_blocks(config, path)
     try:
         return Provenance.from_dict(config["tosa"])
     except ConfigError as error:

@@ -1,13 +1,14 @@
 """Puts a converted folder on the Hugging Face Hub, in one commit. Imports no torch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants
 from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from yaml import YAMLError
 
 from tosa_cli import __version__
 from tosa_cli.errors import CheckpointError, InputError, TosaError
@@ -29,12 +30,16 @@ class PushedFile:
     Attributes:
         name: Its name in the repository.
         size_bytes: Its size in bytes.
-        content: What goes up: a file as it is, or bytes.
+        content: What goes up, as it was when it was planned.
     """
 
     name: str
-    size_bytes: int
-    content: Path | bytes = dataclasses.field(repr=False)
+    content: bytes = dataclasses.field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Its size in bytes."""
+        return len(self.content)
 
 
 @dataclass(frozen=True)
@@ -106,21 +111,61 @@ def plan_push(folder: Path, repo_id: str | None = None, pictures: Mapping[str, b
             "give a folder that `tosa convert` wrote."
         )
     config = read_json(folder / CONFIG)
-    contents: dict[str, Path | bytes] = {
-        path.name: path for pattern in PUSHED_FILES for path in sorted(folder.glob(pattern)) if path.is_file()
-    }
-    contents |= pictures
-    contents[CONFIG] = public_config((folder / CONFIG).read_bytes())
-    if RECIPE in contents:
-        contents[RECIPE] = public_recipe((folder / RECIPE).read_bytes(), config.get("tosa", {}).get("base_hub_id"))
-    card = add_pictures(public_card((folder / CARD).read_text(encoding="utf-8"), config), tuple(pictures), config)
+    for key in ("model_args", "tosa"):
+        if not isinstance(config.get(key, {}), dict):
+            raise CheckpointError(f"{folder / CONFIG} should hold an object under {key!r}, not {config[key]!r}.")
+    contents = {**_read(folder), **pictures}
+    contents[CONFIG] = public_config(contents[CONFIG])
+    try:
+        if RECIPE in contents:
+            contents[RECIPE] = public_recipe(contents[RECIPE], config.get("tosa", {}).get("base_hub_id"))
+    except (ValueError, RecursionError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / RECIPE} cannot be read as YAML ({reason}).") from error
+    try:
+        card = add_pictures(public_card(contents[CARD].decode(), config), tuple(pictures), config)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CARD} cannot be read as text ({error}).") from error
     contents[CARD] = (address_card(card, repo_id) if repo_id else card).encode()
-    files = tuple(PushedFile(name, _size(content), content) for name, content in contents.items())
-    return PushPlan(folder, files, repo_id)
+    return PushPlan(folder, tuple(PushedFile(name, content) for name, content in contents.items()), repo_id)
 
 
-def _size(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
+def _read(folder: Path) -> dict[str, bytes]:
+    """The files that go up, all of one moment.
+
+    Raises:
+        CheckpointError: If one is a link out of the folder, cannot be read, or was replaced while they were read.
+    """
+    paths = [path for pattern in PUSHED_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(
+                f"{path} is a link to {path.resolve()}, out of the folder, and links are not followed: put the file "
+                f"itself there, or remove the link."
+            )
+    before = _stamps(folder, paths)
+    try:
+        contents = {path.name: path.read_bytes() for path in paths}
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error}).") from error
+    if _stamps(folder, paths) != before:
+        raise CheckpointError(
+            f"{folder} was replaced while it was read: push it once the run that writes it has ended."
+        )
+    return contents
+
+
+def _stamps(folder: Path, paths: Sequence[Path]) -> list[tuple[int, int, int] | None]:
+    """What tells a folder and its files from those that take their place; None for one that is gone."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for path in (folder, *paths):
+        try:
+            found = path.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
+    return stamps
 
 
 def push_folder(
@@ -206,9 +251,8 @@ def _addressed(plan: PushPlan, repo_id: str) -> tuple[PushedFile, ...]:
     """The files of a plan, with a card that says how to load the model from this repository."""
     files = []
     for file in plan.files:
-        if file.name == CARD and isinstance(file.content, bytes):
-            content = address_card(file.content.decode(), repo_id, before=plan.repo_id).encode()
-            file = PushedFile(file.name, len(content), content)
+        if file.name == CARD:
+            file = PushedFile(CARD, address_card(file.content.decode(), repo_id, before=plan.repo_id).encode())
         files.append(file)
     return tuple(files)
 
