@@ -168,7 +168,9 @@ def test_an_image_size_is_one_number_or_two(value: Any, size: Any) -> None:
     assert read_img_size(value) == size and read_img_size(None) is None
 
 
-@pytest.mark.parametrize("value", ["big", "0", 0, -1, True, 22.5, "1,2,3", [], [0, 4], "224,"], ids=str)
+@pytest.mark.parametrize(
+    "value", ["big", "0", 0, -1, True, 22.5, "1,2,3", [], [0, 4], [224], "224,", "9" * 5000], ids=str
+)
 def test_what_is_no_image_size_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="--img-size"):
         read_img_size(value)

@@ -116,6 +116,9 @@ def load_recipe(name: str) -> Recipe:
         if not isinstance(content, dict):
             raise ConfigError(f"The section {section} of the recipe {path} should hold settings, one a line.")
         check_keys(content, SECTIONS[command_of(section)], f"setting in the section {section} of {path.name}:")
+        size = content.get("img_size")
+        if isinstance(size, str) and size.isdigit():
+            raise ConfigError(f"--img-size must be a number of pixels, or height,width; not the text {size!r}.")
         sections[section] = content
     header = {key: str(values.get(key, "")).strip() for key in HEADER}
     return Recipe(**{**header, "name": header["name"] or path.stem}, sections=sections)

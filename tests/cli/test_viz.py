@@ -70,3 +70,9 @@ def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(con
     assert done.code == 0 and done.json["images"][0]["patch_cosine"] is None
     assert "The dense model is left out." in done.err
     assert tosa("viz photos/002.jpg --compare").code == 2
+
+
+def test_a_model_whose_configuration_is_broken_is_not_taken_for_a_folder_of_images(converted: Path, tosa: Tosa) -> None:
+    (converted / "config.json").write_text("{")
+    done = tosa("viz dense-tosa photos/000.jpg --no-compare")
+    assert done.code == 2 and "dense-tosa/config.json cannot be read as JSON" in done.err

@@ -1,5 +1,6 @@
 """Pushing to the Hub and loading from it, with the real client against a stub on loopback."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -341,3 +342,59 @@ def test_a_process_of_its_own_pushes_through_its_environment_and_without_torch(
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert (process.returncode, process.stdout) == (0, ""), process.stderr
     assert stub_hub.files("me/model") == FILES
+
+
+def test_what_goes_up_is_what_was_planned_whatever_becomes_of_the_folder(folder: Path) -> None:
+    plan = plan_push(folder)
+    (folder / "model.safetensors").write_bytes(b"of another model")
+    assert {file.name: file.content for file in plan.files}["model.safetensors"] == FILES["model.safetensors"]
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_not_pushed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def replace(path: Path) -> bytes:
+        content = read(path)
+        if path.name == "README.md":
+            folder.rename(folder.with_name("old"))
+            shutil.copytree(folder.with_name("old"), folder)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", replace)
+    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+        plan_push(folder)
+
+
+@pytest.mark.parametrize("name", ["selection.png", "recipe.yaml", "model.safetensors"])
+def test_no_link_out_of_the_folder_is_followed(folder: Path, name: str) -> None:
+    (folder.parent / "private").write_text("private")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../private")
+    with pytest.raises(CheckpointError, match=rf"model/{name} is a link to \S+private, out of the folder"):
+        plan_push(folder)
+
+
+def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
+    (folder / "other.png").symlink_to("selection.png")
+    assert {file.name: file.content for file in plan_push(folder).files}["other.png"] == FILES["selection.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("README.md", b"\xff\xfe", "README.md cannot be read as text"),
+        ("recipe.yaml", b"a: [1", "recipe.yaml cannot be read as YAML"),
+        ("recipe.yaml", b"\xff\xfe", "recipe.yaml cannot be read as YAML"),
+        ("recipe.yaml", b"a: !!python/object/apply:os.getcwd []", "recipe.yaml cannot be read as YAML"),
+        ("recipe.yaml", b"[" * 5000, "recipe.yaml cannot be read as YAML"),
+        ("config.json", b'{"tosa": []}', "config.json should hold an object under 'tosa'"),
+        ("config.json", b'{"model_args": 5}', "config.json should hold an object under 'model_args'"),
+        ("config.json", b"[" * 100_000, "config.json cannot be read as JSON"),
+    ],
+)
+def test_a_broken_file_is_named(folder: Path, name: str, content: bytes, told: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=told):
+        plan_push(folder)

@@ -88,14 +88,26 @@ def main() -> None:
         console.discard_stdout()
         sys.exit(2)
     except Exception as error:
+        if _is_for_memory(error):
+            _report(f"There is not enough memory ({_first_words(error)}): pass a smaller size or number.", debug)
+            sys.exit(1)
         console.speak_up()
-        reason = " ".join(str(error).split())[:500]
         _report(
-            f"{type(error).__name__}: {reason} This is a fault of tosa: please report it with the output of the "
-            f"same command with --debug.",
+            f"{type(error).__name__}: {_first_words(error)} This is a fault of tosa: please report it with the output "
+            f"of the same command with --debug.",
             debug,
         )
         sys.exit(1)
+
+
+def _is_for_memory(error: Exception) -> bool:
+    """Whether PyTorch, NumPy or Python could not get the memory that was asked for, by their words."""
+    words = ("can't allocate memory", "out of memory", "size calculation overflowed", "multiplication overflow")
+    return isinstance(error, MemoryError) or any(part in str(error).lower() for part in map(str.lower, words))
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
 
 
 def _check_surroundings() -> None:

@@ -30,9 +30,10 @@ def read_img_size(value: Any) -> ImgSize:
     """
     if value is None or value == "":
         return None
-    parts = value if isinstance(value, (list, tuple)) else re.split("[,x]", str(value))
-    sizes = [int(str(part)) for part in parts if re.fullmatch(r"\d+", str(part))]
-    if len(sizes) != len(parts) or len(sizes) not in (1, 2) or min(sizes) < 1:
+    is_list = isinstance(value, (list, tuple))
+    parts = value if is_list else re.split("[,x]", str(value))
+    sizes = [int(str(part)) for part in parts if re.fullmatch(r"[0-9]{1,9}", str(part))]
+    if len(sizes) != len(parts) or len(sizes) not in ((2,) if is_list else (1, 2)) or min(sizes) < 1:
         raise ConfigError(f"--img-size must be a number of pixels, or height,width; not {value!r}.")
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 

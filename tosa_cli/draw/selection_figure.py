@@ -118,7 +118,7 @@ def draw_selection(
     if predicted is not None:
         draw_maps(axes[row][int(beside) :], predicted, pixels, ratio, narrow=beside)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)  # a name may hold dollars
     if maps:
         _legend(figure, footer, maps)
     buffer = io.BytesIO()

@@ -144,6 +144,17 @@ class Saver:
                     f"The run to resume had {key} {state.settings.get(key)}, now it is {value}{why}. Pass the same "
                     f"settings, or leave out --resume to start anew."
                 )
+        try:
+            self._put_back(groups, state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be resumed from ({error!r}). Delete it and start anew."
+            ) from error
+        self.has_checkpoint = True
+        self._seconds_before = state.seconds
+        return state.epoch, state.batch, state.update
+
+    def _put_back(self, groups: dict[str, dict[str, Tensor]], state: TrainState) -> None:
         for name, value in groups["weights"].items():
             self.trained[name].copy_(value)
         unpack_optimizer(self.optimizer, groups.get("optimizer", {}), state.optimizer)
@@ -153,9 +164,6 @@ class Saver:
             self.watch.restore(groups.get("best", {}), state.history)
         if self.accelerator.scaler is not None and "scaler" in state.optimizer:
             self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
-        self.has_checkpoint = True
-        self._seconds_before = state.seconds
-        return state.epoch, state.batch, state.update
 
     def interrupted(self) -> str:
         """What to tell when the run was interrupted."""
