@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -39,44 +40,46 @@ def test_a_line_shows_colons_as_they_are() -> None:
     )
 
 
+def failed(*words: str, stdout: Any) -> str:
+    """What is said on stderr by a command that ends with exit code 2."""
+    told = io.StringIO()
+    with (
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(told),
+        patch.object(sys, "argv", ["tosa", *words]),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    assert end.value.code == 2, told.getvalue()
+    return told.getvalue().splitlines()[-1]
+
+
 @pytest.mark.parametrize("command", ["recipes", "recipes --json", "list", "--help", "--version"])
 def test_a_full_stdout_is_told(command: str) -> None:
-    with open("/dev/full", "w") as full, contextlib.redirect_stdout(full), pytest.raises(SystemExit) as end:
-        with contextlib.redirect_stderr(io.StringIO()) as told, patch.object(sys, "argv", ["tosa", *command.split()]):
-            main()
-    assert end.value.code == 2 and "No space left on device" in told.getvalue().splitlines()[-1]
+    with open("/dev/full", "w") as full:
+        assert "No space left on device" in failed(*command.split(), stdout=full)
 
 
 def test_a_closed_stdout_is_told() -> None:
-    with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as end:
-        with patch.object(sys, "stdout", None), patch.object(sys, "argv", ["tosa", "recipes"]):
-            main()
-    assert end.value.code == 2 and told.getvalue().startswith("Error: stdout is closed")
+    assert failed("recipes", stdout=None).startswith("Error: stdout is closed")
 
 
 def test_a_pipe_that_nobody_reads_is_told() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as pipe, contextlib.redirect_stdout(pipe), pytest.raises(SystemExit) as end:
-        with contextlib.redirect_stderr(io.StringIO()) as told, patch.object(sys, "argv", ["tosa", "recipes"]):
-            main()
-    assert end.value.code == 2 and "stdout could not be written (Broken pipe)" in told.getvalue()
+    with os.fdopen(writing, "w") as pipe:
+        assert "stdout could not be written (Broken pipe)" in failed("recipes", stdout=pipe)
 
 
 def test_a_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as end:
-        with patch.object(sys, "argv", ["tosa", "flops"]):
-            main()
+    told = failed("flops", stdout=io.StringIO())
     monkeypatch.chdir(tmp_path)
-    assert end.value.code == 2 and told.getvalue().startswith("Error: The current directory was deleted")
+    assert told.startswith("Error: The current directory was deleted")
 
 
 def test_a_name_that_is_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with contextlib.redirect_stderr(io.StringIO()) as told, pytest.raises(SystemExit) as end:
-        with patch.object(sys, "argv", ["tosa", "flops", "x" * 300]):
-            main()
-    assert end.value.code == 2 and "File name too long" in told.getvalue()
+    assert "File name too long" in failed("flops", "x" * 300, stdout=io.StringIO())
