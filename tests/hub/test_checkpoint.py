@@ -489,7 +489,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next_run_of_the_same_folder(
 def test_a_folder_that_another_process_writes_is_not_written(folder: Path, model: TosaViT, tmp_path: Path) -> None:
     before = contents(folder)
     with FileLock(tmp_path / ".model.lock"):
-        with pytest.raises(OutputError, match=r"^Another run is writing .*model: wait until it has ended, or name"):
+        with pytest.raises(OutputError, match=r"^Another run is writing .*model: wait until it has ended"):
             save(model, folder, overwrite=True)
         assert contents(folder) == before
     save(model, folder, overwrite=True)

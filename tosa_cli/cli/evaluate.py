@@ -1,5 +1,6 @@
 """`tosa eval`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,15 +37,18 @@ def evaluate(
     if update_card and config.selector == "oracle":
         raise InputError("What the oracle reaches is not the model's own result: leave out --update-card.")
 
+    from tosa_cli.hub.writing import alone
     from tosa_cli.workflow.evaluate import evaluate as run
     from tosa_cli.workflow.evaluate import record
 
-    report = run(name, config=config, listener=console)
-    if json:
-        console.print_json(report.to_dict())
-    else:
-        table = report.table
-        console.print_table(table.title, table.columns, table.rows)
-        console.say(report.conditions)
-    if update_card:
-        record(report, folder, console)
+    # Measured and written by one run: another one would put other weights under these figures.
+    with alone(folder) if update_card else nullcontext():
+        report = run(name, config=config, listener=console)
+        if json:
+            console.print_json(report.to_dict())
+        else:
+            table = report.table
+            console.print_table(table.title, table.columns, table.rows)
+            console.say(report.conditions)
+        if update_card:
+            record(report, folder, console)

@@ -42,9 +42,7 @@ def alone(path: Path) -> Iterator[None]:
     except Timeout:
         if not file.exists():  # where no file can be made, the library waits for one
             raise cannot_write(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT))) from None
-        raise OutputError(
-            f"Another run is writing {path}: wait until it has ended, or name something else with -o."
-        ) from None
+        raise OutputError(f"Another run is writing {path}: wait until it has ended.") from None
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
