@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def run_killed(tosa: Tosa, command: str, turn: int) -> int | None:
             done = tosa(command)
             code = done.code
             os.write(told, str(changes.count).encode() if code == 0 else done.err.encode())
+        except BaseException:
+            os.write(told, traceback.format_exc().encode())
         finally:
             os._exit(code)
     os.close(told)
