@@ -143,6 +143,8 @@ class Declaration:
             return self._adapter.validate_python(value)
         except ValidationError as error:
             raise self.error(called, given, error.errors()[0]) from None
+        except (TypeError, OverflowError):
+            raise self.error(called, given, {"type": "", "loc": (), "input": given}) from None
 
     def error(self, called: str, given: Any, details: Mapping[str, Any]) -> ConfigError:
         """The error that refuses a value, by what pydantic says of it."""

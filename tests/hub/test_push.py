@@ -386,7 +386,7 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
     [
         ("README.md", b"\xff\xfe", "README.md cannot be read as text"),
         ("recipe.yaml", b"a: [1", "recipe.yaml cannot be read as YAML"),
-        ("recipe.yaml", b"\xff\xfe", "recipe.yaml cannot be read as YAML"),
+        ("recipe.yaml", b"name: caf\xe9\n", "recipe.yaml cannot be read as YAML"),
         ("recipe.yaml", b"a: !!python/object/apply:os.getcwd []", "recipe.yaml cannot be read as YAML"),
         ("recipe.yaml", b"[" * 5000, "recipe.yaml cannot be read as YAML"),
         ("config.json", b'{"tosa": []}', "config.json should hold an object under 'tosa'"),

@@ -24,7 +24,16 @@ is_main_process = os.environ.get("RANK", "0") == "0"
 # Names of files and classes are printed as they are: `[raw]` is no style there, and `:x:` no emoji.
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False, "quiet": not is_main_process}
 
-out = Console(soft_wrap=True, **PLAIN)
+
+class _Stdout(Console):
+    """Tells of a pipe that nobody reads, where rich would end without a word."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the error that is being handled."""
+        raise
+
+
+out = _Stdout(soft_wrap=True, **PLAIN)
 err = Console(stderr=True, soft_wrap=True, **PLAIN)
 
 UNBOUNDED = 10_000
@@ -86,7 +95,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     # rich cuts cells short to fit the console's width; off a terminal there is none to fit.
-    wide = out if out.is_terminal else Console(file=out.file, width=UNBOUNDED, **PLAIN)
+    wide = out if out.is_terminal else _Stdout(file=out.file, width=UNBOUNDED, **PLAIN)
     with _whole_stdout():
         wide.print(table)
 

@@ -131,7 +131,7 @@ def resolve_model(model: str | None) -> str:
         return model
     try:
         last = json.loads(STATE_FILE.read_text(encoding="utf-8"))["last_model"]
-        is_there = Path(last).is_dir()
+        is_there = bool(last) and Path(last).is_dir()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             "No model was named, and none was converted in this directory. Name one, or run "

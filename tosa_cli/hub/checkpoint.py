@@ -54,7 +54,7 @@ def write_model(
         (target / RECIPE).write_text(dump_recipe(model.provenance.steps, versions()), encoding="utf-8")
         try:
             card = render_card(model, folder.resolve().name)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"What the model's {CONFIG} holds under 'tosa' cannot be told in its card ({error!r}): correct it, or "
                 f"convert the source anew."

@@ -17,7 +17,7 @@ def _checks() -> dict[str, tuple[Any, str]]:
     share = Annotated[float, Field(gt=0, le=8)]
     size = tuple[count, count, count]
     kinds: dict[str, tuple[Any, str]] = {
-        "mean": (list[float], "a list of numbers"),
+        "mean": (Annotated[list[float], Field(min_length=1)], "a list of numbers"),
         "std": (Annotated[list[positive], Field(min_length=1)], "a list of numbers above 0"),
         "crop_pct": (share, "a number above 0"),
         "test_crop_pct": (share, "a number above 0"),

@@ -180,7 +180,7 @@ def _checked_state(numbers: Any, tensors: dict[str, Tensor]) -> TrainState:
     state = TrainState(tensors=tensors, **numbers)
     for name, kind in _KINDS.items():
         value = getattr(state, name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
             raise TypeError(f"{name} is {value!r}")
     return state
 
