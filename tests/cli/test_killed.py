@@ -1,8 +1,9 @@
 """kill -9 at each change of the file system that a command makes: old or new is there, whole, and it works again.
 
-Each run is a child of this process, which Python's audit events stop right before the change whose turn it is, and once
-more right after the last. Only changes below the directory of the test count. The exchange of two folders and the files
-that safetensors writes make no event, and are announced by hand.
+A command runs once in a child, and what a kill would leave is copied before each change that Python's audit events
+tell of, and looked at. Of those that leave the same names, the first is then made: the child is killed for good, and
+the same command runs again. The exchange of two folders and the files that safetensors writes make no event, and are
+announced.
 """
 
 import json
@@ -31,24 +32,33 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 Files = dict[str, bytes]
 
 
-class Changes:
-    """Counts changes in a child, and kills it before the one whose turn it is."""
+MATERIAL = ("dense", "photos", "digits")
+"""What commands only read."""
 
-    def __init__(self, folder: Path, turn: int) -> None:
-        self.folder, self.turn, self.count = str(folder), turn, 0
+
+class Changes:
+    """Counts changes in a child; before each the directory is copied, or before the one whose turn it is all ends."""
+
+    def __init__(self, folder: Path, copies: Path | None, turn: int) -> None:
+        self.folder, self.copies, self.turn, self.count, self.is_copying = folder, copies, turn, 0, False
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
-            path = arguments[0]
-            if isinstance(path, (str, bytes, os.PathLike)) and os.path.abspath(os.fsdecode(path)).startswith(
-                self.folder
-            ):
-                self.change()
+        if event not in CHANGES and not (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
+            return
+        path = arguments[0]
+        is_path = isinstance(path, (str, bytes, os.PathLike)) and not self.is_copying
+        if is_path and os.path.abspath(os.fsdecode(path)).startswith(str(self.folder)):
+            self.change()
 
     def change(self) -> None:
         self.count += 1
         if self.count == self.turn:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.copies is not None:
+            self.is_copying = True
+            target = self.copies / f"{self.count:03d}"
+            shutil.copytree(self.folder, target, symlinks=True, ignore=shutil.ignore_patterns(*MATERIAL))
+            self.is_copying = False
 
     def announced(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function before and after which there is a change."""
@@ -62,22 +72,22 @@ class Changes:
         return run
 
 
-def run_killed(tosa: Tosa, command: str, turn: int) -> int | None:
-    """Run a command in a child that is killed at one of its changes; how many it made, if it came to its end."""
+def run_in_child(tosa: Tosa, command: str, copies: Path | None = None, turn: int = 0) -> bool:
+    """Run a command in a child, which may be killed at one of its changes; whether it was."""
     reading, told = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
         code = 3
         try:
-            changes = Changes(Path.cwd(), turn)
+            torch.manual_seed(0)
+            changes = Changes(Path.cwd(), copies, turn)
             writing.exchange = changes.announced(writing.exchange)
             checkpoint.save_file = changes.announced(checkpoint.save_file)
             checkpoints.save_file = changes.announced(checkpoints.save_file)
             sys.addaudithook(changes.audit)
             done = tosa(command)
             code = done.code
-            os.write(told, str(changes.count).encode() if code == 0 else done.err.encode())
+            os.write(told, done.err.encode())
         except BaseException:
             os.write(told, traceback.format_exc().encode())
         finally:
@@ -86,53 +96,72 @@ def run_killed(tosa: Tosa, command: str, turn: int) -> int | None:
     with os.fdopen(reading) as found:
         text = found.read()
     status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return None
-    assert os.WEXITSTATUS(status) == 0, text
-    return int(text)
+    was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert was_killed or status == 0, text
+    return was_killed
 
 
-def contents(folder: Path) -> Files:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+def contents(path: Path) -> Files:
+    """What a folder holds, or a file."""
+    files = [path] if path.is_file() else path.iterdir() if path.exists() else []
+    return {file.name: file.read_bytes() for file in files}
 
 
-def without_times(files: Files) -> Files:
-    """The files of a model folder without what differs from run to run: speeds, in card and configuration."""
+def certain(files: Files) -> Files:
+    """The files of a model folder without those that tell speeds, which differ from run to run."""
     return {name: content for name, content in files.items() if name not in ("README.md", "config.json")}
 
 
 def check_every_kill(tosa: Tosa, command: str, target: Path, whole: Callable[[Path], Any], again: str = "") -> int:
-    """Kill a command at each change in turn, and look at what it leaves; returns how many changes it makes."""
-    start = Path.cwd()
-    shutil.copytree(start, start.with_name("start"), symlinks=True)
-    before = contents(target) if target.is_dir() else {target.name: target.read_bytes()} if target.exists() else {}
-    total = run_killed(tosa, command, 0)
-    assert total
-    after = contents(target) if target.is_dir() else {target.name: target.read_bytes()}
-    new, names = without_times(after), set(os.listdir())
-    for turn in range(1, total + 1):
-        restore(start)
-        assert run_killed(tosa, command, turn) is None
-        here = contents(target) if target.is_dir() else {target.name: target.read_bytes()} if target.exists() else {}
-        is_new = without_times(here) == new and all(here[name] != before.get(name) for name in here.keys() - new.keys())
-        assert here == before or is_new, f"killed at change {turn} of {total}"
+    """Look at what a kill at each change of a command would leave, and make those that leave different names.
+
+    Args:
+        tosa: Runs it.
+        command: The command.
+        target: What it writes.
+        whole: Checks that this is whole.
+        again: What the command needs to run once more where it had ended.
+
+    Returns:
+        How many changes it makes.
+    """
+    place, copies = Path.cwd(), Path.cwd().with_name("copies")
+    shutil.copytree(place, place.with_name("start"), symlinks=True)
+    before = contents(target)
+    run_in_child(tosa, command, copies)
+    new, names, seen = contents(target), set(os.listdir()), set()
+    turns = sorted(copies.iterdir())
+    for turn, left in enumerate(turns, start=1):
+        here = contents(left / target)
+        is_new = certain(here) == certain(new) and all(
+            here[name] != before.get(name) for name in here.keys() - certain(here)
+        )
+        assert here == before or is_new, f"killed at change {turn} of {len(turns)}"
+        kind = (here == before, frozenset(os.listdir(left)))
+        if kind in seen:
+            continue
+        seen.add(kind)
+        restore(place)
+        assert run_in_child(tosa, command, turn=turn)
+        assert frozenset(os.listdir()) - set(MATERIAL) == kind[1]
         if here:
             whole(target)
         done = tosa(command)
         if done.code and again:
             done = tosa(f"{command} {again}")
-        assert done.code == 0, f"killed at change {turn} of {total}: {done.err}"
+        assert done.code == 0, f"killed at change {turn} of {len(turns)}: {done.err}"
         whole(target)
-        assert set(os.listdir()) == names, f"killed at change {turn} of {total}"
-    return total
+        assert set(os.listdir()) == names, f"killed at change {turn} of {len(turns)}"
+    return len(turns)
 
 
 def restore(folder: Path) -> None:
     """Bring the directory back to the start, itself in its place."""
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    shutil.copytree(folder.with_name("start"), folder, symlinks=True, dirs_exist_ok=True)
+        if path.name not in MATERIAL:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    start = folder.with_name("start")
+    shutil.copytree(start, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*MATERIAL))
 
 
 @pytest.fixture
@@ -140,7 +169,7 @@ def place(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """A directory below the test's with few images, a dense model and a converted one."""
     place = tmp_path / "place"
     place.mkdir()
-    for name in ("dense", "photos", "digits", "dense-tosa"):
+    for name in (*MATERIAL, "dense-tosa"):
         shutil.move(tmp_path / name, place / name)
     for number, path in enumerate(sorted((place / "photos").iterdir())):
         if number > 9:
