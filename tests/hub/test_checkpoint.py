@@ -397,7 +397,7 @@ def test_a_full_disk_leaves_the_old_folder_as_it_was(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError("x")]
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError("x")]
 )
 @pytest.mark.parametrize("step", ["hub.checkpoint.save_file", "workflow.save.render_card"])
 def test_whatever_goes_wrong_while_saving_leaves_the_old_folder_as_it_was(
