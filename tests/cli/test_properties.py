@@ -100,7 +100,10 @@ def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
     monkeypatch.setattr(command_line, "app", app)  # made once
     command, kept = name.partition(" ")[0], set(os.listdir())
     wrong = []
-    for option in options_of(app.commands[command]):
+    options = options_of(app.commands[command])
+    if name != command and not LONG:
+        options = [option for option in options if option[2:].replace("-", "_") not in FinetuneConfig.field_names()]
+    for option in options:
         for value in TYPED:
             try:
                 with limits(20 if LONG else 2):
