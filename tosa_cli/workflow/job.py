@@ -13,7 +13,7 @@ from tosa_cli.api import load
 from tosa_cli.data.datasets import is_streamed
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import CheckpointError
-from tosa_cli.hub.folder import check_output, is_model_folder
+from tosa_cli.hub.folder import check_output, check_writable, is_model_folder
 from tosa_cli.hub.writing import alone
 from tosa_cli.progress import Listener, counted, tell_skipped
 from tosa_cli.provenance import COMMANDS, Stage
@@ -81,8 +81,10 @@ def one_run(folder: Path | None) -> Iterator[None]:
     """Keep other runs from the folder that one writes; of processes that train together the main one does.
 
     Raises:
-        OutputError: If another run writes it.
+        OutputError: If another run writes it, or it cannot be written.
     """
+    if folder is not None:
+        check_writable(folder.resolve().parent)
     is_main = os.environ.get("RANK", "0") == "0"
     with alone(folder) if folder is not None and is_main else nullcontext():
         yield
