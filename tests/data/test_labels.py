@@ -13,7 +13,7 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.labels import Labels, check_labels, find_labels
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import DataError
-from tosa_cli.model.timm_interface import class_descriptions, set_class_names
+from tosa_cli.model.class_names import class_descriptions, set_class_names
 
 
 def write(root: Path, *paths: str) -> Path:

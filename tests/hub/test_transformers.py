@@ -21,7 +21,7 @@ from tosa_cli.hub.architectures import plan_model
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.source import load_source
 from tosa_cli.hub.state_dict import to_timm
-from tosa_cli.model.timm_interface import class_names
+from tosa_cli.model.class_names import class_names
 
 from ..model.tiny_models import make_images, make_vit
 from .stub_hub import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tosa_cli.errors import CheckpointError, ConfigError
 from tosa_cli.hub.source import Source, load_source
-from tosa_cli.model.timm_interface import class_names
+from tosa_cli.model.class_names import class_names
 from tosa_cli.source_config import ImageSettings
 
 from ..model.tiny_models import make_images, make_vit

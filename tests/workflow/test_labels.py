@@ -12,7 +12,7 @@ from tosa_cli import load, save
 from tosa_cli.data.description import Data
 from tosa_cli.errors import DataError, MeasureError
 from tosa_cli.measure.config import EvalConfig
-from tosa_cli.model.timm_interface import class_names, set_class_names
+from tosa_cli.model.class_names import class_names, set_class_names
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.workflow.evaluate import evaluate
 from tosa_cli.workflow.finetune import finetune

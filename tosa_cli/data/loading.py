@@ -20,7 +20,7 @@ from tosa_cli.data.images import color_mode
 from tosa_cli.data.labels import Labels, find_labels
 from tosa_cli.data.samples import Batch, ImageSamples, StreamedSamples, collate
 from tosa_cli.errors import ConfigError, DataError
-from tosa_cli.model.timm_interface import class_descriptions, class_names
+from tosa_cli.model.class_names import class_descriptions, class_names
 
 GRACE_SECONDS = 60
 """How long a process that loads data goes on once it is told to end, so that the main one can write a checkpoint."""

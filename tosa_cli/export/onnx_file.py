@@ -13,7 +13,7 @@ from tosa_cli import __version__
 from tosa_cli.errors import ExportError, InputError
 from tosa_cli.export.program import INPUT, choice_names, decompose, trace
 from tosa_cli.export.quiet import quiet
-from tosa_cli.model.timm_interface import class_names
+from tosa_cli.model.class_names import class_names
 from tosa_cli.model.tosa_vit import TosaViT
 
 SINGLE_FILE_BYTES = 1_900_000_000

@@ -18,8 +18,8 @@ from tosa_cli.hub.positions import patch_kernel
 from tosa_cli.hub.state_dict import is_named_by_transformers
 from tosa_cli.hub.timm_models import build_planned, create, resolve_name, weights_names
 from tosa_cli.hub.weights import check_finite, num_outputs, read_parts, read_weights
+from tosa_cli.model.class_names import class_names, set_class_names
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.timm_interface import class_names, set_class_names
 from tosa_cli.provenance import Provenance
 from tosa_cli.source_config import ImageSettings
 

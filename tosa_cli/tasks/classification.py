@@ -16,7 +16,8 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.hub.card import how_chosen
 from tosa_cli.measure.evaluation import Measure, Measured
-from tosa_cli.model.timm_interface import FinetunableViT, class_names, set_class_names
+from tosa_cli.model.class_names import class_names, set_class_names
+from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener
 from tosa_cli.tasks.base import Column
