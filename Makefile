@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types check format build real results fashion pages picture clean
+.PHONY: demo test properties lint types check format build real results fashion pages picture clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# The long form of tests/cli/test_properties.py: a quarter of an hour and more.
+properties: $(STAMP)
+	TOSA_PROPERTIES=long HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/cli/test_properties.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,241 @@
+"""Whatever is given, a sentence or a right result comes: every option, and every key of every file that is read.
+
+The long form, `make properties`, adds what takes long: the demo, exports, and models with a decoder.
+"""
+
+import copy
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+import yaml
+from safetensors import safe_open
+from timm.data import create_transform, resolve_data_config
+
+from tests.cli.conftest import run_tosa
+from tests.data.tiny_pairs import write_folder
+from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
+from tosa_cli.api import load, save
+from tosa_cli.cli import app as command_line
+from tosa_cli.cli.options import settings_from
+from tosa_cli.convert_config import ConvertConfig
+from tosa_cli.errors import TosaError
+from tosa_cli.recipe import SECTIONS
+from tosa_cli.train import checkpoint as checkpoints
+from tosa_cli.train.config import DistillConfig, FinetuneConfig
+from tosa_cli.train.predictor_config import PredictorConfig
+
+LONG = os.environ.get("TOSA_PROPERTIES") == "long"
+
+TYPED = ("-1", "0", "nan", "inf", "1000000000", "", "wrong")
+"""What is typed as the value of every option."""
+
+FEW: tuple[Any, ...] = (None, -1, math.nan, "wrong", "\ud800", [], {"a": 1})
+WRITTEN: tuple[Any, ...] = (*FEW, True, 0, 5, 1e9, math.inf, "", [[]], {})
+"""What stands under every key of a file; the few where each takes long."""
+
+MISSING = object()
+
+TRAIN = "-b 8 -j 0 --epochs 1 --device cpu --max-samples 9 -o out --overwrite"
+COMMANDS = {
+    "convert": "dense --layers 2,4 -o out --overwrite",
+    "distill": f"dense-tosa --data-dir photos {TRAIN}",
+    "finetune": f"dense-tosa --data-dir digits {TRAIN}",
+    "finetune for depth": f"dense --task depth --data-dir scenes --decoder linear {TRAIN}",
+    "eval": "dense-tosa --data-dir digits -j 0 --max-samples 4 --device cpu",
+    "flops": "dense-tosa",
+    "bench": "dense-tosa -b 1 --rounds 1 --device cpu",
+    "inspect": "dense --data-dir photos --max-samples 2 -j 0 --device cpu",
+    "list": "",
+    "viz": "dense-tosa photos/000.jpg --no-compare --overwrite -o out.png",
+    "push": "dense-tosa me/model --dry-run",
+    "recipes": "",
+    **({"export": "dense-tosa --format pt2 -o out.pt2 --overwrite", "demo": "-o out --overwrite"} if LONG else {}),
+}
+"""A command line for each command, which works."""
+
+
+@contextmanager
+def limits(seconds: float) -> Iterator[None]:
+    """Interrupt what runs longer, as Ctrl-C would, and refuse more memory than a small machine has."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    memory = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, memory[1]))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, memory)
+
+
+def options_of(command: Any) -> list[str]:
+    """The options of a command that take a value."""
+    parameters = command.params
+    return [max(p.opts, key=len) for p in parameters if p.param_type_name == "option" and not p.is_flag]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
+    converted: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if "scenes" in COMMANDS[name]:
+        write_folder(Path("scenes"), 10)
+    app: Any = typer.main.get_command(command_line.app)
+    monkeypatch.setattr(command_line, "app", app)  # made once
+    command, kept = name.partition(" ")[0], set(os.listdir())
+    wrong = []
+    options = options_of(app.commands[command])
+    if name != command and not LONG:
+        options = [option for option in options if option[2:].replace("-", "_") not in FinetuneConfig.field_names()]
+    for option in options:
+        for value in TYPED:
+            try:
+                with limits(20 if LONG else 2):
+                    done = run_tosa(f"{command} {COMMANDS[name]}", option, value)
+            except KeyboardInterrupt:
+                continue  # at the very end of it
+            if done.code not in (0, 1, 2, 130) or "fault of tosa" in done.err or "Traceback" in done.err:
+                wrong.append(f"{option} {value!r}: {done.code}: {done.err.splitlines()[-1][:200]}")
+            elif done.code and not done.err.strip():
+                wrong.append(f"{option} {value!r}: {done.code} without a word")
+            for left in set(os.listdir()) - kept:
+                shutil.rmtree(left) if Path(left).is_dir() else Path(left).unlink()
+    assert not wrong, "\n".join(wrong)
+
+
+def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every key in nested objects."""
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+def changed(values: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """The values with another one under a key, or without it."""
+    values = copy.deepcopy(values)
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is MISSING:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return values
+
+
+def use(folder: Path) -> None:
+    """Do with a model what commands do, on little."""
+    model: Any = load(folder)
+    create_transform(**resolve_data_config(model=model))
+    channels, *size = model.in_chans, *model.backbone.patch_embed.img_size
+    with torch.no_grad():
+        model(torch.zeros(1, channels, *size))
+    save(model, folder.with_name("again"), overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["converted", "distilled", *(["depth"] if LONG else [])])
+def test_every_wrong_or_missing_value_of_config_json_is_told_or_harmless(converted: Path, kind: str) -> None:
+    folder = converted
+    if kind == "depth":
+        write_folder(Path("scenes"), 10)
+        assert run_tosa(f"finetune dense --task depth --data-dir scenes --decoder linear {TRAIN}").code == 0
+        folder = Path("out")
+    if kind == "distilled":
+        assert run_tosa(f"distill dense-tosa --data-dir photos {TRAIN}").code == 0
+        assert run_tosa("eval out --data-dir digits -j 0 --max-samples 4 --device cpu --update-card").code == 0
+        folder = Path("out")
+    config = json.loads((folder / "config.json").read_text())
+    config["license"] = config["pretrained_cfg"]["license"] = "mit"
+    config["label_names"] = [f"class {number}" for number in range(10)]
+    use(folder)
+    wrong = []
+    paths = list(places(config))
+    if kind == "distilled":
+        paths = [path for path in paths if path[0] == "tosa"]
+    for path in paths:
+        for value in (MISSING, *(WRITTEN if LONG else FEW)):
+            (folder / "config.json").write_text(json.dumps(changed(config, path, value)))
+            try:
+                with limits(5):
+                    use(folder)
+            except TosaError as error:
+                assert str(error)
+            except BaseException as error:
+                shown = "missing" if value is MISSING else repr(value)
+                wrong.append(f"{'.'.join(path)} {shown}: {error!r}"[:240])
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("section", "cls"), [("convert", ConvertConfig), ("distill", DistillConfig), ("finetune", None)]
+)
+def test_every_wrong_value_of_a_recipe_is_told_or_harmless(tmp_path: Path, section: str, cls: Any) -> None:
+    recipe, wrong = tmp_path / "mine.yaml", []
+    for key in SECTIONS[section]:
+        for value in WRITTEN:
+            content = {"source": "dense", "layers": [2, 4]} if section == "convert" else {}
+            recipe.write_text(yaml.safe_dump({section: {**content, key: value}}))
+            for kind in [cls] if cls else [FinetuneConfig, PredictorConfig]:
+                if key not in kind.field_names():
+                    continue
+                try:
+                    kind.from_dict(settings_from(section, str(recipe), {}))
+                except TosaError as error:
+                    assert str(error)
+                except Exception as error:
+                    wrong.append(f"{key} {value!r}: {error!r}"[:240])
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "[1]", "5", "a: !!python/object:os.x {}", "a: 1\na: 2", "convert:\n  span: 1\n  span: 2"]
+)
+def test_a_recipe_that_cannot_be_meant_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(TosaError):
+        settings_from("convert", str(tmp_path / "mine.yaml"), {})
+
+
+def test_every_wrong_or_missing_value_of_a_checkpoints_header_is_told_or_harmless(tmp_path: Path) -> None:
+    digits, run, wrong = write_digits(tmp_path / "digits", 20), tmp_path / "run", []
+    settings: dict[str, Any] = {"model_ema": True, "epochs": 1}
+    run_finetune(tiny_tosa(), digits, run, **settings)
+    with safe_open(run, framework="pt") as file:
+        header = json.loads(file.metadata()["tosa"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    paths = [path for path in places(header) if path[0] != "settings" or len(path) == 1 or LONG]
+    for path in paths:
+        for value in (MISSING, *(WRITTEN if LONG else FEW)):
+            checkpoints.save_file(tensors, run, metadata={"tosa": json.dumps(changed(header, path, value))})
+            try:
+                with limits(5):
+                    run_finetune(tiny_tosa(), digits, run, resume=True, **settings)
+            except TosaError as error:
+                assert str(error)
+            except BaseException as error:
+                wrong.append(f"{'.'.join(map(str, path))} {value!r}: {error!r}"[:240])
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("last", [None, 5, [], {}, "", "x" * 5000, "\ud800", "\0"])
+def test_a_last_model_that_cannot_be_meant_is_told(work: Path, last: Any) -> None:
+    Path(".tosa.json").write_text(json.dumps({"last_model": last}))
+    done = run_tosa("flops")
+    assert done.code == 2 and "No model was named" in done.err.splitlines()[-1]
