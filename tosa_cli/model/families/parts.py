@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.model.families.backbone import Backbone
-from tosa_cli.model.families.registry import family_of, is_sharded, kind_of
+from tosa_cli.model.families.registry import family_of, kind_of
 from tosa_cli.model.places import Places
 
 
@@ -40,8 +40,6 @@ def head_dim(block: nn.Module) -> int:
 
 def attention_input(block: nn.Module, tokens: Tensor) -> Tensor:
     """What the attention of a block reads of tokens (B, N, D): (B, N, D). Of parallel attentions it is the first's."""
-    if is_sharded(block):
-        block.unshard()  # type: ignore[operator]  # its weights are together while it runs, and this is before
     return kind_of(block).attention_input(block, tokens)
 
 

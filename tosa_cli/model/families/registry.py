@@ -40,17 +40,10 @@ def family_of_type(kind: type[nn.Module]) -> Family | None:
 
 def kind_of(block: nn.Module) -> BlockKind:
     """What is known of a block, by its exact type."""
-    # torch's `fully_shard` puts a class of its own before the block's.
-    kind = type(block).__mro__[2] if is_sharded(block) else type(block)
     for family in FAMILIES:
-        if kind in family.blocks:
-            return family.blocks[kind]
+        if type(block) in family.blocks:
+            return family.blocks[type(block)]
     return _UNKNOWN
-
-
-def is_sharded(block: nn.Module) -> bool:
-    """Whether torch's `fully_shard` has split the weights of a block among processes."""
-    return hasattr(block, "unshard")
 
 
 def is_supported_kind(kind: object) -> bool:
