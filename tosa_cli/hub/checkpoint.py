@@ -21,6 +21,7 @@ from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceErr
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, is_model_folder, kind_of, read_json
 from tosa_cli.hub.image_config import check_image_config
+from tosa_cli.hub.names import repo_of
 from tosa_cli.hub.weights import check_floats, weights_error
 from tosa_cli.hub.writing import atomic_folder
 from tosa_cli.model.tosa_vit import TosaViT
@@ -229,13 +230,14 @@ def _version(package: str) -> str:
 
 def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
     """Read `org/name[@revision]`."""
-    repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
-    if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1:
+    repo = repo_of(name)
+    if repo is None:
         path = name.removeprefix("local-dir:")
         raise SourceError(f"There is no model folder {path}. Make one with `tosa convert`, or name a Hub repository.")
+    repo_id, named_revision = repo
     if named_revision and revision not in (None, named_revision):
         raise SourceError(f"{name} names another revision than the one given, {revision}: leave one of them out.")
-    return repo_id, revision or named_revision or None
+    return repo_id, revision or named_revision
 
 
 def check_config(config: dict[str, Any], folder: str) -> Provenance:
