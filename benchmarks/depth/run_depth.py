@@ -18,13 +18,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import FIGURES, HERE, WORK, run_module
+from benchmarks.lab import FIGURES, HERE, WORK, Lab, run_module
 from benchmarks.scenes.render_scenes import run as render_scenes
-from benchmarks.writer import machine, table, write_json
+from benchmarks.writer import machine, table
 from tosa_cli.train.checkpoint import checkpoint_path
 
 RESULTS = FIGURES / "depth.json"
@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "training": TRAINING,
 }
 """What a figure depends on, but for encoder, decoder and seed."""
-FIGURES = {
+ERRORS = {
     "abs_rel": "Abs Rel",
     "sq_rel": "Sq Rel",
     "rmse": "RMSE",
@@ -81,13 +81,13 @@ def main() -> None:
         for decoder in args.only:
             for seed in SEEDS[decoder]:
                 for encoder in ENCODERS:
-                    lab.measure(decoder, encoder, seed)
+                    lab.train(decoder, encoder, seed)
         lab.draw()
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
 
-class DepthLab:
+class DepthLab(Lab):
     """Checkpoint, rooms, models, and the results so far.
 
     Args:
@@ -99,8 +99,7 @@ class DepthLab:
     """
 
     def __init__(self, work: Path, path: Path = RESULTS) -> None:  # noqa: D107
-        self.path = path
-        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        super().__init__(path)
         if self.results.get("settings", SETTINGS) != SETTINGS:
             raise SystemExit(f"error: {path} was measured with other settings. Move it away to start anew.")
         self.results.update(settings=SETTINGS, machine=machine())
@@ -112,19 +111,12 @@ class DepthLab:
             run_module("real.checkpoint", self.source)
         render_scenes(self.scenes, SCENES, 0, SIZE, workers=2)
 
-    def measure(self, decoder: str, encoder: str, seed: int) -> None:
+    def train(self, decoder: str, encoder: str, seed: int) -> None:
         """Train and measure, unless it is in the results, and write them."""
-        done = self.results.setdefault(decoder, {})
-        name = f"{encoder}, seed {seed}"
-        if name in done:
-            return
-        done[name] = self.run(decoder, encoder, seed)
-        write_json(self.path, self.results)
-        print(decoder, name, {key: done[name][key] for key in FIGURES}, flush=True)
+        self.measure(decoder, f"{encoder}, seed {seed}", partial(self.run, decoder, encoder, seed))
 
     def run(self, decoder: str, encoder: str, seed: int) -> dict[str, Any]:
         """Put a decoder on an encoder, train both, and measure on the test rooms."""
-        started = time.perf_counter()
         folder = self.runs / f"{_slug(decoder)}_{_slug(encoder)}_{seed}"
         if not (folder / "model.safetensors").exists():
             interrupted = checkpoint_path(folder, "finetune").exists()
@@ -134,8 +126,8 @@ class DepthLab:
             tosa(*train, *(["--resume"] if interrupted else []))
         test = ["--data-dir", self.scenes, "--split-file", self.scenes / "test.txt", "-b", "8", "--json"]
         found = json.loads(tosa("eval", folder, *test))
-        keys = (*FIGURES, "samples", "encoder_gmacs", "encoder_reduction", "gmacs", "reduction")
-        return {**{key: found[key] for key in keys}, "seconds": time.perf_counter() - started}
+        keys = (*ERRORS, "samples", "encoder_gmacs", "encoder_reduction", "gmacs", "reduction")
+        return {key: found[key] for key in keys}
 
     def draw(self) -> None:
         """Draw what the calibrated encoder computes of a test room, and the depth, unless that is done."""
@@ -226,7 +218,7 @@ def _section(decoder: str, runs: dict[str, Any]) -> str:
         if not found:
             continue
         one = next(iter(found.values()))
-        cells = [_mean(run[key] for run in found.values()) for key in FIGURES]
+        cells = [_mean(run[key] for run in found.values()) for key in ERRORS]
         rows.append(
             [encoder, f"{one['encoder_gmacs']:.3f}", f"{one['encoder_reduction']:.1%}", str(len(found)), *cells]
         )
@@ -234,7 +226,7 @@ def _section(decoder: str, runs: dict[str, Any]) -> str:
         pairs = [(run, dense[seed]) for seed, run in found.items() if seed in dense]
         if encoder != DENSE and pairs:
             differences.append(_difference(encoder, pairs))
-    head = ["encoder", "encoder GMACs", "saved", "seeds", *FIGURES.values()]
+    head = ["encoder", "encoder GMACs", "saved", "seeds", *ERRORS.values()]
     return "\n\n".join(
         [
             f"## Decoder `{decoder}`",
