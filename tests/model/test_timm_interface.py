@@ -120,9 +120,11 @@ def test_timm_builds_a_feature_extractor_of_a_saved_model(name: str, tmp_path: A
 
 
 def test_a_feature_extractor_gives_the_last_layers_unless_told(tmp_path: Any) -> None:
-    save(make_tosa(), tmp_path / "model")
-    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, features_only=True)
-    assert len(extractor(make_images())) == 3
+    model, images = make_tosa(), make_images()
+    save(model, tmp_path / "model")
+    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, features_only=True).eval()
+    expected = model.forward_intermediates(images, indices=3, intermediates_only=True)
+    assert [torch.equal(a, b) for a, b in zip(extractor(images), expected, strict=True)] == [True] * 3
 
 
 @pytest.mark.parametrize(("indices", "layers"), [([2], [2]), ([3], [2, 4]), (1, [2, 4, 6]), ([0], [])])
