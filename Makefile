@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test properties lint types check format build real results fashion pages picture clean
+.PHONY: demo test properties clients lint types check format build real results fashion pages picture clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
@@ -15,6 +15,11 @@ test: $(STAMP)
 # The long form of tests/cli/test_properties.py: a quarter of an hour and more.
 properties: $(STAMP)
 	TOSA_PROPERTIES=long HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/cli/test_properties.py
+
+# Converted models in the libraries of docs/clients.md. Needs a package index.
+clients: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[clients]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/clients
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -57,10 +57,6 @@ class Lab:
         print(part, name, shown, flush=True)
 
     def record(self, part: str, name: str, found: dict[str, Any]) -> None:
-        """Write one more result."""
+        """Write one more result; the file before stays until the new one is whole."""
         self.results.setdefault(part, {})[name] = found
-        self.write()
-
-    def write(self) -> None:
-        """Write all results; the file before stays until the new one is whole."""
         write_json(self.path, self.results)

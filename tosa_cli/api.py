@@ -49,15 +49,14 @@ def load(
         TosaError: If there is none, or it is broken; the subclass and the message say which.
     """
     model: TosaViT | Predictor = checkpoint.load_checked(
-        folder_or_repo, check_config, revision=revision, cache_dir=cache_dir, token=token
+        folder_or_repo, _check_config, revision=revision, cache_dir=cache_dir, token=token
     )
     if img_size is not None and isinstance(model, TosaViT):
         checkpoint.resize(model, img_size)
     return model
 
 
-def check_config(config: dict[str, Any], folder: str) -> Provenance:
-    """Check the config.json of a model of any kind that tosa writes, and read its provenance."""
+def _check_config(config: dict[str, Any], folder: str) -> Provenance:
     is_predictor = kind_of(config) == "predictor"
     return check_predictor_config(config, folder) if is_predictor else checkpoint.check_config(config, folder)
 

@@ -12,13 +12,14 @@ that file alone.
 
 import argparse
 import gc
+import json
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import FIGURES, FIVE, HERE, Lab
-from benchmarks.writer import table
+from benchmarks.lab import FIGURES, FIVE, HERE
+from benchmarks.writer import table, write_json
 
 RESULTS = FIGURES / "checkpoints.json"
 ATOL = 1e-3
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="measure these rows only")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    lab = Lab(RESULTS)
+    results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     if not args.render:
         # The published configurations lie with the tests.
         from tests.hub.transformers_models import NAMES
@@ -90,17 +91,17 @@ def main() -> None:
         rows = {name: partial(from_timm, name) for name in ARCHITECTURES}
         rows |= {name: partial(from_transformers, name) for name in NAMES}
         for name, run in rows.items():
-            if name in lab.results or (args.only and name not in args.only):
+            if name in results or (args.only and name not in args.only):
                 continue
             try:
-                lab.results[name] = run()
+                results[name] = run()
             except TosaError as error:
                 # A row that fails belongs into the page as well.
-                lab.results[name] = {"error": str(error)}
+                results[name] = {"error": str(error)}
             gc.collect()
-            lab.write()
-            print(name, lab.results[name], flush=True)
-    (HERE / "CHECKPOINTS.md").write_text(render(lab.results), encoding="utf-8")
+            write_json(RESULTS, results)
+            print(name, results[name], flush=True)
+    (HERE / "CHECKPOINTS.md").write_text(render(results), encoding="utf-8")
 
 
 def from_timm(name: str) -> dict[str, Any]:

@@ -18,13 +18,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-from functools import partial
+import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import FIGURES, HERE, WORK, Lab, run_module
+from benchmarks.lab import FIGURES, HERE, WORK, run_module
 from benchmarks.scenes.render_scenes import run as render_scenes
-from benchmarks.writer import machine, table
+from benchmarks.writer import machine, table, write_json
 from tosa_cli.train.checkpoint import checkpoint_path
 
 RESULTS = FIGURES / "depth.json"
@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "training": TRAINING,
 }
 """What a figure depends on, but for encoder, decoder and seed."""
-ERRORS = {
+FIGURES = {
     "abs_rel": "Abs Rel",
     "sq_rel": "Sq Rel",
     "rmse": "RMSE",
@@ -81,13 +81,13 @@ def main() -> None:
         for decoder in args.only:
             for seed in SEEDS[decoder]:
                 for encoder in ENCODERS:
-                    lab.train(decoder, encoder, seed)
+                    lab.measure(decoder, encoder, seed)
         lab.draw()
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
 
-class DepthLab(Lab):
+class DepthLab:
     """Checkpoint, rooms, models, and the results so far.
 
     Args:
@@ -99,7 +99,8 @@ class DepthLab(Lab):
     """
 
     def __init__(self, work: Path, path: Path = RESULTS) -> None:  # noqa: D107
-        super().__init__(path)
+        self.path = path
+        self.results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         if self.results.get("settings", SETTINGS) != SETTINGS:
             raise SystemExit(f"error: {path} was measured with other settings. Move it away to start anew.")
         self.results.update(settings=SETTINGS, machine=machine())
@@ -111,12 +112,19 @@ class DepthLab(Lab):
             run_module("real.checkpoint", self.source)
         render_scenes(self.scenes, SCENES, 0, SIZE, workers=2)
 
-    def train(self, decoder: str, encoder: str, seed: int) -> None:
+    def measure(self, decoder: str, encoder: str, seed: int) -> None:
         """Train and measure, unless it is in the results, and write them."""
-        self.measure(decoder, f"{encoder}, seed {seed}", partial(self.run, decoder, encoder, seed))
+        done = self.results.setdefault(decoder, {})
+        name = f"{encoder}, seed {seed}"
+        if name in done:
+            return
+        done[name] = self.run(decoder, encoder, seed)
+        write_json(self.path, self.results)
+        print(decoder, name, {key: done[name][key] for key in FIGURES}, flush=True)
 
     def run(self, decoder: str, encoder: str, seed: int) -> dict[str, Any]:
         """Put a decoder on an encoder, train both, and measure on the test rooms."""
+        started = time.perf_counter()
         folder = self.runs / f"{_slug(decoder)}_{_slug(encoder)}_{seed}"
         if not (folder / "model.safetensors").exists():
             interrupted = checkpoint_path(folder, "finetune").exists()
@@ -126,8 +134,8 @@ class DepthLab(Lab):
             tosa(*train, *(["--resume"] if interrupted else []))
         test = ["--data-dir", self.scenes, "--split-file", self.scenes / "test.txt", "-b", "8", "--json"]
         found = json.loads(tosa("eval", folder, *test))
-        keys = (*ERRORS, "samples", "encoder_gmacs", "encoder_reduction", "gmacs", "reduction")
-        return {key: found[key] for key in keys}
+        keys = (*FIGURES, "samples", "encoder_gmacs", "encoder_reduction", "gmacs", "reduction")
+        return {**{key: found[key] for key in keys}, "seconds": time.perf_counter() - started}
 
     def draw(self) -> None:
         """Draw what the calibrated encoder computes of a test room, and the depth, unless that is done."""
@@ -218,7 +226,7 @@ def _section(decoder: str, runs: dict[str, Any]) -> str:
         if not found:
             continue
         one = next(iter(found.values()))
-        cells = [_mean(run[key] for run in found.values()) for key in ERRORS]
+        cells = [_mean(run[key] for run in found.values()) for key in FIGURES]
         rows.append(
             [encoder, f"{one['encoder_gmacs']:.3f}", f"{one['encoder_reduction']:.1%}", str(len(found)), *cells]
         )
@@ -226,7 +234,7 @@ def _section(decoder: str, runs: dict[str, Any]) -> str:
         pairs = [(run, dense[seed]) for seed, run in found.items() if seed in dense]
         if encoder != DENSE and pairs:
             differences.append(_difference(encoder, pairs))
-    head = ["encoder", "encoder GMACs", "saved", "seeds", *ERRORS.values()]
+    head = ["encoder", "encoder GMACs", "saved", "seeds", *FIGURES.values()]
     return "\n\n".join(
         [
             f"## Decoder `{decoder}`",

@@ -4,9 +4,10 @@ import copy
 import dataclasses
 import hashlib
 import json
+import random
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.fashion.figures import best_rate
-from benchmarks.fashion.images import FashionImages
 from benchmarks.fashion.models import build_model
 from benchmarks.fashion.teacher import Log, make_model
 from benchmarks.fashion.variants import CALIBRATED, DISTILL, FINETUNE, RATES, Settings, Variant, tried
 from benchmarks.lab import Lab
 from benchmarks.writer import machine, whole_file, write_json
-from tosa_cli.data.loading import Augmentation
+from tosa_cli.data.datasets import open_dataset, split_indices
+from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.fit.budget import ErrorCurve, measure_curves
 from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.measure.selectors import measure_selectors
@@ -33,6 +34,8 @@ from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.distill import distill
 from tosa_cli.train.processes import make_accelerator
+
+TEST_BATCH = 100
 
 
 class FashionLab(Lab):
@@ -67,7 +70,8 @@ class FashionLab(Lab):
         self.results |= self._about
         self._teacher = make_model(0).eval()
         self._teacher.load_state_dict(load_file(weights))
-        self.images = FashionImages(work / "fashion", self._teacher, self.settings)
+        self._open = cache(lambda split: open_dataset(str(work / "fashion"), split=split))
+        self._tests: dict[int, Images] = {}
 
     # ------------------------------------------------------------------ results
 
@@ -111,6 +115,50 @@ class FashionLab(Lab):
         """A name as a part of a file's name."""
         return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
+    # ------------------------------------------------------------------ images
+
+    def training_images(
+        self, count: int, seed: int, batch_size: int, augment: Augmentation | None, workers: int = 0
+    ) -> Images:
+        """Training images drawn with a seed: the same for every model."""
+        return images_to_read(
+            self._open("train"),
+            self._teacher,
+            indices=self._drawn(count, seed),
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            augment=augment,
+            name="train",
+        )
+
+    def rate_images(self) -> Images:
+        """Training images that finetuning with the first seed does not read, evenly spread over the classes."""
+        opened, settings = self._open("train"), self.settings
+        read = set(self._drawn(settings.finetune_images, settings.seeds[0]))
+        others = [index for index in range(len(opened)) if index not in read]
+        kept, _ = split_indices(len(others), settings.rate_images, hold_out=False)
+        indices = [others[index] for index in kept]
+        return images_to_read(opened, self._teacher, indices=indices, batch_size=TEST_BATCH, name="train")
+
+    def _drawn(self, count: int, seed: int) -> list[int]:
+        available = len(self._open("train"))
+        return sorted(random.Random(seed).sample(range(available), min(count, available)))
+
+    def test_images(self, count: int) -> Images:
+        """Test images evenly spread over the classes; they are read once and stay in memory."""
+        if count not in self._tests:
+            opened = self._open("validation")
+            indices, _ = split_indices(len(opened), count, hold_out=False)
+            workers = self.settings.workers
+            images = images_to_read(
+                opened, self._teacher, indices=indices, batch_size=TEST_BATCH, workers=workers, name="validation"
+            )
+            kept: Any = list(images.loader)
+            images.loader = kept
+            self._tests[count] = images
+        return self._tests[count]
+
     # ------------------------------------------------------------------ models
 
     def teacher(self) -> Any:
@@ -125,7 +173,7 @@ class FashionLab(Lab):
         """Error curves of the layers on training images drawn with a seed."""
 
         def one() -> dict[str, Any]:
-            images = self.images.training(self.settings.curve_images, seed, 32, None)
+            images = self.training_images(self.settings.curve_images, seed, 32, None)
             accelerator = make_accelerator(DistillConfig(**DISTILL, seed=seed))
             found = measure_curves(accelerator, self.teacher(), CALIBRATED, images)
             return {"curves": [curve.to_dict() for curve in found]}
@@ -152,10 +200,10 @@ class FashionLab(Lab):
         config = DistillConfig(**DISTILL, workers=self.settings.workers, seed=seed)
         fitted = model.config.is_fitted
         count = self.settings.calibration_images if fitted else self.settings.distill_images
-        augmented = self.images.training(
+        augmented = self.training_images(
             count, seed, config.batch_size, Augmentation(config.crop_scale), self.settings.workers
         )
-        in_order = self.images.training(count, seed, 50, None)
+        in_order = self.training_images(count, seed, 50, None)
         checkpoint = path.with_suffix(".checkpoint")
         report = distill(make_accelerator(config), model, augmented, in_order, config, checkpoint=checkpoint)
         checkpoint.unlink(missing_ok=True)
@@ -200,7 +248,7 @@ class FashionLab(Lab):
         seed = self.settings.seeds[0]
         model, _ = self.prepared(variant, seed)
         training = self._finetune(model, self._weights(variant, seed, lr), seed, lr)
-        found = measure_models({"model": model}, self.images.for_rates(), AccuracyMeasure())
+        found = measure_models({"model": model}, self.rate_images(), AccuracyMeasure())
         return {"variant": variant.name, "lr": lr, "top1": found.models["model"].top1, **training}
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -223,7 +271,7 @@ class FashionLab(Lab):
         config = FinetuneConfig(
             **FINETUNE, lr=lr, workers=settings.workers, seed=seed, checkpoint_every=settings.checkpoint_every
         )
-        images = self.images.training(
+        images = self.training_images(
             settings.finetune_images, seed, config.batch_size, finetune_augmentation(config), settings.workers
         )
         checkpoint = path.with_suffix(".checkpoint")
@@ -246,7 +294,7 @@ class FashionLab(Lab):
     def accuracy(self, model: Any, count: int, seed: int) -> dict[str, Any]:
         """Accuracy on test images, in float32."""
         torch.manual_seed(seed)  # of random selection
-        found = measure_models({"model": model}, self.images.tests(count), AccuracyMeasure())
+        found = measure_models({"model": model}, self.test_images(count), AccuracyMeasure())
         accuracy = found.models["model"]
         return {"top1": accuracy.top1, "top5": accuracy.top5, "test_images": found.samples}
 
@@ -255,7 +303,7 @@ class FashionLab(Lab):
         count = self.settings.selector_images
         found: dict[str, Any] = {"variant": variant.name, "seed": seed, "test_images": count}
         for stage, model in (("before", self.prepared(variant, seed)[0]), ("after", self.finetuned(variant, seed))):
-            batches = (batch.images for batch in self.images.tests(count).batches(True))
+            batches = (batch.images for batch in self.test_images(count).batches(True))
             found[stage] = measure_selectors(model, batches).to_dict()["layers"]
         return found
 

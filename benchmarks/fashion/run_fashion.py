@@ -106,7 +106,7 @@ def draw(lab: FashionLab, variant: Variant, seed: int) -> dict[str, Any]:
     from tosa_cli.draw.selection_maps import read_selection
 
     model = lab.finetuned(variant, seed)
-    batches = list(lab.images.tests(SHOWN).batches(True))
+    batches = list(lab.test_images(SHOWN).batches(True))
     images = [image[None] for batch in batches for image in batch.images]
     maps = [read_selection(model, image) for image in images]
     columns = 1 + len(maps[0])

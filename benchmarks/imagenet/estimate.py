@@ -11,6 +11,7 @@ the tables into the page, between its two markers.
 
 import argparse
 import itertools
+import json
 import statistics
 import tempfile
 import time
@@ -26,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.deploy import run_gpu
 from benchmarks.imagenet.render import put_in, render
-from benchmarks.lab import FIGURES, HERE, Lab
-from benchmarks.writer import machine
+from benchmarks.lab import FIGURES, HERE
+from benchmarks.writer import machine, write_json
 from tosa_cli.config import TosaConfig
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
@@ -64,12 +65,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="measure these parts only")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    lab = Lab(RESULTS)
     if not args.render:
+        results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
         for part in args.only:
-            lab.results[part] = globals()[f"measure_{part}"]()
-            lab.record("machine", part, machine())
-    PAGE.write_text(put_in(PAGE.read_text("utf-8"), render(lab.results)), encoding="utf-8")
+            results[part] = globals()[f"measure_{part}"]()
+            results.setdefault("machine", {})[part] = machine()
+            write_json(RESULTS, results)
+    results = json.loads(RESULTS.read_text("utf-8"))
+    PAGE.write_text(put_in(PAGE.read_text("utf-8"), render(results)), encoding="utf-8")
 
 
 def measure_steps() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.scenes.solids import Box, Cylinder, Solid, Sphere
+from benchmarks.scenes.rays import Box, Cylinder, Solid, Sphere
 from benchmarks.scenes.textures import Color, Material
 
 T = TypeVar("T")

@@ -15,8 +15,7 @@ from benchmarks.scenes.furniture import (
     box,
     moved,
 )
-from benchmarks.scenes.rays import Camera
-from benchmarks.scenes.solids import Box, Cylinder, Room, Solid, Vector
+from benchmarks.scenes.rays import Box, Camera, Cylinder, Room, Solid, Vector
 from benchmarks.scenes.textures import Color, Material
 
 MOST_LIGHTS = 4

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scenes.rays import EPSILON, Bounds, lit, tiles, trace
+from benchmarks.scenes.rays import EPSILON, Bounds, Solid, lit, tiles, trace
 from benchmarks.scenes.rooms import Light, Scene
-from benchmarks.scenes.solids import Solid
 from benchmarks.scenes.textures import Material, albedo
 
 Array = Any

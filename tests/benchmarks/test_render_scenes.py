@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.scenes import render_scenes
-from benchmarks.scenes.rays import Bounds, Camera, lit, trace
+from benchmarks.scenes.rays import Bounds, Box, Camera, Cylinder, Room, Solid, Sphere, lit, trace
 from benchmarks.scenes.render_scenes import FARTHEST, NEAREST, render, room, run
 from benchmarks.scenes.rooms import Scene, draw_scene
 from benchmarks.scenes.shading import render_image
-from benchmarks.scenes.solids import Box, Cylinder, Room, Solid, Sphere
 from benchmarks.scenes.textures import TEXTURES, Material, albedo
 
 EMPTY = Room((4.0, 3.0, 6.0))

@@ -66,7 +66,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 def test_what_was_measured_is_not_run_again(tmp_path: Path, commands: list[list[str]]) -> None:
     for _ in range(2):
         lab = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
-        lab.train("dpt", "calibrated, -25 %", 0)
+        lab.measure("dpt", "calibrated, -25 %", 0)
     assert [command[0] for command in commands] == ["convert", "distill", "finetune", "eval"]
     assert "--resume" not in commands[2]
     rooms = {path.name for path in next(tmp_path.glob("depth_*/calibration_0")).iterdir()}
@@ -78,7 +78,7 @@ def test_what_was_measured_is_not_run_again(tmp_path: Path, commands: list[list[
 def test_an_interrupted_training_goes_on(tmp_path: Path, commands: list[list[str]]) -> None:
     lab = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
     (lab.runs / "dpt_dense_0.finetune-checkpoint.safetensors").touch()
-    lab.train("dpt", "dense", 0)
+    lab.measure("dpt", "dense", 0)
     assert [command[0] for command in commands] == ["finetune", "eval"]
     assert "--resume" in commands[0]
 
@@ -87,7 +87,7 @@ def test_what_other_settings_made_is_not_taken_for_what_these_make(
     tmp_path: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
-    before.train("dpt", "dense", 0)
+    before.measure("dpt", "dense", 0)
     monkeypatch.setattr(run_depth, "SETTINGS", {**run_depth.SETTINGS, "training": "--epochs 9"})
     with pytest.raises(SystemExit, match="was measured with other settings"):
         run_depth.DepthLab(tmp_path, tmp_path / "depth.json")

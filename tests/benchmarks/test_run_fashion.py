@@ -158,8 +158,8 @@ def test_the_learning_rate_is_the_best_of_the_dense_model_on_images_that_it_did_
 ) -> None:
     path = tmp_path / "fashion.json"
     lab = FashionLab(work, path, dataclasses.replace(TINY, finetune_images=120, rate_images=4))
-    read = {*lab.images.training(120, 0, 8, None).samples.indices}
-    kept = {*lab.images.for_rates().samples.indices}
+    read = {*lab.training_images(120, 0, 8, None).samples.indices}
+    kept = {*lab.rate_images().samples.indices}
     assert len(read) == 120 and len(kept) == 4 and not read & kept
     found = {("dense", 1e-4): 90.0, ("dense", 3e-4): 92.0, (TOSA, 1e-4): 95.0, (TOSA, 3e-4): 84.0}
     run_part(lab, "rates", (0,), [])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.real import render_saliency, run_saliency
+from benchmarks.real import run_saliency
 
 BASE: dict[str, Any] = {"reduction": 0.1, "pooled_correlation": 0.5}
 
@@ -26,8 +26,8 @@ def test_correlation_is_pearsons() -> None:
 
 
 def test_nearly_flat_maps_are_counted_and_left_out_of_the_correlation_of_the_others() -> None:
-    stds = [0.2] * 19 + [render_saliency.FLAT - 0.001]
-    text = render_saliency.section(
+    stds = [0.2] * 19 + [run_saliency.FLAT - 0.001]
+    text = run_saliency.section(
         results(
             stds,
             correlation=[0.9] * 19 + [-0.9],
@@ -41,9 +41,9 @@ def test_nearly_flat_maps_are_counted_and_left_out_of_the_correlation_of_the_oth
 
 
 def test_the_page_is_that_of_the_committed_figures() -> None:
-    figures = json.loads(render_saliency.RESULTS.read_text(encoding="utf-8"))
-    assert render_saliency.PAGE.read_text(encoding="utf-8") == render_saliency.render(figures)
-    assert render_saliency.PICTURE.is_file()
-    for size, count in render_saliency.HELD_OUT.items():
+    figures = json.loads(run_saliency.RESULTS.read_text(encoding="utf-8"))
+    assert run_saliency.PAGE.read_text(encoding="utf-8") == run_saliency.render(figures)
+    assert run_saliency.PICTURE.is_file()
+    for size, count in run_saliency.HELD_OUT.items():
         for row in figures[f"maps_{size}"].values():
             assert len(row["correlation"]) == len(row["mean_absolute_error"]) == len(row["patch_cosine"]) == count

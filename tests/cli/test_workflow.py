@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
@@ -301,9 +299,6 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
-    digits = load_digits()
-    few = Bunch(images=digits.images[:400], target=digits.target[:400])
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
     done = tosa("demo -o", "a demo")
     assert done.code == 0, done.err
     commands = [shlex.split(line) for line in done.err.splitlines() if line.startswith("$ tosa ")]

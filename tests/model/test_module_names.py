@@ -24,7 +24,7 @@ from tosa_cli.peers.pruning import PrunedViT
 from .families import MECHANISMS, make_family
 from .tiny_models import LAYERS, make_images, make_tosa, make_vit
 
-ADDED = ("selectors.", "keys.", "bypasses.")
+ADDED = ("selectors.", "keys.", "bypasses.", "outputs.")
 CALIBRATED = {"selector": "similarity", "bypass": "nearest+affine"}
 PROBE = {"selector": "probe", "bypass": "linear", "span": 2, "layers": (2, 3, 5, 6)}
 
@@ -57,11 +57,8 @@ def test_keys_are_paths_of_modules_and_the_names_of_the_source(family: str) -> N
     assert own(name for name, _ in model.named_modules()) == [name for name, _ in source.named_modules()]
     assert own(name for name, _ in model.named_parameters()) == [name for name, _ in source.named_parameters()]
     assert set(model.state_dict()) <= paths(model)
-    assert [name for name, _ in model.named_children() if name in ("selectors", "keys", "bypasses", "backbone")] == [
-        "selectors",
-        "keys",
-        "bypasses",
-    ]
+    added = {name for name, _ in model.named_children()} - {name for name, _ in source.named_children()}
+    assert added == {"selectors", "keys", "bypasses", "outputs"}
 
 
 @pytest.mark.parametrize(
@@ -89,7 +86,7 @@ def test_no_trait_of_a_source_stands_in_the_way_of_what_is_added(family: str) ->
     traits = {name for named in names for name in named} - set(vars(nn.Module()))
     kinds = [kind for kind in TosaViT.__mro__ if issubclass(kind, TimmInterface)]
     ours = {name for kind in kinds for name in (*vars(kind), *inspect.get_annotations(kind))}
-    set_here = {"selectors", "keys", "bypasses", "config", "keep_rates", "choosing_layers", "provenance"}
+    set_here = {"selectors", "keys", "bypasses", "outputs", "config", "keep_rates", "choosing_layers", "provenance"}
     shared = {name for name in inspect.get_annotations(TimmInterface) if name not in ("added", "added_args", "made_of")}
     assert traits & (ours - shared | set_here) <= {"pretrained_cfg"}
 

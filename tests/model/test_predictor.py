@@ -37,6 +37,20 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("source", ["dense", "tosa"])
+def test_its_keys_are_paths_of_modules_and_in_a_file_the_encoder_has_its_own(folders: Path, source: str) -> None:
+    model = make_predictor(str(folders / source), config("linear"))
+    paths = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    assert set(model.state_dict()) <= paths
+    saved = load_file(save(model, folders / "saved") / "model.safetensors")
+    encoder = {name for name in saved if not name.startswith("decoder.")}
+    assert encoder == set(model.encoder.state_dict()) and len(encoder) < len(saved)
+    images = make_images(size=32)
+    called = torch.func.functional_call(model, model.state_dict(), (images,))
+    built: Any = timm.create_model(f"local-dir:{folders / 'saved'}", pretrained=True).eval()
+    assert torch.equal(called, model(images)) and torch.equal(built(images), model(images))
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_decoder_takes_every_encoder_dense_or_converted_at_any_size(name: str, decoder: str) -> None:

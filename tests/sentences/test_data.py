@@ -254,7 +254,7 @@ DATA: list[Row] = [
     (
         "a photo that is none",
         read_a_broken_photo,
-        "cat.jpg cannot be read (not an image, or broken). Name another image.",
+        "cat.jpg cannot be read (it is not an image, or broken). Name another image.",
     ),
     (
         "a layer that skips nothing",

@@ -82,7 +82,6 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
 
     from tosa_cli.data.datasets import open_dataset
     from tosa_cli.data.loading import Augmentation, images_to_read
-    from tosa_cli.tasks.classification import FinetuneObjective
     from tosa_cli.train.config import TrainConfig
     from tosa_cli.train.loop import train
     from tosa_cli.train.processes import make_accelerator
@@ -92,6 +91,14 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     size: dict[str, Any] = {"img_size": 24, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
     model: Any = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **size)
     model.pretrained_cfg.update(mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, license="apache-2.0")
+
+    class Classify(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Any, targets: Any) -> Any:
+            return nn.functional.cross_entropy(self.model(images), targets)
 
     config = TrainConfig(
         data_dir=str(data),
@@ -117,7 +124,7 @@ def train_dense(data: Path, folder: Path, seed: int) -> None:
     with console.progress("Training") as progress:
         train(
             make_accelerator(config),
-            FinetuneObjective(model, nn.CrossEntropyLoss()).train(),
+            Classify().train(),
             images,
             optimizer,
             config,

@@ -9,6 +9,7 @@ import typer
 
 from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, resolve_model
+from tosa_cli.cli.viz_subjects import COSINES, Subject, figures_of, load_subject, report_picture
 from tosa_cli.data.images import IMAGE_SUFFIXES, read_img_size
 from tosa_cli.errors import ConfigError, DataError, InputError, OutputError
 from tosa_cli.hub.names import stem_of
@@ -16,7 +17,6 @@ from tosa_cli.progress import counted, figure
 
 if TYPE_CHECKING:
     from tosa_cli.draw.picture import Picture
-    from tosa_cli.workflow.viz import Subject
 
 PAGE = "index.html"
 
@@ -81,13 +81,12 @@ def viz(
     from tosa_cli.draw.selection_figure import require_matplotlib
     from tosa_cli.hub.predictor import is_predictor
     from tosa_cli.hub.writing import write_file
-    from tosa_cli.workflow.viz import load_subject, report_picture
 
     require_matplotlib()
     photos = find_photos(paths)
     ending = "maps" if is_predictor(name) else "selection"
     target = plan_output(photos, any(path.is_dir() for path in paths), output, name, ending, overwrite)
-    subject = load_subject(name, wanted, size, compare, device, console)
+    subject = load_subject(name, wanted, size, compare, device)
     reports: list[dict[str, Any]] = []
     entries: list[Any] = []
     skipped: list[str] = []
@@ -182,7 +181,7 @@ def _picture_names(photos: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def _pictures(
-    subject: "Subject", photos: Sequence[Path], skipped: list[str], strict: bool
+    subject: Subject, photos: Sequence[Path], skipped: list[str], strict: bool
 ) -> "Iterator[tuple[Path, Picture]]":
     """Draw image by image; those that cannot be read are named in `skipped`."""
     with console.progress("Drawing") as bar:
@@ -199,19 +198,16 @@ def _pictures(
             bar.advance(1)
 
 
-def _entry(photo: Path, picture: "Picture", subject: "Subject", report: dict[str, Any]) -> Any:
+def _entry(photo: Path, picture: "Picture", subject: Subject, report: dict[str, Any]) -> Any:
     from tosa_cli.draw.page import PageEntry
-    from tosa_cli.workflow.viz import figures_of
 
     cosines = report["patch_cosine"], report["class_cosine"]
     return PageEntry(photo.name, picture.png, *cosines, figures_of(report), subject.shows)
 
 
 def _tell(
-    name: str, target: Target, subject: "Subject", reports: list[dict[str, Any]], skipped: list[str], json: bool
+    name: str, target: Target, subject: Subject, reports: list[dict[str, Any]], skipped: list[str], json: bool
 ) -> None:
-    from tosa_cli.workflow.viz import COSINES, figures_of
-
     if skipped:
         console.warn(f"Images that could not be read were left out, {len(skipped)} in all: {skipped[0]}")
     if json:

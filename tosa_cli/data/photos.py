@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor
 from torchvision.transforms import v2
 
 from tosa_cli.data.images import IMAGE_SUFFIXES, color_mode, to_color_mode
-from tosa_cli.data.samples import reason_of
 from tosa_cli.errors import DataError
 from tosa_cli.model.predictor import Predictor, whole_patches
 from tosa_cli.model.tosa_vit import TosaViT
@@ -103,7 +102,9 @@ def open_photo(path: Path, model: TosaViT | Predictor) -> Image.Image:
         with Image.open(path) as image:
             return to_color_mode(image, mode)
     except Exception as error:  # broken files make Pillow's decoders raise errors of any kind
-        raise DataError(f"{path} cannot be read ({reason_of(error)}). Name another image.") from error
+        broken = isinstance(error, UnidentifiedImageError)
+        reason = "it is not an image, or broken" if broken else " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason}). Name another image.") from error
 
 
 def to_pixels(images: Tensor, model: TosaViT | Predictor) -> Tensor:

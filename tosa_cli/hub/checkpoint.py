@@ -21,9 +21,9 @@ from tosa_cli.errors import CheckpointError, ConfigError, OutputError, SourceErr
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, WEIGHTS, is_model_folder, kind_of, read_json
 from tosa_cli.hub.image_config import check_image_config
-from tosa_cli.hub.names import repo_of
 from tosa_cli.hub.weights import check_floats, weights_error
 from tosa_cli.hub.writing import atomic_folder
+from tosa_cli.model.predictor import Predictor, from_file_names, to_file_names
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import FORMAT_VERSION, Provenance
 from tosa_cli.recipe import dump_recipe
@@ -48,7 +48,7 @@ def write_model(
         overwrite: Replace a model folder that exists.
     """
     with atomic_folder(folder, overwrite) as target:
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        state = {key: value.detach().cpu().contiguous() for key, value in _weights(model).items()}
         save_file(state, target / WEIGHTS, metadata={"format": "pt"})
         (target / WEIGHTS).chmod(target.stat().st_mode & 0o666)
         (target / CONFIG).write_text(json.dumps(describe(model), indent=2) + "\n", encoding="utf-8")
@@ -62,6 +62,11 @@ def write_model(
             ) from error
         (target / CARD).write_text(card, encoding="utf-8")
     return folder
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    """A model's weights by their names in its file."""
+    return to_file_names(model.state_dict()) if isinstance(model, Predictor) else model.state_dict()
 
 
 def describe(model: TosaViT) -> dict[str, Any]:
@@ -195,7 +200,7 @@ def load_checked(
     try:
         state = load_file(folder / WEIGHTS)
         check_floats(state, str, str(folder))
-        model.load_state_dict(state)
+        model.load_state_dict(from_file_names(state) if isinstance(model, Predictor) else state)
     except TosaError:
         raise
     except Exception as error:
@@ -230,14 +235,13 @@ def _version(package: str) -> str:
 
 def _parse_repo(name: str, revision: str | None) -> tuple[str, str | None]:
     """Read `org/name[@revision]`."""
-    repo = repo_of(name)
-    if repo is None:
+    repo_id, _, named_revision = name.removeprefix("hf-hub:").partition("@")
+    if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1:
         path = name.removeprefix("local-dir:")
         raise SourceError(f"There is no model folder {path}. Make one with `tosa convert`, or name a Hub repository.")
-    repo_id, named_revision = repo
     if named_revision and revision not in (None, named_revision):
         raise SourceError(f"{name} names another revision than the one given, {revision}: leave one of them out.")
-    return repo_id, revision or named_revision
+    return repo_id, revision or named_revision or None
 
 
 def check_config(config: dict[str, Any], folder: str) -> Provenance:

@@ -6,7 +6,6 @@ from typing import Any
 from tosa_cli.errors import TosaError
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.folder import CONFIG, Kind, kind_of, read_json
-from tosa_cli.hub.names import repo_of
 
 
 def find_kind(name: str) -> Kind | None:
@@ -24,13 +23,12 @@ def find_kind(name: str) -> Kind | None:
 def find_config(name: str) -> dict[str, Any]:
     """The config.json of a folder or Hub repository; empty without one, or where it cannot be read."""
     folder = Path(name.removeprefix("local-dir:"))
-    repo = repo_of(name)
+    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
     try:
         if folder.is_dir():
             return read_json(folder / CONFIG)
-        if repo is None or folder.exists():
+        if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1 or folder.exists():
             return {}
-        repo_id, revision = repo
-        return read_json(fetch_file(repo_id, CONFIG, revision=revision))
+        return read_json(fetch_file(repo_id, CONFIG, revision=revision or None))
     except TosaError:
         return {}  # whoever loads it tells why it cannot be loaded

@@ -17,14 +17,6 @@ def stem_of(name: str) -> str:
     return stem
 
 
-def repo_of(name: str) -> tuple[str, str | None] | None:
-    """Repository and revision of `org/name[@revision]`, with or without `hf-hub:`; None of what can be a path alone."""
-    repo_id, _, revision = name.removeprefix("hf-hub:").partition("@")
-    if name.startswith(("local-dir:", ".", "/", "~")) or repo_id.count("/") != 1:
-        return None
-    return repo_id, revision or None
-
-
 def own_folder(model: Any, may_be_remote: bool) -> Path | None:
     """The folder of a model that was named; None for a model itself.
 
@@ -36,7 +28,7 @@ def own_folder(model: Any, may_be_remote: bool) -> Path | None:
     name = str(model)
     own = Path(name.removeprefix("local-dir:"))
     if not may_be_remote and not own.is_dir():
-        if repo_of(name):
+        if not (own.is_absolute() or name.startswith(".")) and "/" in name:
             raise InputError(f"{name} is on the Hub: name the folder to write with -o.")
         raise InputError(f"There is no model folder {own}. Make one with `tosa convert`, or check the path.")
     return own

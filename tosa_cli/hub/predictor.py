@@ -61,9 +61,8 @@ def make_predictor(
             f"{name} is a {args['base_architecture']}, which takes images of one size only, so it cannot be an encoder "
             f"for depth and segmentation ({error})."
         ) from error
-    weights = {key: value for key, value in encoder.state_dict().items() if key in model.state_dict()}
-    decoder = {key: value for key, value in model.state_dict().items() if key.startswith("decoder.")}
-    model.load_state_dict({**weights, **decoder})
+    needed = model.encoder.state_dict()
+    model.encoder.load_state_dict({key: value for key, value in encoder.state_dict().items() if key in needed})
     model.pretrained_cfg = backbone.pretrained_cfg
     model.provenance = provenance
     return model.eval()

@@ -15,7 +15,7 @@ from tosa_cli.model.matching import Choice
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.precision import full_precision
-from tosa_cli.model.selection import num_kept
+from tosa_cli.model.selection import num_kept, plain_shape
 from tosa_cli.model.selectors import Entry, Selector
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.timm_interface import LayersInterface
@@ -58,6 +58,8 @@ class LayerLoop(LayersInterface):
         selectors: The selector of each layer that makes a choice, by its number.
         keys: Keys for each of them, where tokens are compared.
         bypasses: The bypass of each ToSA layer.
+        outputs: For each layer a module that passes on all tokens behind it, in their order, as long as it has a hook:
+            in a ToSA layer the block itself sees the selected ones only.
     """
 
     config: TosaConfig
@@ -65,6 +67,7 @@ class LayerLoop(LayersInterface):
     choosing_layers: dict[int, int]
     selectors: nn.ModuleDict
     keys: nn.ModuleDict
+    outputs: nn.ModuleDict
 
     def run_layers(
         self, tokens: Tensor, places: Places, take: Iterable[int] = (), last: int | None = None
@@ -112,6 +115,7 @@ class LayerLoop(LayersInterface):
                 if layer == last or self.ends_row(layer) or (not self.config.groups_tokens and self.ends_span(layer)):
                     stream.join()
             stream.layer = layer
+            self._show(layer, stream)
             yield layer
 
     def dense_layers(
@@ -175,6 +179,19 @@ class LayerLoop(LayersInterface):
             run = partial(run_parts, block, choice=choice, bypass=self.bypass(layer), extras=extras)
             stream.parts = self.run(run, stream.parts)
 
+    def _show(self, layer: int, stream: Stream) -> None:
+        """Pass the tokens behind a layer through its module in `outputs`, and go on with what hooks make of them."""
+        shown = self.outputs[str(layer)]
+        if not (shown._forward_hooks or shown._forward_pre_hooks or shown._backward_hooks):
+            return
+        choice, apart, tokens = stream.choice, stream.parts is not None, stream.tokens
+        given = shown(tokens)
+        if stream.in_groups and given is tokens:
+            return  # to put groups together and apart again would round their means anew
+        stream.tokens = given
+        if apart and choice is not None:
+            stream.split(choice)
+
     def _ahead(self, stream: Stream, last: int | None) -> range:
         return range(stream.layer + 1, 1 + (len(self.blocks) if last is None else last))
 
@@ -212,7 +229,7 @@ class LayerLoop(LayersInterface):
             with torch.no_grad(), full_precision(entering.device):
                 keys = self.keys[str(layer)](inputs)
         return Entry(
-            shape=(entering.shape[0], stream.num_tokens),
+            shape=(plain_shape(entering)[0], stream.num_tokens),
             num_kept=num_kept(stream.num_tokens, self.keep_rates[layer], self.num_prefix_tokens),
             num_prefix_tokens=self.num_prefix_tokens,
             grid=stream.places.grid,

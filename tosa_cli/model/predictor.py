@@ -10,13 +10,15 @@ from tosa_cli.model.decoders import DECODERS, Decoder, DecoderFeatures
 from tosa_cli.model.decoders.base import resize
 from tosa_cli.model.families import has_class_token
 from tosa_cli.model.families.backbone import PatchEmbed
-from tosa_cli.model.timm_interface import name_weights_as, with_input_size
+from tosa_cli.model.timm_interface import with_input_size
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.task import TaskConfig
 
 DEPTH_BINS = 256
 """Depths among which the linear decoder weighs (DINOv2, section 7.4)."""
+
+_ENCODER = "encoder."
 
 BIN_EPS = 0.1
 """Added to the weight of each depth, so that no pixel is without any."""
@@ -25,7 +27,7 @@ BIN_EPS = 0.1
 class Predictor(nn.Module):
     """An encoder and a decoder: depth in metres, or class logits, for every pixel.
 
-    The state dict has the encoder under its own key names, and the decoder under `decoder.`.
+    In a file the encoder's weights have its own names, and the decoder's are under `decoder.`: see `to_file_names`.
 
     Args:
         encoder: A dense timm ViT or a `TosaViT`, which becomes part of the new model; what classifies is taken off.
@@ -45,7 +47,6 @@ class Predictor(nn.Module):
             self.encoder.embed_dim, self.has_class_token, _out_channels(config), config.decoder_dim
         )
         self.provenance = Provenance()
-        name_weights_as(self, "encoder.", ("decoder.",))
 
     @property
     def backbone(self) -> Any:
@@ -156,6 +157,16 @@ class Predictor(nn.Module):
         weights = maps.relu() + BIN_EPS
         depths = torch.linspace(low, high, maps.shape[1], device=maps.device).view(1, -1, 1, 1)
         return (weights * depths).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+
+
+def to_file_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a predictor as its file has it, from which any timm tool reads the encoder."""
+    return {name.removeprefix(_ENCODER): value for name, value in state.items()}
+
+
+def from_file_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a predictor from what its file has."""
+    return {name if name.startswith("decoder.") else _ENCODER + name: value for name, value in state.items()}
 
 
 def _out_channels(config: TaskConfig) -> int:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm.models import create_model, register_model
 from timm.models._builder import build_model_with_cfg
+from timm.models._features import FeatureHookNet
 from torch import Tensor, nn
 
 from tosa_cli.config import ARCHITECTURE, TosaConfig
@@ -81,9 +82,20 @@ def build_predictor(base_architecture: str, **model_args: Any) -> "Predictor":
     return Predictor(encoder, config)
 
 
+class OutputHooks(FeatureHookNet):
+    """timm's extractor of features by hooks: not on the blocks, of which some see selected tokens, but behind them."""
+
+    def __init__(self, model: "TosaViT", *args: Any, **kwargs: Any) -> None:
+        hooked = [{**info, "module": f"outputs.{layer}"} for layer, info in enumerate(model.feature_info, start=1)]
+        model.feature_info = hooked
+        super().__init__(model, *args, **kwargs)
+
+
 @register_model
 def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's entry point for converted models: `timm.create_model("hf-hub:org/name", pretrained=True)`."""
+    if kwargs.get("feature_cls") in ("hook", FeatureHookNet):
+        kwargs["feature_cls"] = OutputHooks
     return build_model_with_cfg(
         build,
         ARCHITECTURE,
@@ -97,8 +109,16 @@ def tosa_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def tosa_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """timm's entry point for predictors, encoder and decoder."""
-    return build_model_with_cfg(build_predictor, PREDICTOR_ARCHITECTURE, pretrained, **kwargs)
+    return build_model_with_cfg(
+        build_predictor, PREDICTOR_ARCHITECTURE, pretrained, pretrained_filter_fn=_fit_to_predictor, **kwargs
+    )
 
 
 def _fit_to_model(state: dict[str, Tensor], model: "TosaViT") -> dict[str, Tensor]:
     return model.family.fit_checkpoint(state, model)
+
+
+def _fit_to_predictor(state: dict[str, Tensor], model: "Predictor") -> dict[str, Tensor]:
+    from tosa_cli.model.predictor import from_file_names
+
+    return from_file_names(state)

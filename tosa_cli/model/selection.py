@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def plain_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor; under `torch.jit.trace`, where sizes are tensors, their values, as constants."""
+    return tuple(int(size) for size in tensor.shape) if torch.jit.is_tracing() else tuple(tensor.shape)
+
+
 def num_kept(num_tokens: int, keep_rate: float, num_prefix_tokens: int) -> int:
     """How many tokens a ToSA layer computes: K = round(keep_rate * N), at least the prefix tokens and one more."""
     return min(num_tokens, max(round(keep_rate * num_tokens), num_prefix_tokens + 1))
@@ -26,7 +31,7 @@ def take_query_rows(query: Tensor, query_rows: int | str) -> Tensor:
     Returns:
         Queries (B, H, M, head_dim).
     """
-    num_tokens = query.shape[2]
+    num_tokens = plain_shape(query)[2]
     rows = num_query_rows(num_tokens, query_rows)
     if rows == num_tokens:
         return query

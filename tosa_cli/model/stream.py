@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
+from tosa_cli.model.selection import plain_shape
 from tosa_cli.model.tosa_layer import Parts, join_parts, merge_parts, split_tokens
 
 
@@ -71,7 +72,7 @@ class Stream:
     @property
     def num_tokens(self) -> int:
         """Number of tokens N, prefix tokens included."""
-        return self.parts.others.shape[1] if self.parts is not None and self.in_groups else self.tokens.shape[1]
+        return plain_shape(self.parts.others if self.parts is not None and self.in_groups else self.tokens)[1]
 
     def join(self) -> None:
         """Put the tokens back in their old places, at the end of a span; nothing to do where they are."""

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +54,7 @@ class TimmInterface(nn.Module):
     num_classes: int
     global_pool: str
     grad_checkpointing: bool
+    feature_info: list[dict[str, Any]]
     forward_head: Callable[..., Tensor]
     get_classifier: Callable[[], Any]
     no_weight_decay: Callable[[], set[str]]
@@ -66,8 +66,6 @@ class TimmInterface(nn.Module):
         kind: Any = type(self)
         self.__class__ = _joined(kind, type(backbone))  # type: ignore[assignment]
         _share(backbone, self)
-        # timm reads this from any model it wraps.
-        self.feature_info: list[dict[str, Any]] = getattr(backbone, "feature_info", [])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A class that is made here cannot be looked up by its name.
@@ -253,29 +251,3 @@ class LayersInterface(FinetunableViT):
             output_fmt="NCHW" if reshape else "NLC",
             intermediates_only=True,
         )
-
-
-def name_weights_as(model: nn.Module, part: str, added: tuple[str, ...]) -> None:
-    """Have the state dict of a model name the weights of one part as that part does, so that any timm tool reads them.
-
-    Args:
-        model: The model.
-        part: What stands before the names of the part's weights in the model, as `backbone.`.
-        added: Beginnings of the names of all other weights, which stay.
-    """
-    model.register_state_dict_post_hook(partial(_strip_part, part=part))
-    model.register_load_state_dict_pre_hook(partial(_add_part, part=part, added=added))
-
-
-def _strip_part(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any, *, part: str) -> None:
-    for key in [key for key in state if key.startswith(prefix + part)]:
-        state[prefix + key.removeprefix(prefix + part)] = state.pop(key)
-
-
-def _add_part(
-    module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any, part: str, added: tuple[str, ...]
-) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith(added):
-            state[prefix + part + name] = state.pop(key)

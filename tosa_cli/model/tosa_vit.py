@@ -35,7 +35,7 @@ class TosaViT(LayerLoop):
         ConfigError: If the backbone does not have the layers asked for.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("selectors", "keys", "bypasses")
+    added: ClassVar[tuple[str, ...]] = ("selectors", "keys", "bypasses", "outputs")
     added_args: ClassVar[frozenset[str]] = frozenset({"base_architecture", "norm_eps", *TosaConfig.field_names()})
 
     def __init__(self, backbone: Backbone, config: TosaConfig) -> None:
@@ -44,27 +44,27 @@ class TosaViT(LayerLoop):
         self.config = config
         self.keep_rates = config.keep_rates
         self.choosing_layers = config.choosing_layers
-        self.selectors = nn.ModuleDict()
-        self.keys = nn.ModuleDict()
-        self.bypasses = nn.ModuleDict()
-        for layer in config.layers:
-            self._add_parts(layer, backbone)
+        self.outputs = nn.ModuleDict({str(layer): nn.Identity() for layer in range(1, len(self.blocks) + 1)})
+        self._add_parts()
+        self.provenance = Provenance()
+
+    def _add_parts(self) -> None:
+        """Add what ToSA layers need besides their blocks, new; what is there of it already is replaced."""
+        config, backbone = self.config, self.backbone
+        self.selectors, self.keys, self.bypasses = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for layer in self.keep_rates:
+            name = str(layer)
+            self.bypasses[name] = BYPASSES[config.bypass](self.embed_dim)
+            if self.choosing_layers[layer] != layer:
+                continue
+            self.selectors[name] = SELECTORS[config.selector].for_layer(backbone, layer, config)
+            if config.needs_keys:
+                self.keys[name] = MatchingKeys(*matching_projection(self.blocks[layer - 1], self.embed_dim))
         weights = next(backbone.parameters())
         for added in (self.selectors, self.keys, self.bypasses):
             added.to(weights.device, weights.dtype)
         # A choice of tokens has no gradient, and several processes wait for that of each weight that is not frozen.
         self.selectors.requires_grad_(False)
-        self.provenance = Provenance()
-
-    def _add_parts(self, layer: int, backbone: Backbone) -> None:
-        """Add what a ToSA layer needs besides its block."""
-        config, name = self.config, str(layer)
-        self.bypasses[name] = BYPASSES[config.bypass](self.embed_dim)
-        if self.choosing_layers[layer] != layer:
-            return
-        self.selectors[name] = SELECTORS[config.selector].for_layer(backbone, layer, config)
-        if config.needs_keys:
-            self.keys[name] = MatchingKeys(*matching_projection(self.blocks[layer - 1], self.embed_dim))
 
     # ------------------------------------------------------------------ forward
 
@@ -114,6 +114,15 @@ class TosaViT(LayerLoop):
         # timm counts layers from 0.
         added = [(rf"^(?:{'|'.join(self.added)})\.{layer}\.", (layer - 1,)) for layer in self.keep_rates]
         return {**matcher, "blocks": [*added, *layers]}
+
+    def init_weights(self, **options: Any) -> None:
+        """Draw all weights of the backbone anew, as it does itself; what was added is as it is after a conversion.
+
+        Args:
+            options: The backbone's own, such as `mode` and `needs_reset`.
+        """
+        super().init_weights(**options)  # type: ignore[misc]
+        self._add_parts()
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

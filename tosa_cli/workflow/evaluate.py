@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tosa_cli.api import check_config, load, save
+from tosa_cli.api import load, save
 from tosa_cli.data.description import Data, read_from
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import InputError, MeasureError
-from tosa_cli.hub.card import why_unpublished
-from tosa_cli.hub.checkpoint import load_checked, resize
-from tosa_cli.hub.folder import kind_of
 from tosa_cli.hub.writing import alone
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, Nobody, tell_skipped
-from tosa_cli.provenance import Provenance
 from tosa_cli.tasks.base import Table, Task
 from tosa_cli.tasks.predictor import PredictorTask
 from tosa_cli.tasks.registry import TASKS
@@ -70,16 +66,18 @@ def evaluate(
     Raises:
         TosaError: If model, images or settings are wrong or do not fit; the subclass and the message say which.
     """
+    from tosa_cli.hub.predictor import is_predictor
+
     listener = listener or Nobody()
     config = read_from(config or EvalConfig(), data)
-    if isinstance(model, (str, Path)):
-        name = str(model)
-        loaded = _load(name, config)
-    else:
-        name, loaded = "the model", model
-        _check_kind(name, config, isinstance(model, Predictor))
-        if config.img_size is not None and isinstance(model, TosaViT):
-            raise InputError("The image size of a model that is loaded is its own: load it at another with img_size.")
+    named = isinstance(model, (str, Path))
+    has_decoder = is_predictor(str(model)) if isinstance(model, (str, Path)) else isinstance(model, Predictor)
+    name = str(model) if named else "the model"
+    _check_kind(name, config, has_decoder)
+    size = None if has_decoder else config.img_size
+    loaded = load(model, img_size=size) if isinstance(model, (str, Path)) else model
+    if not named and size is not None:
+        raise InputError("The image size of a model that is loaded is its own: load it at another with img_size.")
     task = _task_of(loaded, name, config)
     with lost_workers_told():
         values = task.evaluate(loaded, name, config, listener)
@@ -94,6 +92,8 @@ def record(report: EvaluateReport, folder: str | Path, listener: Listener | None
     Raises:
         InputError: If it was not measured by the model's own selector.
     """
+    from tosa_cli.hub.card import why_unpublished
+
     listener = listener or Nobody()
     with alone(Path(folder)):
         model = load(folder)
@@ -121,19 +121,6 @@ def _check_finite(values: Mapping[str, Any], task: Task, name: str) -> None:
                 f"There is no {task.columns[wrong[0]].title} of {called}: values that it is made of are not finite. "
                 f"Check its weights and the data, and leave out --amp."
             )
-
-
-def _load(name: str, config: EvalConfig) -> TosaViT | Predictor:
-    """Load a model that the settings fit, at the image size that they name; its configuration is read once."""
-
-    def check(found: dict[str, Any], folder: str) -> Provenance:
-        _check_kind(name, config, kind_of(found) == "predictor")
-        return check_config(found, folder)
-
-    model: TosaViT | Predictor = load_checked(name, check)
-    if config.img_size is not None and isinstance(model, TosaViT):
-        resize(model, config.img_size)
-    return model
 
 
 def _check_kind(name: str, config: EvalConfig, has_decoder: bool) -> None:

@@ -11,6 +11,7 @@ from tosa_cli.config import Selection
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families.base import BlockKind, Family, names_of
 from tosa_cli.model.places import Extras, Places
+from tosa_cli.model.selection import plain_shape
 
 DIFFERENTIAL = (
     "has differential attention, which cannot be converted: it takes one map of attention off another, so its logits "
@@ -27,9 +28,9 @@ class TimmFamily(Family):
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Places]:
         """Embed the patches, and find their grid."""
-        rows, columns = model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        rows, columns = model.patch_embed.dynamic_feat_size(plain_shape(images)[-2:])
         tokens, extras = self.embed_patches(model, model.patch_embed(images))
-        num_patches = tokens.shape[1] - model.num_prefix_tokens
+        num_patches = plain_shape(tokens)[1] - model.num_prefix_tokens
         # Where training drops patches (timm's patch_drop_rate), those that are left are no grid any more.
         grid = (rows, columns) if num_patches == rows * columns else (1, num_patches)
         return tokens, Places(grid, extras)

@@ -1,28 +1,19 @@
-"""What is drawn of images: by a converted model, or by one with a decoder."""
+"""What `tosa viz` draws: a converted model, or one with a decoder."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
+from tosa_cli.cli import console
+from tosa_cli.data.images import ImgSize
+from tosa_cli.errors import ConfigError, InputError
 
-from tosa_cli.data.images import ImgSize, both_sides
-from tosa_cli.data.photos import open_photo, photo_transform, read_photo, whole_photo_transform
-from tosa_cli.device import pick_device
-from tosa_cli.draw.picture import Picture, make_picture, make_predicted_picture
-from tosa_cli.draw.predicted_maps import class_shares
-from tosa_cli.draw.selection_maps import check_layers
-from tosa_cli.errors import ConfigError, InputError, TosaError
-from tosa_cli.hub.checkpoint import load
-from tosa_cli.hub.original import dense_model
-from tosa_cli.hub.predictor import is_predictor, load_predictor
-from tosa_cli.model.flops import count_flops
-from tosa_cli.model.predictor_flops import count_predictor_flops
-from tosa_cli.model.selectors import SELECTORS
-from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Listener, Nobody
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tosa_cli.draw.picture import Picture
+    from tosa_cli.model.tosa_vit import TosaViT
 
 ALL_THERE = "Patches as in the image are computed, dimmed ones skip the layer; all of them are there at the end."
 COSINES = ("patch", "class")
@@ -40,7 +31,7 @@ class Subject:
         facts: What the report says of the model.
     """
 
-    draw: Callable[[Path], Picture]
+    draw: "Callable[[Path], Picture]"
     title: str
     about: list[str]
     shows: str = "Selection"
@@ -53,7 +44,6 @@ def load_subject(
     img_size: ImgSize,
     compare: bool | None,
     device: Literal["auto", "cpu", "cuda"],
-    listener: Listener | None = None,
 ) -> Subject:
     """Load what is to be drawn.
 
@@ -63,17 +53,21 @@ def load_subject(
         img_size: Image size in pixels, one number or (height, width); None keeps the model's.
         compare: Whether to set it beside the dense model; None does so where there is one.
         device: Where to compute.
-        listener: Told what is done.
 
     Raises:
         TosaError: If the model cannot be loaded, or has no such layers or nothing to be compared with.
     """
-    make = _with_decoder if is_predictor(name) else _converted
-    return make(name, layers, img_size, compare, pick_device(device), listener or Nobody())
+    from tosa_cli.device import pick_device
+    from tosa_cli.hub.predictor import is_predictor
+
+    load = _with_decoder if is_predictor(name) else _converted
+    return load(name, layers, img_size, compare, pick_device(device))
 
 
-def report_picture(photo: Path, written: Path, picture: Picture) -> dict[str, Any]:
+def report_picture(photo: Path, written: Path, picture: "Picture") -> dict[str, Any]:
     """What is reported of a picture, as JSON values."""
+    from tosa_cli.draw.predicted_maps import class_shares
+
     tokens, maps = picture.tokens, picture.predicted
     report: dict[str, Any] = {
         "image": str(photo),
@@ -117,22 +111,23 @@ def figures_of(report: dict[str, Any]) -> dict[str, str]:
 
 
 def _converted(
-    name: str,
-    layers: Iterable[int] | None,
-    img_size: ImgSize,
-    compare: bool | None,
-    device: torch.device,
-    listener: Listener,
+    name: str, layers: Iterable[int] | None, img_size: ImgSize, compare: bool | None, device: Any
 ) -> Subject:
+    from tosa_cli.data.photos import photo_transform, read_photo
+    from tosa_cli.draw.picture import make_picture
+    from tosa_cli.draw.selection_maps import check_layers
+    from tosa_cli.hub.checkpoint import load
+    from tosa_cli.model.flops import count_flops
+
     model = load(name, img_size=img_size)
     check_layers(model, layers or ())
-    dense = _dense(model, img_size, compare, listener)
+    dense = _dense(model, img_size, compare)
     model.to(device)
     if dense is not None:
         dense.to(device).eval()
     flops, transform = count_flops(model), photo_transform(model)
 
-    def draw(photo: Path) -> Picture:
+    def draw(photo: Path) -> "Picture":
         images = read_photo(photo, model, transform).to(device)
         return make_picture(model, images, dense, layers=layers, title=photo.name)
 
@@ -146,7 +141,10 @@ def _converted(
     return Subject(draw, f"What {Path(name).name} computed", about)
 
 
-def _dense(converted: TosaViT, size: ImgSize, compare: bool | None, listener: Listener) -> nn.Module | None:
+def _dense(converted: "TosaViT", size: ImgSize, compare: bool | None) -> "nn.Module | None":
+    from tosa_cli.errors import TosaError
+    from tosa_cli.hub.original import dense_model
+
     if compare is False:
         return None
     try:
@@ -154,21 +152,23 @@ def _dense(converted: TosaViT, size: ImgSize, compare: bool | None, listener: Li
     except TosaError as error:
         if compare:
             raise
-        listener.warn(f"The dense model is left out. {error}")
+        console.warn(f"The dense model is left out. {error}")
         return None
     if dense.note:
-        listener.say(dense.note)
+        console.say(dense.note)
     return dense.model
 
 
 def _with_decoder(
-    name: str,
-    layers: Iterable[int] | None,
-    img_size: ImgSize,
-    compare: bool | None,
-    device: torch.device,
-    listener: Listener,
+    name: str, layers: Iterable[int] | None, img_size: ImgSize, compare: bool | None, device: Any
 ) -> Subject:
+    from tosa_cli.data.photos import open_photo, whole_photo_transform
+    from tosa_cli.draw.picture import make_predicted_picture
+    from tosa_cli.draw.selection_maps import check_layers
+    from tosa_cli.hub.predictor import load_predictor
+    from tosa_cli.model.predictor_flops import count_predictor_flops
+    from tosa_cli.model.tosa_vit import TosaViT
+
     model = load_predictor(name)
     encoder = model.encoder if isinstance(model.encoder, TosaViT) else None
     if encoder is not None:
@@ -178,13 +178,13 @@ def _with_decoder(
     elif compare:
         raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
     model.to(device)
-    asked = both_sides(img_size)
+    asked = (img_size, img_size) if isinstance(img_size, int) else img_size
     flops = count_predictor_flops(model, asked)
     if asked not in (None, flops.img_size):
-        listener.say("Images are brought to {}x{} pixels, which are whole patches.".format(*flops.img_size))
+        console.say("Images are brought to {}x{} pixels, which are whole patches.".format(*flops.img_size))
     transform = whole_photo_transform(model, flops.img_size)
 
-    def draw(photo: Path) -> Picture:
+    def draw(photo: Path) -> "Picture":
         image = open_photo(photo, model)
         return make_predicted_picture(
             model,
@@ -223,7 +223,7 @@ def _with_decoder(
     return Subject(draw, f"{shows} by {Path(name).name}", about, shows, facts)
 
 
-def _settings(model: TosaViT) -> str:
+def _settings(model: "TosaViT") -> str:
     config = model.config
     rates = sorted(set(config.keep_rates.values()))
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"
@@ -234,6 +234,8 @@ def _settings(model: TosaViT) -> str:
     )
 
 
-def _score_meaning(model: TosaViT) -> list[str]:
+def _score_meaning(model: "TosaViT") -> list[str]:
+    from tosa_cli.model.selectors import SELECTORS
+
     meaning = SELECTORS[model.config.selector].meaning
     return [f"Score: {meaning}."] if meaning else []

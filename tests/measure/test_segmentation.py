@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tasks.test_depth import Batches
+from tests.measure.test_depth import Batches
 from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.tasks.segmentation import SegmentationMeasure, figures_of
 
