@@ -1,10 +1,16 @@
-"""What every test relies on: one thread, and no word from the network."""
+"""What every test relies on: one thread, no word from the network, and Ctrl-C as in a terminal."""
+
+import signal
 
 import pytest
 import torch
 from huggingface_hub import constants
 
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
