@@ -7,8 +7,8 @@ from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa
 from tests.cli.test_data_sources import write_shards
-from tests.data.tiny_pairs import write_folder
 from tests.model.tiny_models import make_vit
+from tests.train.tiny_pairs import write_folder
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 

@@ -10,8 +10,8 @@ from timm.models import save_for_hf
 
 import tosa_cli
 from tests.cli.conftest import Tosa
-from tests.data.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
 from tests.model.tiny_models import make_vit
+from tests.train.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
 from tests.train.tiny_runs import StopAt
 from tosa_cli.model.predictor import Predictor
 

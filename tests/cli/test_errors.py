@@ -20,8 +20,8 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Done, Tosa
-from tests.data.tiny_pairs import write_folder
 from tests.model.tiny_models import make_vit
+from tests.train.tiny_pairs import write_folder
 from tosa_cli import load
 from tosa_cli.cli import console
 from tosa_cli.data.datasets import split_indices

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 
 from tests.cli.conftest import run_tosa
-from tests.data.tiny_pairs import write_folder
+from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
 from tosa_cli.api import load, save
 from tosa_cli.cli import app as command_line

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.cli.test_data_sources import write_shards
-from tests.data import tiny_pairs
+from tests.train import tiny_pairs
 from tests.train.tiny_runs import photos, tiny_tosa
 from tosa_cli.data.datasets import open_dataset, split_indices
 from tosa_cli.data.loading import images_to_read

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.data.tiny_pairs import (
+from tests.model.tiny_models import make_vit
+from tests.train.tiny_pairs import (
     save_image,
     save_png16,
     scene,
@@ -19,7 +20,6 @@ from tests.data.tiny_pairs import (
     write_nyu,
     write_nyu_mat,
 )
-from tests.model.tiny_models import make_vit
 from tosa_cli.data.pair_images import PairImages, pairs_to_read
 from tosa_cli.data.pairs import Pairs, open_pairs
 from tosa_cli.errors import DataError

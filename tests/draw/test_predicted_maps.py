@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.data.tiny_pairs import write_folder
 from tests.model.tiny_models import MODELS, make_images, make_tosa, make_vit
+from tests.train.tiny_pairs import write_folder
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
 from tosa_cli.data.photos import open_photo, to_pixels, whole_photo_transform

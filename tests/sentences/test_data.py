@@ -19,9 +19,9 @@ from tests.data.test_pairs import (
     whole_numbers,
     wrong_size,
 )
-from tests.data.tiny_pairs import save_image, save_png16, scene, write_folder, write_nyu_mat
 from tests.draw.test_predicted_maps import make_predictor
 from tests.model.tiny_models import make_images, make_tosa, make_vit
+from tests.train.tiny_pairs import save_image, save_png16, scene, write_folder, write_nyu_mat
 from tests.train.tiny_runs import read as read_images
 from tests.train.tiny_runs import tiny_tosa, write_digits
 from tosa_cli.data.datasets import open_dataset

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.data.tiny_pairs import write_folder
 from tests.fit.test_budget import SIMILARITY, backbone, curves
 from tests.fit.test_calibrate import fit
 from tests.train.test_distill import BreakAfter
 from tests.train.test_predictor import predictor
 from tests.train.test_predictor import run as run_predictor
+from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import (
     StopAt,
     read,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.data.tiny_pairs import save_image, write_folder
 from tests.model.tiny_models import make_images, make_tosa, make_vit
+from tests.train.tiny_pairs import save_image, write_folder
 from tests.train.tiny_runs import StopAt
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from timm.models import save_for_hf
 
-from tests.data.tiny_pairs import write_folder
 from tests.model.tiny_models import make_tosa, make_vit
 from tests.train.test_processes import run_tosa
+from tests.train.tiny_pairs import write_folder
 from tosa_cli import save
 from tosa_cli.hub.predictor import load_predictor
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.tiny_pairs import write_folder
+from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import tiny_tosa
 from tests.workflow.test_labels import Heard
 from tosa_cli import save

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tosa_cli
-from tests.data.tiny_pairs import write_folder
+from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.data.description import read_from
 from tosa_cli.errors import CheckpointError, ConfigError, InputError
