@@ -11,7 +11,7 @@ Importing it also lets timm load converted models: `timm.create_model("local-dir
 
 from typing import TYPE_CHECKING, Any
 
-from tosa_cli._register import register_with_timm
+from tosa_cli._register import register
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import TosaError
 
@@ -86,4 +86,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_with_timm()
+register()

@@ -1,7 +1,8 @@
-"""Registers `tosa_vit` with timm, without importing timm.
+"""Registers converted models with timm and transformers, without importing either.
 
-`import tosa_cli; timm.create_model("local-dir:...")` has to find the entry point, yet `tosa --help` must not wait
-for torch. So it is registered at once if timm is already there, and else as soon as timm's models are imported.
+`import tosa_cli; timm.create_model("local-dir:...")` has to find the entry point, and `from_pretrained` of transformers
+to find the ToSA layers, yet `tosa --help` must not wait for torch. So each is done at once if the library is already
+there, and else as soon as it is imported.
 """
 
 import importlib
@@ -12,15 +13,21 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-_TRIGGER = "timm.models"
-_REGISTRY = "tosa_cli.model.registry"
+_REGISTRIES = {
+    "timm.models": "tosa_cli.model.registry",
+    "transformers.modeling_utils": "tosa_cli.hub.transformers_loading",
+}
+"""What registers, by the module of a library after which it is imported."""
 
 
 class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    def __init__(self, trigger: str) -> None:
+        self.trigger = trigger
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _TRIGGER:
+        if name != self.trigger:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -29,15 +36,16 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module(_REGISTRY)
+                importlib.import_module(_REGISTRIES[name])
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-def register_with_timm() -> None:
-    """Register the `tosa_vit` entry point now, or when timm's models are first imported."""
-    if _TRIGGER in sys.modules:
-        importlib.import_module(_REGISTRY)
-    else:
-        sys.meta_path.insert(0, _RegisterAfterImport())
+def register() -> None:
+    """Register now, or when the library is first imported."""
+    for trigger, registry in _REGISTRIES.items():
+        if trigger in sys.modules:
+            importlib.import_module(registry)
+        else:
+            sys.meta_path.insert(0, _RegisterAfterImport(trigger))

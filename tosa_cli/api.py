@@ -20,6 +20,7 @@ from tosa_cli.provenance import Provenance
 from tosa_cli.workflow.convert import as_source, convert_source
 from tosa_cli.workflow.convert import convert as run_convert
 from tosa_cli.workflow.save import save
+from tosa_cli.workflow.whole import convert_whole, is_whole
 
 __all__ = ["convert", "load", "save"]
 
@@ -62,24 +63,39 @@ def _check_config(config: dict[str, Any], folder: str) -> Provenance:
 
 
 def convert(
-    source: str | Path | nn.Module, config: TosaConfig | ConvertConfig, data: Data | str | Path | None = None
-) -> TosaViT:
+    source: str | Path | nn.Module,
+    config: TosaConfig | ConvertConfig,
+    data: Data | str | Path | None = None,
+    *,
+    example: Any = None,
+) -> Any:
     """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
 
     Args:
-        source: A timm name, Hub id, folder or weights file, or a timm model, which becomes part of the new one.
+        source: A timm name, Hub id, folder or weights file, or a timm model, which becomes part of the new one. Or any
+            other model with a known run of blocks inside, as transformers' are: that is converted in place.
         config: Where and how tokens are selected; or with all that `tosa convert` can do: layers by measurement, a
             share of the MACs to save, another image size or number of classes.
         data: The images to choose layers by, or their folder.
+        example: For a model that is converted in place, a batch that it takes: images (B, C, height, width), a tuple
+            or a dictionary. None makes one of random images of the model's own size.
 
     Returns:
-        The ToSA model, in evaluation mode.
+        A `TosaViT` in evaluation mode; of a model that is converted in place, that model.
 
     Raises:
         TosaError: If the source cannot be found, read or converted; the subclass and the message say which.
     """
     if data is not None and not isinstance(config, ConvertConfig):
         raise ConfigError("Images choose the layers, but a TosaConfig names them: pass a ConvertConfig, or no images.")
+    if isinstance(source, nn.Module) and is_whole(source):
+        if isinstance(config, ConvertConfig):
+            raise ConfigError(
+                f"{type(source).__name__} is converted in place, by a TosaConfig, which names layers and keep rates."
+            )
+        return convert_whole(source, config, example)
+    if example is not None:
+        raise ConfigError("An example is of a model that is converted in place: leave it out for a timm model.")
     if isinstance(config, ConvertConfig):
         config = read_from(config, data)
         if isinstance(source, nn.Module):

@@ -11,6 +11,9 @@ from tosa_cli.settings import Setting, Settings
 ARCHITECTURE = "tosa_vit"
 """Name of converted models in timm's registry."""
 
+SETTINGS_KEY = "tosa_config"
+"""Key of a transformers config under which the settings of a conversion are, in the part that is of the encoder."""
+
 
 def read_layers(value: Any) -> tuple[int, ...]:
     """Read a list of layers.

@@ -124,7 +124,7 @@ def count_flops(model: Backbone | TosaViT, config: TosaConfig | None = None, nam
             keep_rates = config.keep_rates
             choosing = config.choosing_layers
             params += sum(_added_params(backbone, config, layer, choosing[layer] == layer) for layer in config.layers)
-    layers = list(_count_layers(backbone, config, keep_rates))
+    layers = list(count_layers(backbone, config, keep_rates))
     outside = (
         _embed_macs(backbone) + head_macs(backbone, _num_tokens(backbone)) + family_of(backbone).shared_macs(backbone)
     )
@@ -179,7 +179,16 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
     return dataclasses.replace(config, keep_rate=low / 1000)
 
 
-def _count_layers(backbone: Backbone, config: TosaConfig | None, keep_rates: dict[int, float]) -> Iterator[LayerFlops]:
+def count_layers(
+    backbone: Backbone | Any, config: TosaConfig | None, keep_rates: dict[int, float]
+) -> Iterator[LayerFlops]:
+    """Count the MACs of each layer of a dense model.
+
+    Args:
+        backbone: The dense model, or a run of blocks inside another.
+        config: Settings of the conversion; None counts the dense layers.
+        keep_rates: Keep rate of each ToSA layer.
+    """
     tokens = entering = _num_tokens(backbone)
     for layer, block in enumerate(backbone.blocks, start=1):
         dense = _block_macs(block, tokens, backbone.embed_dim)

@@ -6,7 +6,7 @@ made inside the block, for all tokens, so it is gathered on its way into the att
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from timm.layers import apply_keep_indices_nlc
@@ -36,6 +36,21 @@ class Places:
     def of(self, layer: int) -> Extras:
         """What the block of a layer, counted from 1, is given beside the tokens."""
         return self.extras[layer - 1] if self.extras else {}
+
+
+@dataclass(frozen=True)
+class CallPlaces(Places):
+    """Where tokens stand, where each block is called by somebody else, who gives it what it is given.
+
+    Attributes:
+        given: What the block that is called now is given beside the tokens.
+    """
+
+    given: Extras = field(default_factory=dict)
+
+    def of(self, layer: int) -> Extras:
+        """What was given, whichever layer it is."""
+        return self.given
 
 
 def gather_rope(rope: Tensor, indices: Tensor) -> Tensor:

@@ -6,15 +6,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tosa_cli.config import TosaConfig
-from tosa_cli.model.bypasses import BYPASSES
-from tosa_cli.model.families import (
-    Backbone,
-    check_convertible,
-    matching_projection,
-)
-from tosa_cli.model.keys import MatchingKeys
+from tosa_cli.model.families import Backbone, check_convertible
 from tosa_cli.model.layer_loop import LayerLoop
-from tosa_cli.model.selectors import SELECTORS
 from tosa_cli.provenance import Provenance
 
 
@@ -45,26 +38,8 @@ class TosaViT(LayerLoop):
         self.keep_rates = config.keep_rates
         self.choosing_layers = config.choosing_layers
         self.outputs = nn.ModuleDict({str(layer): nn.Identity() for layer in range(1, len(self.blocks) + 1)})
-        self._add_parts()
+        self.add_parts(self.backbone)
         self.provenance = Provenance()
-
-    def _add_parts(self) -> None:
-        """Add what ToSA layers need besides their blocks, new; what is there of it already is replaced."""
-        config, backbone = self.config, self.backbone
-        self.selectors, self.keys, self.bypasses = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for layer in self.keep_rates:
-            name = str(layer)
-            self.bypasses[name] = BYPASSES[config.bypass](self.embed_dim)
-            if self.choosing_layers[layer] != layer:
-                continue
-            self.selectors[name] = SELECTORS[config.selector].for_layer(backbone, layer, config)
-            if config.needs_keys:
-                self.keys[name] = MatchingKeys(*matching_projection(self.blocks[layer - 1], self.embed_dim))
-        weights = next(backbone.parameters())
-        for added in (self.selectors, self.keys, self.bypasses):
-            added.to(weights.device, weights.dtype)
-        # A choice of tokens has no gradient, and several processes wait for that of each weight that is not frozen.
-        self.selectors.requires_grad_(False)
 
     # ------------------------------------------------------------------ forward
 
@@ -122,7 +97,7 @@ class TosaViT(LayerLoop):
             options: The backbone's own, such as `mode` and `needs_reset`.
         """
         super().init_weights(**options)  # type: ignore[misc]
-        self._add_parts()
+        self.add_parts(self.backbone)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -10,6 +10,7 @@ from tosa_cli.model.families.timm_beit import TimmBeit
 from tosa_cli.model.families.timm_eva import TimmEva
 from tosa_cli.model.families.timm_relpos import TimmRelPos
 from tosa_cli.model.families.timm_vit import TimmVit
+from tosa_cli.model.families.transformers_vit import transformers_kind
 from tosa_cli.model.refusals import reason_against
 
 FAMILIES: list[Family] = [TimmVit(), TimmEva(), TimmBeit(), TimmRelPos()]
@@ -43,7 +44,7 @@ def kind_of(block: nn.Module) -> BlockKind:
     for family in FAMILIES:
         if type(block) in family.blocks:
             return family.blocks[type(block)]
-    return _UNKNOWN
+    return transformers_kind(type(block)) or _UNKNOWN
 
 
 def is_supported_kind(kind: object) -> bool:

@@ -1,0 +1,173 @@
+"""transformers' ViT blocks, by their names: it is not imported, as a model that has such a block has done so.
+
+They come in one form, a norm before the attention and one before the MLP, under a few spellings. Which spelling a block
+has is read from the block, so that a release of transformers that renames a part needs no change here.
+"""
+
+import functools
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from tosa_cli.config import Selection
+from tosa_cli.errors import UnsupportedModelError
+from tosa_cli.model.families.base import BlockKind, OpaqueBlock
+from tosa_cli.model.families.timm_common import mean_of_heads
+from tosa_cli.model.places import Extras, gather_rope
+
+NORMS = ("layernorm_before", "layer_norm1", "norm1")
+ATTENTIONS = ("attention", "self_attn")
+KEYS = ("k_proj", "key")
+HEADS = ("num_attention_heads", "num_heads")
+MASK, ROPE = "attention_mask", "position_embeddings"
+
+TAKES_BIAS = ("eager", "sdpa")
+"""Implementations of attention in transformers that add a mask of numbers to the logits."""
+
+
+class TransformersBlock(BlockKind):
+    """A block that normalises before its attention, which has projections of its own for keys."""
+
+    def why_ineligible(self, block: Any, selection: Selection) -> str | None:
+        """Say that a part is not where it is looked for, or that tokens of an image are not all computed alike."""
+        if getattr(block, "num_experts", 1) > 1:
+            return "has experts, one for each data set, which cannot be converted."
+        if _first(block, NORMS) is None or _first(block, ATTENTIONS) is None:
+            return f"is a {type(block).__name__} without a norm and an attention by the names that are known."
+        if not isinstance(_first(_attention(block), KEYS), nn.Linear):
+            return f"is a {type(block).__name__} whose attention has no projection of keys by a name that is known."
+        return None
+
+    def attention_input(self, block: Any, tokens: Tensor) -> Tensor:
+        """The tokens behind the first norm."""
+        return _first(block, NORMS)(tokens)
+
+    def num_heads(self, block: Any) -> int:
+        """What the attention says."""
+        return int(_first(_attention(block), HEADS))
+
+    def head_dim(self, block: Any) -> int:
+        """The width of all keys, shared out among the heads."""
+        return _first(_attention(block), KEYS).out_features // self.num_heads(block)
+
+    def mean_key_projection(self, block: Any) -> tuple[Tensor, Tensor]:
+        """The mean over the heads of the projection of keys."""
+        return mean_of_heads(_first(_attention(block), KEYS), 0, self.num_heads(block), self.head_dim(block))
+
+    def num_last_tokens(self, block: Any) -> int:
+        """How many tokens come behind the patches: YOLOS has them, one for each object that it may detect."""
+        return int(getattr(getattr(_attention(block), "config", None), "num_detection_tokens", 0))
+
+    def run(self, block: Any, tokens: Tensor, extras: Extras) -> Tensor:
+        """Run a block; some return their tokens first of several."""
+        output = block(tokens, **extras)
+        return output[0] if isinstance(output, tuple) else output
+
+    def run_selected(
+        self, block: Any, selected: Tensor, keep_indices: Tensor, extras: Extras, size_bias: Tensor | None = None
+    ) -> Tensor:
+        """Give the bias to the block as its mask, if it takes one; else on the way into PyTorch's fused attention."""
+        self._check_runs(block, extras, size_bias)
+        if size_bias is None or MASK not in parameters(type(block)):
+            return super().run_selected(block, selected, keep_indices, extras, size_bias)
+        given = {**self.gather_extras(block, extras, keep_indices), MASK: size_bias}
+        return self.run(block, selected, given)
+
+    def gather_extras(self, block: Any, extras: Extras, keep_indices: Tensor) -> Extras:
+        """Take the rows of the selected patches out of the rotary table, if the block is given one."""
+        rope: Any = extras.get(ROPE)
+        if rope is None:
+            return extras
+        # The table is of the patches alone, which come behind class token and registers.
+        prefix = 1 + int(_attention(block).config.num_register_tokens)
+        gathered: Any = tuple(gather_rope(table, keep_indices[:, prefix:] - prefix) for table in rope)
+        return {**extras, ROPE: gathered}
+
+    def _check_runs(self, block: Any, extras: Extras, size_bias: Tensor | None) -> None:
+        if extras.get(MASK) is not None:
+            raise UnsupportedModelError(
+                "The images were given with an attention mask, as images of different shapes are: a ToSA layer selects "
+                "among all tokens of an image. Give images of one shape."
+            )
+        used = getattr(getattr(_attention(block), "config", None), "_attn_implementation", None) or "sdpa"
+        needs_fused = MASK not in parameters(type(block))
+        if size_bias is not None and (used not in TAKES_BIAS or (needs_fused and used != "sdpa")):
+            raise UnsupportedModelError(
+                f"The attention {used!r} takes no bias for the sizes of groups of tokens in a {type(block).__name__}: "
+                f"load the model with attn_implementation='sdpa'."
+            )
+
+
+PLAIN = {
+    "chinese_clip": "ChineseCLIPVisionLayer",
+    "clip": "CLIPEncoderLayer",
+    "clipseg": "CLIPSegEncoderLayer",
+    "deit": "DeiTLayer",
+    "dinov2": "Dinov2Layer",
+    "dinov2_with_registers": "Dinov2WithRegistersLayer",
+    "dinov3_vit": "DINOv3ViTLayer",
+    "dpt": "DPTViTLayer",
+    "ijepa": "IJepaLayer",
+    "owlv2": "Owlv2EncoderLayer",
+    "owlvit": "OwlViTEncoderLayer",
+    "siglip": "SiglipEncoderLayer",
+    "vit": "ViTLayer",
+    "vit_msn": "ViTMSNLayer",
+    "vitpose_backbone": "VitPoseBackboneLayer",
+    "yolos": "YolosLayer",
+}
+"""The block of each of transformers' model types that can select tokens; text towers have the same blocks."""
+
+REFUSED = {
+    ("beit", "BeitLayer"): "has a relative position bias, which is not read from transformers' models.",
+    ("data2vec", "Data2VecVisionLayer"): "has a relative position bias, which is not read from transformers' models.",
+    ("eomt", "EomtLayer"): "is one that queries for segments enter half-way, with masks of their own.",
+    ("pixtral", "PixtralAttentionLayer"): "takes images of different shapes, one behind the other, told apart by a "
+    "mask.",
+    ("rf_detr", "RfDetrDinov2Layer"): "attends in windows, to which the tokens that it is given belong.",
+    ("sam", "SamVisionLayer"): "attends in windows, or by relative positions on a map of patches.",
+    ("sam3", "Sam3ViTLayer"): "attends in windows, or on a map of patches.",
+    ("sam_hq", "SamHQVisionLayer"): "attends in windows, or by relative positions on a map of patches.",
+    ("siglip2", "Siglip2EncoderLayer"): "takes images of different shapes (NaFlex), filled up to one length and told "
+    "apart by a mask. The SigLIP 2 models of one shape are of the type siglip, and can be converted.",
+    ("swin", "SwinLayer"): "attends in windows.",
+    ("swinv2", "Swinv2Layer"): "attends in windows.",
+    ("vit_mae", "ViTMAELayer"): "is given a random part of the patches, so that there is no grid of them.",
+    ("vitdet", "VitDetLayer"): "attends in windows, or by relative positions, and ends in convolutions over the map.",
+}
+"""Blocks of vision models that cannot, and why, in words that follow "Layer 3"."""
+
+_BLOCK = TransformersBlock()
+
+
+def transformers_kind(block: type[nn.Module]) -> BlockKind | None:
+    """What is known of a type of block of transformers; None if it is no such type, or nothing is."""
+    places = block.__module__.split(".")  # transformers.models.<type>.modeling_<type>
+    if len(places) < 3 or places[0] != "transformers":
+        return None
+    folder = places[2]
+    if PLAIN.get(folder) == block.__name__:
+        return _BLOCK
+    reason = REFUSED.get((folder, block.__name__))
+    return OpaqueBlock(reason) if reason else None
+
+
+def parameters(block: Any) -> tuple[str, ...]:
+    """Names of what blocks of a type are called with, the tokens first."""
+    return _parameters(block)
+
+
+@functools.cache
+def _parameters(block: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(block.forward).parameters)[1:]
+
+
+def _attention(block: Any) -> Any:
+    """The part of a block that attends; some have it one step further down."""
+    attention = _first(block, ATTENTIONS)
+    return attention if _first(attention, KEYS) is not None else getattr(attention, "attention", attention)
+
+
+def _first(part: Any, names: tuple[str, ...]) -> Any:
+    return next((getattr(part, name) for name in names if getattr(part, name, None) is not None), None)
