@@ -1,0 +1,120 @@
+"""Multiply-accumulates of a whole model: its layers by arithmetic, all that is around them as PyTorch counts it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from tosa_cli.errors import ConfigError, UnsupportedModelError
+from tosa_cli.model.flops import GIGA, FlopsReport, LayerFlops, count_layers
+from tosa_cli.model.runs.calls import Call, call_on, example_call, is_transformers
+from tosa_cli.model.runs.find import ImageRun, converted_runs
+from tosa_cli.model.runs.insert import dense
+
+TEXT_LENGTH = 16
+"""Number of tokens of the text that is counted with an image, in a model that takes both."""
+
+
+@dataclass(frozen=True)
+class WholeFlops(FlopsReport):
+    """MACs of a whole model for one image, in GMACs: the head is in all figures but those of the layers.
+
+    Attributes:
+        encoder_gmacs: MACs of the layers alone, selectors and bypasses included.
+        encoder_dense_gmacs: The same of the source model.
+        counted: What was counted: the class of the model, or of the part of it that takes images alone.
+    """
+
+    encoder_gmacs: float = 0.0
+    encoder_dense_gmacs: float = 0.0
+    counted: str = ""
+
+    @property
+    def encoder_reduction(self) -> float:
+        """Share of the dense MACs of the layers that is saved."""
+        return 1 - self.encoder_gmacs / self.encoder_dense_gmacs
+
+
+def count_whole(model: nn.Module, batch: Any = None, name: str = "") -> WholeFlops:
+    """Count the MACs of a converted model, head and all.
+
+    Args:
+        model: The converted model.
+        batch: What it is called with, for one image; None makes an image of the model's own size.
+        name: Name for the report.
+
+    Raises:
+        ConfigError: If the model is not converted, or does not take the batch.
+    """
+    runs = converted_runs(model)
+    if not runs:
+        raise ConfigError("The model is not converted: convert it first.")
+    layers: list[LayerFlops] = []
+    for found in runs:
+        run = found.run
+        assert run is not None
+        layers += count_layers(run, run.config, run.keep_rates)
+    call = _call_for_one(model, runs[0], batch)
+    with dense(model):
+        whole = counted_call(call)
+    dense_layers = sum(layer.dense_macs for layer in layers)
+    selector, bypass = (sum(getattr(layer, key) for layer in layers) for key in ("selector_macs", "bypass_macs"))
+    kept = sum(layer.macs for layer in layers) + selector + bypass
+    total = whole - dense_layers + kept
+    first = runs[0].run
+    assert first is not None
+    return WholeFlops(
+        model=name or type(model).__name__,
+        img_size=first.patch_embed.img_size,
+        gmacs=total / GIGA,
+        dense_gmacs=whole / GIGA,
+        reduction=1 - total / whole,
+        selector_gmacs=selector / GIGA,
+        bypass_gmacs=bypass / GIGA,
+        norm_gmacs=0.0,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        layers=layers,
+        encoder_gmacs=kept / GIGA,
+        encoder_dense_gmacs=dense_layers / GIGA,
+        counted=type(call.module).__name__,
+    )
+
+
+def counted_call(call: Call) -> int:
+    """MACs of a call, as PyTorch counts them without computing anything."""
+
+    def moved(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    module = call.module
+    tensors = {name: tensor.to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    args = tuple(moved(value) for value in call.args)
+    kwargs = {name: moved(value) for name, value in call.kwargs.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(module, tensors, args, kwargs)
+    return counter.get_total_flops() // 2
+
+
+def _call_for_one(model: nn.Module, found: ImageRun, batch: Any) -> Call:
+    """A call on one image: of the whole model if it takes an image, alone or with a text; else of its tower."""
+    if batch is not None:
+        return call_on(model, batch)
+    tower = example_call(model, found)
+    image = tower.args[0][:1]
+    if not is_transformers(model):
+        return Call(model, (image,), {})
+    names = inspect.signature(model.forward).parameters
+    given: dict[str, Any] = {"pixel_values": image}
+    if "input_ids" in names:
+        given["input_ids"] = torch.ones((1, TEXT_LENGTH), dtype=torch.long, device=image.device)
+    whole = Call(model, (), given)
+    try:
+        with dense(model):
+            counted_call(whole)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError, UnsupportedModelError):
+        return Call(tower.module, (image,), {})
+    return whole
