@@ -15,7 +15,7 @@ from tosa_cli.model.convert import check_identity
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.grouping import Grown, group_means, grow_groups, merge_costs
 from tosa_cli.model.layer_loop import LayerOutputs
-from tosa_cli.model.matching import Choice
+from tosa_cli.model.matching import Choice, length_scale
 from tosa_cli.model.places import Places
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -53,10 +53,9 @@ def test_the_cost_of_a_merge_is_what_it_adds_to_the_squared_distances_to_the_mea
     def spread(group: Tensor) -> Tensor:
         return (group - group.mean(0)).square().sum()
 
-    cost = merge_costs(
-        first.mean(0)[None, None], torch.tensor([[4.0]]), second.mean(0)[None, None], torch.tensor([[5.0]])
-    )
-    assert cost.item() == pytest.approx((spread(tokens) - spread(first) - spread(second)).item(), rel=1e-5)
+    means = torch.stack([first.mean(0), second.mean(0)])
+    cost = merge_costs(means[None], torch.tensor([[4.0, 5.0]])).item() / length_scale(5) ** 2
+    assert cost == pytest.approx((spread(tokens) - spread(first) - spread(second)).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])

@@ -7,6 +7,7 @@ from torch import Tensor
 from tosa_cli.model.matching import (
     Choice,
     choose_by_similarity,
+    length_scale,
     match_with_kept,
     mean_of_partners,
     num_partners,
@@ -164,7 +165,7 @@ def test_half_precision_chooses_much_the_same_also_where_all_keys_share_a_large_
 
 def test_distances_are_those_of_each_pair_and_zero_for_equal_keys() -> None:
     keys = make_keys(9) + 100
-    expected = (keys[:, :4, None] - keys[:, None, 4:]).square().sum(-1)
+    expected = (keys[:, :4, None] - keys[:, None, 4:]).square().sum(-1) * length_scale(keys.shape[-1]) ** 2
     assert torch.allclose(squared_distances(keys[:, :4], keys[:, 4:]), expected, rtol=1e-3)
     same = squared_distances(keys, keys)
     assert (same >= 0).all() and same.diagonal(dim1=1, dim2=2).max() < 1e-4

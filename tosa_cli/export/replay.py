@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tosa_cli.model.grouping import group_means
-from tosa_cli.model.matching import Choice, other_indices, partner_weights
+from tosa_cli.model.matching import Choice, length_scale, other_indices, partner_weights
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import Entry, Ranks, Selector
 from tosa_cli.model.selectors.base import at_least_rounding
@@ -147,5 +147,6 @@ def _judge_partners(selector: Selector, entry: Entry, keep: Tensor, partners: Te
     partners = torch.where(valid[..., None], partners, nearest.indices)
     excess = (eligible.gather(-1, partners).sort(-1).values - nearest.values).amax(-1) / key_size(keys)[:, None]
     against = torch.where(valid, excess, torch.inf).flatten(1).amax(1) if skip.shape[1] else torch.zeros(len(keep))
-    choice = Choice(keep, skip, partners, partner_weights(distances.gather(-1, partners).square()))
+    scale = length_scale(keys.shape[-1])
+    choice = Choice(keep, skip, partners, partner_weights((scale * distances.gather(-1, partners)).square()))
     return choice, torch.nan_to_num(against.double(), nan=torch.inf)

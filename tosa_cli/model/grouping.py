@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.matching import other_indices, positions, squared_distances
+from tosa_cli.model.matching import centered_for_distances
 from tosa_cli.model.selection import flat_indices
 
 
@@ -43,51 +43,60 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
         num_groups: How many groups K to leave, at least the prefix tokens and one more.
         num_prefix_tokens: Number of prefix tokens, which come first and stay alone.
     """
-    stay = torch.arange(means.shape[1], device=means.device).expand(means.shape[:2])
-    grown = Grown(stay, stay, sizes)
+    every = torch.arange(means.shape[1], device=means.device).expand(means.shape[:2])
+    grown = Grown(every, every, sizes)
     while (left := grown.stay.shape[1] - num_groups) > 0:
         count = min(left, num_mergeable(means.shape[1], num_prefix_tokens))
         step = _merge_pairs(means, grown.sizes, count, num_prefix_tokens)
-        means = group_means(means, grown.sizes, step.position, step.sizes)
-        grown = Grown(grown.stay.gather(1, step.stay), step.position.gather(1, grown.position), step.sizes)
+        if count < left:
+            means = group_means(means, grown.sizes, step.position, step.sizes)
+        grown = step if grown.stay is every else _in_turn(grown, step)
     return grown
 
 
-def merge_costs(means: Tensor, sizes: Tensor, others: Tensor, other_sizes: Tensor) -> Tensor:
-    """What merging each of some groups with each of others adds to the squared distances of tokens to their mean.
+def _in_turn(first: Grown, second: Grown) -> Grown:
+    """What becomes of groups that are merged twice."""
+    return Grown(first.stay.gather(1, second.stay), second.position.gather(1, first.position), second.sizes)
+
+
+def merge_costs(means: Tensor, sizes: Tensor) -> Tensor:
+    """What merging every second group with each of the others adds to the squared distances of tokens to their mean.
 
     Args:
-        means: Means (B, A, D) of the first groups.
-        sizes: Their sizes (B, A).
-        others: Means (B, C, D) of the others.
-        other_sizes: Their sizes (B, C).
+        means: Mean of each group, (B, M, D).
+        sizes: How many tokens each stands for, (B, M).
 
     Returns:
-        Costs (B, A, C) in float32 (Ward, 1963).
+        Costs (B, A, C) in float32 (Ward, 1963) of the A groups 0, 2, ... with the C groups 1, 3, ..., times the square
+        of `length_scale(D)`. Their order is what counts: of equal ones rounding may make them negative.
     """
-    first, second = sizes.unsqueeze(2), other_sizes.unsqueeze(1)
-    return squared_distances(means, others) * (first * second / (first + second))
+    centered, first, second = centered_for_distances(means, means), slice(0, None, 2), slice(1, None, 2)
+    norms = centered.square().sum(-1)
+    both = norms[:, first].unsqueeze(2) + norms[:, second].unsqueeze(1)
+    distances = torch.baddbmm(both, centered[:, first], centered[:, second].transpose(1, 2), alpha=-2)
+    # n m / (n + m), said so that half precision holds it.
+    inverse = sizes.reciprocal()
+    return distances / (inverse[:, first].unsqueeze(2) + inverse[:, second].unsqueeze(1))
 
 
 def _merge_pairs(means: Tensor, sizes: Tensor, count: int, num_prefix_tokens: int) -> Grown:
     """Merge `count` groups of one half into their nearest of the other half; the halves alternate."""
-    halves = (slice(num_prefix_tokens, None, 2), slice(num_prefix_tokens + 1, None, 2))
-    (first, its_sizes), (second, other_sizes) = ((means[:, half], sizes[:, half]) for half in halves)
-    nearest = merge_costs(first, its_sizes, second, other_sizes).min(dim=-1)
+    nearest = merge_costs(means[:, num_prefix_tokens:], sizes[:, num_prefix_tokens:]).min(dim=-1)
     chosen = nearest.values.topk(count, largest=False, sorted=False).indices
     goes = 2 * chosen + num_prefix_tokens
-    takes = 2 * nearest.indices.gather(1, chosen) + num_prefix_tokens + 1
+    takes = 2 * nearest.indices.gather(1, chosen) + (num_prefix_tokens + 1)
     return merge_into(goes, takes, sizes)
 
 
 def merge_into(goes: Tensor, takes: Tensor, sizes: Tensor) -> Grown:
     """Merge groups `goes` (B, r) into groups `takes` (B, r), by their indices among groups of these sizes (B, M)."""
-    length = sizes.shape[1]
-    stay = other_indices(goes, length)
-    position = positions(stay, length)
-    into = position.gather(1, takes)
-    grown_sizes = sizes.gather(1, stay).scatter_add(1, into, sizes.gather(1, goes))
-    return Grown(stay, position.scatter(1, goes, into), grown_sizes)
+    batch, length = sizes.shape
+    gone = sizes.new_zeros(batch, length, dtype=torch.uint8).scatter(1, goes, 1)
+    # A stable sort puts those that stay first and keeps their order.
+    stay = gone.sort(dim=1, stable=True).indices[:, : length - goes.shape[1]]
+    position = torch.arange(length, device=sizes.device) - gone.cumsum(1)
+    position = position.scatter(1, goes, position.gather(1, takes))
+    return Grown(stay, position, sizes.new_zeros(stay.shape).scatter_add(1, position, sizes))
 
 
 def group_means(means: Tensor, sizes: Tensor, position: Tensor, grown_sizes: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Tokens are compared by the squared distance of short keys. A skipped token and i
 tokens, hang together: its update is made of theirs, and in the attention of the layer they stand for it.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.model.selection import flat_indices, gather_tokens
+
+FLOOR = 2.0**-14
+"""The least number that half precision holds in full."""
 
 
 class Choice(NamedTuple):
@@ -90,13 +94,31 @@ def similarity_sets(
     return candidates + num_prefix_tokens, others + num_prefix_tokens
 
 
-def squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distance of each of the keys (B, A, d) to each of the keys (B, C, d): (B, A, C).
+def length_scale(width: int) -> float:
+    """By what keys of a width are multiplied before distances are taken: about 1 / sqrt(width), a power of two.
 
-    What all keys share is taken off first and numbers are float32, as distances are small differences of large norms.
+    So the squared distances, which are sums over the channels, are about as large as the squares of single channels:
+    a runtime that computes in half precision can hold them, and float32 is wrong by nothing.
     """
-    center = second.mean(1, keepdim=True)
-    first, second = (first - center).float(), (second - center).float()
+    return 2.0 ** -round(math.log2(width) / 2)
+
+
+def centered_for_distances(keys: Tensor, center: Tensor) -> Tensor:
+    """Keys (B, n, d) in float32, less the mean of some (B, m, d), times `length_scale(d)`.
+
+    Distances are small differences of large norms, so what all keys share is taken off.
+    """
+    scale = length_scale(keys.shape[-1])
+    return torch.add(center.float().mean(1, keepdim=True) * -scale, keys.float(), alpha=scale)
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Squared distance of each of the keys (B, A, d) to each of the keys (B, C, d), times `length_scale(d)` squared.
+
+    Returns:
+        Distances (B, A, C) in float32.
+    """
+    first, second = (centered_for_distances(keys, second) for keys in (first, second))
     norms = first.square().sum(-1, keepdim=True) + second.square().sum(-1).unsqueeze(1)
     return torch.baddbmm(norms, first, second.transpose(1, 2), alpha=-2).clamp_min(0)
 
@@ -161,9 +183,10 @@ class Smallest(NamedTuple):
 def smallest(numbers: Tensor, count: int) -> Smallest:
     """The `count` smallest of each row (..., n); numbers that are equal come in any order.
 
-    For a few of them it looks for the smallest several times, which on a CPU is faster than `topk`.
+    For a few of them it looks for the smallest several times, which in PyTorch on a CPU is faster than `topk`. Exported
+    graphs have `topk`: it needs no fill that half precision may not hold.
     """
-    if numbers.is_cuda or count > 4 or not numbers.numel():
+    if numbers.is_cuda or count > 4 or torch.compiler.is_exporting() or not numbers.numel():
         return Smallest(*numbers.topk(count, largest=False))
     rest, values, indices = numbers, [], []
     for number in range(count):
@@ -180,10 +203,11 @@ def partner_weights(distances: Tensor) -> Tensor:
 
     The shares are float32.
     """
-    # The smallest number that matters keeps equal tokens, at distance 0, finite; a half-precision one would be 0.
+    # By the distance of the last partner, and with floors, so that equal tokens, at distance 0, share: every number
+    # and its inverse is one that half precision holds.
     distances = distances.float()
-    inverse = (distances[..., :1] + 1e-12) / (distances + 1e-12)
-    inverse = inverse.square()
+    relative = (distances / distances[..., -1:].clamp_min(FLOOR)).clamp_min(FLOOR)
+    inverse = (relative[..., :1] / relative).square()
     return inverse / inverse.sum(-1, keepdim=True)
 
 

@@ -8,6 +8,7 @@ from tosa_cli.model.families import Backbone, key_dim
 from tosa_cli.model.matching import (
     Choice,
     choose_by_similarity,
+    length_scale,
     num_partners,
     partner_spacing,
     similarity_sets,
@@ -59,6 +60,7 @@ class SimilaritySelector(Selector):
         candidates, partners = similarity_sets(entry.grid, length - entry.num_kept, 0, entry.device)
         keys = entry.keys[:, prefix:]
         distances = squared_distances(keys[:, candidates], keys[:, partners]).amin(-1)[0].sqrt()
+        distances = distances / length_scale(keys.shape[-1])
         return torch.full((length - prefix,), torch.nan, device=entry.device).index_copy(0, candidates, distances)
 
 

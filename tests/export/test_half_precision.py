@@ -1,0 +1,114 @@
+"""A runtime may compute all of an exported graph in half precision, without a word: nothing in it may break there.
+
+Half precision is brought about here as such a runtime does it: every operation of the graph is run on half-precision
+numbers, and leaves some, whatever type the graph names.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from tests.model.tiny_models import make_images
+from tosa_cli.export.photos import sample_images
+from tosa_cli.export.program import decompose, trace
+from tosa_cli.model.grouping import merge_costs
+from tosa_cli.model.matching import FLOOR, partner_weights, squared_distances
+from tosa_cli.model.tosa_vit import TosaViT
+
+from .tiny import tiny_tosa
+
+HALVES = (torch.bfloat16, torch.float16)
+SETTINGS: list[dict[str, Any]] = [
+    {"selector": "ward", "bypass": "mean", "layers": (1, 2, 3), "keep_rate": (0.9, 0.6, 0.3)},
+    {"selector": "similarity", "bypass": "nearest+affine", "neighbors": 4, "layers": (1, 2, 3), "span": 2},
+    {"selector": "similarity", "bypass": "nearest"},
+    {"selector": "probe", "bypass": "nearest+linear", "neighbors": 3},
+    {"selector": "attention", "bypass": "linear"},
+    {"selector": "attention", "selection": "per-head", "query_rows": "all"},
+]
+
+
+class InHalf(fx.Interpreter):
+    """Runs a graph with all numbers in half precision.
+
+    Args:
+        model: What is traced and run.
+        images: Images (B, C, height, width) to trace with.
+        dtype: The half-precision type.
+    """
+
+    def __init__(self, model: TosaViT, images: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(decompose(trace(model, ["last_hidden_state"], images, True, True)).module())
+        self.dtype = dtype
+
+    def run_node(self, n: fx.Node) -> Any:
+        """What a node leaves, in half precision."""
+        return fx.node.map_aggregate(super().run_node(n), self.rounded)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call an operation; one that names a type of numbers names this one."""
+        if target is torch.ops.aten._assert_tensor_metadata.default:
+            return None
+        floats = (torch.float32, torch.float64)
+        return super().call_function(
+            target, args, {key: self.dtype if value in floats else value for key, value in kwargs.items()}
+        )
+
+    def rounded(self, value: Any) -> Any:
+        """A value in half precision, if it is a number."""
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def equal_images(model: TosaViT) -> Tensor:
+    """Images whose patches all look the same: tokens at distance 0 from each other, but for their positions."""
+    torch.nn.init.zeros_(model.pos_embed)
+    return torch.full((2, 3, 32, 32), 0.4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_every_graph_holds_in_half_precision(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    model = tiny_tosa(**settings)
+    images = sample_images(model, 4)
+    half = InHalf(model, images[:2], dtype)
+    out = half.run(images)
+    tokens = out["last_hidden_state"]
+    assert tokens.dtype == dtype and tokens.isfinite().all()
+    own = model.forward_features(images)
+    assert F.cosine_similarity(tokens.float(), own, dim=-1).median() > 0.99
+    assert half.run(equal_images(model))["last_hidden_state"].isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)
+def test_large_activations_and_equal_patches_break_nothing(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    # Some models have single channels of hundreds, whose squares are beyond what float16 holds.
+    model = tiny_tosa(**settings)
+    model.patch_embed.proj.bias[3] += 700
+    for images in (make_images(3, size=32), equal_images(model)):
+        assert InHalf(model, images[:2], dtype).run(images)["last_hidden_state"].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_shares_of_partners_are_right_at_any_distance_that_half_precision_holds(dtype: torch.dtype) -> None:
+    assert FLOOR == torch.finfo(torch.float16).tiny
+    for size in (0.0, 1e-6, 1e-3, 1.0, 300.0, 60000.0):
+        distances = torch.tensor([[[0.0, 0.0, size], [size / 4, size / 2, size]]])
+        shares = partner_weights(distances.to(dtype).float())
+        near = distances.to(dtype).double().clamp_min(1e-12)
+        expected = (near[..., :1] / near).square()
+        assert shares.isfinite().all()
+        if size >= 1e-3:
+            assert torch.allclose(shares.double(), expected / expected.sum(-1, keepdim=True), atol=1e-3)
+
+
+def test_distances_of_large_tokens_fit_into_half_precision() -> None:
+    tokens = 100 * torch.randn(1, 64, 384, generator=torch.Generator().manual_seed(0))
+    limit = torch.finfo(torch.float16).max
+    assert squared_distances(tokens, tokens).max() < limit
+    assert merge_costs(tokens, torch.ones(1, 64)).max() < limit
