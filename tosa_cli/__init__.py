@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tosa_cli.workflow.evaluate import evaluate
     from tosa_cli.workflow.finetune import finetune
     from tosa_cli.workflow.push import push
+    from tosa_cli.workflow.whole import calibrate, choose_rates, compare
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,9 @@ __all__ = [
     "TosaConfig",
     "TosaError",
     "TosaViT",
+    "calibrate",
+    "choose_rates",
+    "compare",
     "convert",
     "distill",
     "evaluate",
@@ -63,6 +67,9 @@ _LAZY = {
     "FinetuneConfig": "tosa_cli.train.config",
     "Predictor": "tosa_cli.model.predictor",
     "PredictorConfig": "tosa_cli.train.predictor_config",
+    "calibrate": "tosa_cli.workflow.whole",
+    "choose_rates": "tosa_cli.workflow.whole",
+    "compare": "tosa_cli.workflow.whole",
     "convert": "tosa_cli.api",
     "distill": "tosa_cli.workflow.distill",
     "evaluate": "tosa_cli.workflow.evaluate",

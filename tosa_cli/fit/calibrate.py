@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import TrainingError
-from tosa_cli.fit.calibration import Calibration
+from tosa_cli.fit.calibration import Calibration, KeptTokens
 from tosa_cli.fit.candidates import (
     Partners,
     apply_bypass,
@@ -28,6 +28,7 @@ from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Selector
 from tosa_cli.model.stream import Stream, run_all
+from tosa_cli.model.tosa_layers import TosaLayers
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
 from tosa_cli.seeding import seed_step
@@ -77,26 +78,36 @@ def calibrate(
         return report
     started = time.perf_counter()
     with Calibration(accelerator, model, images, strict, progress) as run:
-        fits_selectors = SELECTORS[model.config.selector].is_fitted
-        passes = len(model.keep_rates) + 1 + fits_selectors * (1 + has_parameters(model))
-        run.progress.start(run.num_batches * passes, 0)
-        if fits_selectors:
-            fit_candidates(run)
-            fit_selectors(run)
-        report.errors = fit_bypasses(run)
+        report.errors = fit(run)
         report.images = run.num_images
         report.failed = list(images.failed)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def has_parameters(model: TosaViT) -> bool:
+def fit(run: KeptTokens) -> dict[int, float]:
+    """Fit what a conversion fits: the selectors, where they are fitted, and then the bypasses.
+
+    Returns:
+        Of each ToSA layer, the error of its bypass, as in `CalibrationReport`.
+    """
+    model = run.model
+    fits_selectors = SELECTORS[model.config.selector].is_fitted
+    passes = len(model.keep_rates) + 1 + fits_selectors * (1 + has_parameters(model))
+    run.progress.start(run.num_batches * passes, 0)
+    if fits_selectors:
+        fit_candidates(run)
+        fit_selectors(run)
+    return fit_bypasses(run)
+
+
+def has_parameters(model: TosaLayers) -> bool:
     """Whether the bypass of a model has something to fit."""
-    return next(model.bypass_parameters(), None) is not None
+    return next(model.bypasses.parameters(), None) is not None
 
 
 @torch.no_grad()
-def fit_candidates(run: Calibration) -> None:
+def fit_candidates(run: KeptTokens) -> None:
     """Fit every bypass on the dense model's tokens, each patch matched with those around it.
 
     What comes out tells how wrong the bypass is about any token, before it is known which ones are skipped. A bypass
@@ -114,7 +125,7 @@ def fit_candidates(run: Calibration) -> None:
 
 
 @torch.no_grad()
-def fit_selectors(run: Calibration) -> None:
+def fit_selectors(run: KeptTokens) -> None:
     """Fit every selector to the errors of the bypass, on the dense model's tokens."""
     model = run.model
 
@@ -131,7 +142,7 @@ def fit_selectors(run: Calibration) -> None:
 
 
 def _dense_pass(
-    run: Calibration, sums: Callable[[int, Tensor, Tensor, list[Partners]], Sums]
+    run: KeptTokens, sums: Callable[[int, Tensor, Tensor, list[Partners]], Sums]
 ) -> Iterator[dict[Any, Sums]]:
     """Sums of each ToSA layer on the dense model's tokens, batch by batch.
 
@@ -153,7 +164,7 @@ def _dense_pass(
 
 
 @torch.no_grad()
-def fit_bypasses(run: Calibration) -> dict[int, float]:
+def fit_bypasses(run: KeptTokens) -> dict[int, float]:
     """Fit the bypasses one after the other, each on what reaches its layer once those before it are fitted.
 
     Returns:
@@ -173,7 +184,7 @@ def fit_bypasses(run: Calibration) -> dict[int, float]:
     return errors
 
 
-def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iterator[dict[Any, Sums]]:
+def _layer_pass(run: KeptTokens, before: int | None, layer: int | None) -> Iterator[dict[Any, Sums]]:
     """Update the tokens that `before` skipped, bring all to `layer`, and sum up what its bypass reads.
 
     Args:
@@ -210,7 +221,7 @@ def _layer_pass(run: Calibration, before: int | None, layer: int | None) -> Iter
         yield sums
 
 
-def bypass_sums(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | None, truth: Tensor) -> Sums:
+def bypass_sums(model: TosaLayers, layer: int, inputs: Tensor, updates: Tensor | None, truth: Tensor) -> Sums:
     """Sums that the bypass of a layer is solved from; none if it has nothing to fit, or no token is skipped."""
     if not truth.numel():
         return {}

@@ -7,6 +7,7 @@ and several come to the same numbers.
 
 import itertools
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -21,34 +22,40 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import OutputError
 from tosa_cli.model.places import Places
 from tosa_cli.model.regression import Sums
+from tosa_cli.model.tosa_layers import TosaLayers
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
 
 
-class Calibration:
-    """One calibration: its images, where it keeps tokens, and how sums of several processes come together.
+class KeptTokens(ABC):
+    """Batches of a calibration: their tokens between two layers on disk, and sums over them.
 
     Used as a context: what it keeps on disk is removed at the end.
 
     Args:
         accelerator: From `make_accelerator`.
-        model: The ToSA model.
-        images: Calibration images, in order and not augmented.
-        strict: Stop at an image that cannot be read.
+        model: The layers that the tokens go through.
+        num_batches: Number of batches, in all processes.
         progress: Told about the advance.
+
+    Attributes:
+        num_images: Images read so far, in all processes.
+        places: Where the tokens of the batch stand that was read last.
     """
 
     def __init__(
-        self, accelerator: Accelerator, model: TosaViT, images: Images, strict: bool, progress: Progress | None
+        self, accelerator: Accelerator, model: TosaLayers, num_batches: int, progress: Progress | None = None
     ) -> None:
         self.accelerator = accelerator
-        self.model = model.to(accelerator.device).eval()
-        self.images = images
-        self.strict = strict
+        self.model = model
         self.progress = progress or NoProgress()
-        self.num_batches = -(-images.num_images // (images.loader.batch_size or 1))
+        self.num_batches = num_batches
         self.num_images = 0
         self.places = Places((0, 0))
+
+    @abstractmethod
+    def read(self) -> Iterator[tuple[int, Tensor]]:
+        """The batches of this process: number, and the tokens (B, N, D) that enter layer 1."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="tosa-")
@@ -56,21 +63,6 @@ class Calibration:
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
-
-    def read(self) -> Iterator[tuple[int, Tensor]]:
-        """The batches of this process: number, and embedded tokens (B, N, D)."""
-        processes, own = self.accelerator.num_processes, self.accelerator.process_index
-        self.num_images = 0
-        batches = enumerate(self.images.batches(self.strict))
-        # A turn is read whole before any of it is computed: an image that stops one process stops all of them.
-        while turn := list(itertools.islice(batches, processes)):
-            for number, batch in turn:
-                self.num_images += len(batch.images)
-                if number % processes == own:
-                    pixels = batch.images.to(self.accelerator.device)
-                    tokens, self.places = self.model.embed(pixels)
-                    yield number, tokens
-                self.progress.advance(len(batch.images), "")
 
     def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """The batches of this process that were kept: number, and tensors by name."""
@@ -106,3 +98,40 @@ class Calibration:
                     for name, value in parts.items():
                         held = total.setdefault(key, {})
                         held[name] = held[name] + value if name in held else value
+
+
+class Calibration(KeptTokens):
+    """A calibration of a model around a timm ViT, by images.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        model: The ToSA model.
+        images: Calibration images, in order and not augmented.
+        strict: Stop at an image that cannot be read.
+        progress: Told about the advance.
+    """
+
+    model: TosaViT
+
+    def __init__(
+        self, accelerator: Accelerator, model: TosaViT, images: Images, strict: bool, progress: Progress | None
+    ) -> None:
+        num_batches = -(-images.num_images // (images.loader.batch_size or 1))
+        super().__init__(accelerator, model.to(accelerator.device).eval(), num_batches, progress)
+        self.images = images
+        self.strict = strict
+
+    def read(self) -> Iterator[tuple[int, Tensor]]:
+        """The batches of this process: number, and embedded tokens (B, N, D)."""
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        self.num_images = 0
+        batches = enumerate(self.images.batches(self.strict))
+        # A turn is read whole before any of it is computed: an image that stops one process stops all of them.
+        while turn := list(itertools.islice(batches, processes)):
+            for number, batch in turn:
+                self.num_images += len(batch.images)
+                if number % processes == own:
+                    pixels = batch.images.to(self.accelerator.device)
+                    tokens, self.places = self.model.embed(pixels)
+                    yield number, tokens
+                self.progress.advance(len(batch.images), "")

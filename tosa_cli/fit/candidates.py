@@ -18,7 +18,7 @@ from tosa_cli.model.matching import (
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.tosa_layer import Parts, bypass_reads, partner_updates, run_selected
-from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.model.tosa_layers import TosaLayers
 
 
 class Partners(NamedTuple):
@@ -35,7 +35,7 @@ class Partners(NamedTuple):
     weights: Tensor
 
 
-def candidate_partners(model: TosaViT, layer: int, tokens: Tensor, grid: tuple[int, int]) -> list[Partners]:
+def candidate_partners(model: TosaLayers, layer: int, tokens: Tensor, grid: tuple[int, int]) -> list[Partners]:
     """Find the partners of every patch among those of the other color of a checkerboard.
 
     Args:
@@ -60,7 +60,7 @@ def candidate_partners(model: TosaViT, layer: int, tokens: Tensor, grid: tuple[i
 
 
 def candidate_features(
-    model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]
+    model: TosaLayers, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the bypass of a layer would read of every patch, if that patch were skipped and those around it kept.
 
@@ -91,7 +91,7 @@ def candidate_features(
     )
 
 
-def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Tensor:
+def bypass_errors(model: TosaLayers, layer: int, tokens: Tensor, updates: Tensor, partners: list[Partners]) -> Tensor:
     """How wrong the bypass of a layer is about every patch: norm (B, N - prefix) of what it gets wrong.
 
     Args:
@@ -106,7 +106,7 @@ def bypass_errors(model: TosaViT, layer: int, tokens: Tensor, updates: Tensor, p
 
 
 def skipped_features(
-    model: TosaViT, layer: int, tokens: Tensor, choice: Choice, places: Places
+    model: TosaLayers, layer: int, tokens: Tensor, choice: Choice, places: Places
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a ToSA layer on its selected tokens, and find out what its bypass reads and should say of the others.
 
@@ -135,6 +135,6 @@ def skipped_features(
     return scatter_tokens(tokens, choice.keep_indices, computed), values
 
 
-def apply_bypass(model: TosaViT, layer: int, inputs: Tensor, updates: Tensor | None) -> Tensor:
+def apply_bypass(model: TosaLayers, layer: int, inputs: Tensor, updates: Tensor | None) -> Tensor:
     """Updates (B, S, D) that the bypass of a layer makes of its inputs (B, S, D) and the partners' updates."""
     return model.bypass(layer)(inputs, updates)

@@ -1,6 +1,6 @@
 """The loop over the layers of a ToSA model: the one place where layers are run one after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.timm_interface import LayersInterface
-from tosa_cli.model.tosa_layers import Chooser, Read, TosaLayers
+from tosa_cli.model.tosa_layers import Read, TosaLayers
 
 
 @dataclass
@@ -69,48 +69,7 @@ class LayerLoop(LayersInterface, TosaLayers):
                 intermediates.append(stream.tokens)
         return LayerOutputs(stream.tokens, intermediates, choices)
 
-    def layers(self, stream: Stream, last: int | None = None, choose: Chooser | None = None) -> Iterator[int]:
-        """Run the layers ahead of a stream one by one.
-
-        Args:
-            stream: The stream, which is advanced in place.
-            last: Stop after this layer; None runs all.
-            choose: What chooses the tokens of ToSA layers; None is `choose`.
-
-        Yields:
-            The number of the layer that was run.
-        """
-        for layer in self._ahead(stream, last):
-            self.step(layer, stream, choose)
-            if layer == last:
-                stream.join()
-            self._show(layer, stream)
-            yield layer
-
-    def dense_layers(
-        self,
-        stream: Stream,
-        last: int | None = None,
-        read: Mapping[int, Read] | None = None,
-        query_rows: int | str | None = None,
-    ) -> Iterator[int]:
-        """Run the layers ahead of a stream one by one as the source model does, with every token computed.
-
-        Args:
-            stream: The stream, which is advanced in place; what was made of a layer's logits is its `scores`.
-            last: Stop after this layer; None runs all.
-            read: What is made of the logits of some layers, by their numbers; the others' are not read.
-            query_rows: Number of query rows M that are read, or `"all"`; None takes the config's.
-
-        Yields:
-            The number of the layer that was run.
-        """
-        for layer in self._ahead(stream, last):
-            self.run_standard_layer(layer, stream, read.get(layer) if read else None, query_rows)
-            stream.layer = layer
-            yield layer
-
-    def _show(self, layer: int, stream: Stream) -> None:
+    def show(self, layer: int, stream: Stream) -> None:
         """Pass the tokens behind a layer through its module in `outputs`, and go on with what hooks make of them."""
         shown = self.outputs[str(layer)]
         if not (shown._forward_hooks or shown._forward_pre_hooks or shown._backward_hooks):
@@ -122,9 +81,6 @@ class LayerLoop(LayersInterface, TosaLayers):
         stream.tokens = given
         if apart and choice is not None:
             stream.split(choice)
-
-    def _ahead(self, stream: Stream, last: int | None) -> range:
-        return range(stream.layer + 1, 1 + (len(self.blocks) if last is None else last))
 
     @torch.no_grad()
     def dense_logits(

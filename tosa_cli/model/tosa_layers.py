@@ -1,6 +1,6 @@
 """Layers of which some select tokens, run one at a time: what a step does, whoever owns the loop over the layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,6 +78,50 @@ class TosaLayers:
         """Run a layer on tokens (B, N, D), or on tokens taken apart."""
         return layer(tokens)
 
+    def layers(self, stream: Stream, last: int | None = None, choose: Chooser | None = None) -> Iterator[int]:
+        """Run the layers ahead of a stream one by one.
+
+        Args:
+            stream: The stream, which is advanced in place.
+            last: Stop after this layer; None runs all.
+            choose: What chooses the tokens of ToSA layers; None is `choose`.
+
+        Yields:
+            The number of the layer that was run.
+        """
+        for layer in self._ahead(stream, last):
+            self.step(layer, stream, choose)
+            if layer == last:
+                stream.join()
+            self.show(layer, stream)
+            yield layer
+
+    def dense_layers(
+        self,
+        stream: Stream,
+        last: int | None = None,
+        read: Mapping[int, Read] | None = None,
+        query_rows: int | str | None = None,
+    ) -> Iterator[int]:
+        """Run the layers ahead of a stream one by one as the source model does, with every token computed.
+
+        Args:
+            stream: The stream, which is advanced in place; what was made of a layer's logits is its `scores`.
+            last: Stop after this layer; None runs all.
+            read: What is made of the logits of some layers, by their numbers; the others' are not read.
+            query_rows: Number of query rows M that are read, or `"all"`; None takes the config's.
+
+        Yields:
+            The number of the layer that was run.
+        """
+        for layer in self._ahead(stream, last):
+            self.run_standard_layer(layer, stream, read.get(layer) if read else None, query_rows)
+            stream.layer = layer
+            yield layer
+
+    def show(self, layer: int, stream: Stream) -> None:
+        """Let whoever looks at a layer see the tokens behind it; by default nobody does."""
+
     def step(self, layer: int, stream: Stream, choose: Chooser | None = None) -> None:
         """Run the next layer of a stream, which is advanced in place, and put its tokens together where a row ends.
 
@@ -141,6 +185,9 @@ class TosaLayers:
             extras = stream.places.of(layer)
             run = partial(run_parts, block, choice=choice, bypass=self.bypass(layer), extras=extras)
             stream.parts = self.run(run, stream.parts)
+
+    def _ahead(self, stream: Stream, last: int | None) -> range:
+        return range(stream.layer + 1, 1 + (len(self.blocks) if last is None else last))
 
     def ends_span(self, layer: int) -> bool:
         """Whether the layer after a ToSA layer does not share its choice."""

@@ -1,12 +1,16 @@
 """Whole models: converted in place, whatever they are made of besides a run of blocks that is known."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.fit.calibrate import CalibrationReport
+from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
 from tosa_cli.hub.transformers_config import record_settings
 from tosa_cli.hub.weights import check_finite
+from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.families import is_supported_kind
 from tosa_cli.model.runs import convert_runs
 
@@ -36,3 +40,53 @@ def convert_whole(model: nn.Module, config: TosaConfig, example: Any = None) -> 
     convert_runs(model, config, example)
     record_settings(model)
     return model
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any]) -> list[CalibrationReport]:
+    """Fit what a conversion fits, in place; no labels are read, and nothing is done where there is nothing to fit.
+
+    Args:
+        model: A model that `convert` converted in place.
+        batches: What it is called with: any iterable of tensors, tuples or dictionaries.
+
+    Returns:
+        A report of each encoder inside.
+
+    Raises:
+        TosaError: If the model is not converted, there is no batch, or a fit is not finite.
+    """
+    return calibrate_runs(model, batches)
+
+
+def choose_rates(
+    model: nn.Module, batches: Iterable[Any], target_reduction: float, method: Method | None = None
+) -> TosaConfig:
+    """Find keep rates that save a share of the MACs of the encoder's layers, with the whole encoder measured.
+
+    Args:
+        model: A model that `convert` can convert in place; it is not changed.
+        batches: What it is called with; a few tens of images are enough.
+        target_reduction: The share, as 0.25.
+        method: A method that puts tokens into groups; None takes the selector `ward` with the bypass `mean`.
+
+    Returns:
+        The settings, for `convert`.
+
+    Raises:
+        TosaError: If the model cannot be converted, there is no batch, or as much cannot be saved.
+    """
+    return choose_run_rates(model, batches, target_reduction, method or Method(selector="ward", bypass="mean"))
+
+
+def compare(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[Any]) -> AgreementReport:
+    """Tell how near the outputs of a converted model are to the dense model's; no labels are read.
+
+    Args:
+        dense: The dense model; None takes the converted one with every token computed.
+        tosa: The converted model.
+        batches: What the models are called with: any iterable of tensors, tuples or dictionaries.
+
+    Raises:
+        TosaError: If there is no batch, or the models have no output in common.
+    """
+    return compare_outputs(dense, tosa, batches)

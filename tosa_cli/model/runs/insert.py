@@ -178,7 +178,7 @@ def check_keep_all(found: ImageRun, call: Call, expected: dict[str, Tensor]) -> 
     worst = max(_compare(name, expected[name], outputs.get(name)) for name in expected)
     generator = torch.Generator().manual_seed(0)
     for layer, (shown, extras) in given.items():
-        tokens, block = run._enter(shown), run.blocks[layer - 1]
+        tokens, block = run.enter(shown), run.blocks[layer - 1]
         order = _shuffled(tokens, run.num_prefix_tokens, generator)
         computed = run_selected(block, gather_tokens(tokens, order), Choice(order), extras)
         whole = kind_of(block).run(block, tokens, extras)

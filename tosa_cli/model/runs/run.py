@@ -141,11 +141,11 @@ class Run(TosaLayers, nn.Module):
         extras = dict(zip(names, args, strict=False)) | kwargs
         tokens = extras.pop(names[0])
         stream = self._stream(layer, tokens, thread)
-        stream.places = CallPlaces(self._grid(tokens, thread), given=extras)
+        stream.places = CallPlaces(self.grid_of(tokens), given=extras)
         self.step(layer, stream)
         for watcher in self.watchers:
             watcher(layer, stream)
-        shown = self._leave(stream.tokens)
+        shown = self.leave(stream.tokens)
         if layer + 1 in self.keep_rates:
             self._streams[thread] = stream, shown
         else:
@@ -159,22 +159,22 @@ class Run(TosaLayers, nn.Module):
         """The stream that comes from the layer before, or a new one."""
         stream, shown = self._streams.pop(thread, (None, None))
         if stream is None or stream.layer != layer - 1 or not self._takes_part(layer - 1):
-            return Stream(self._enter(tokens), CallPlaces((0, 0)), layer - 1)
+            return Stream(self.enter(tokens), CallPlaces((0, 0)), layer - 1)
         if shown is not tokens:
             # The model did something to them between its layers.
             choice, apart = stream.choice, stream.parts is not None
-            stream.tokens = self._enter(tokens)
+            stream.tokens = self.enter(tokens)
             if apart and choice is not None:
                 stream.split(choice)
         return stream
 
-    def _enter(self, tokens: Tensor) -> Tensor:
+    def enter(self, tokens: Tensor) -> Tensor:
         """Put the tokens that come behind the patches before all others."""
         last = self.patch_embed.num_last_tokens
         return torch.cat([tokens[:, -last:], tokens[:, :-last]], dim=1) if last else tokens
 
-    def _leave(self, tokens: Tensor) -> Tensor:
-        """Undo `_enter`."""
+    def leave(self, tokens: Tensor) -> Tensor:
+        """Undo `enter`."""
         last = self.patch_embed.num_last_tokens
         return torch.cat([tokens[:, last:], tokens[:, :last]], dim=1) if last else tokens
 
@@ -185,9 +185,10 @@ class Run(TosaLayers, nn.Module):
         rows, columns = plain_shape(output)[-2:]
         self._grids[_thread()] = rows, columns
 
-    def _grid(self, tokens: Tensor, thread: int) -> tuple[int, int]:
+    def grid_of(self, tokens: Tensor) -> tuple[int, int]:
+        """Patches (rows, columns) of the images that tokens (B, N, D) are of, whose patches were made last."""
         count = plain_shape(tokens)[1] - self.num_prefix_tokens
-        grid = self._grids.get(thread, self.patch_embed.grid_size)
+        grid = self._grids.get(_thread(), self.patch_embed.grid_size)
         return grid if grid[0] * grid[1] == count else (1, count)
 
 

@@ -1,0 +1,108 @@
+"""A model with its own data, in Python: converted, calibrated, its rates chosen, and compared with the dense one."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+import tosa_cli
+from tests.model.whole_models import batch_for, clip, depth_anything, vitpose, yolos
+from tosa_cli import TosaConfig
+from tosa_cli.errors import ConfigError, DataError, UnsupportedModelError
+from tosa_cli.model.runs import converted_runs
+
+NEAREST = TosaConfig(layers=(2, 3, 4), keep_rate=0.6, selector="similarity", bypass="nearest+affine", neighbors=1)
+GROUPED = TosaConfig(layers=(2, 3, 4), keep_rate=(0.8, 0.7, 0.5), selector="ward", bypass="mean")
+
+
+class OwnViT(nn.Module):
+    """Somebody's own model: timm's blocks in a loop of its own, and a map for a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = PatchEmbed(64, 16, 3, 64)
+        self.blocks = nn.ModuleList([Block(64, 4) for _ in range(4)])
+        self.head = nn.Conv2d(64, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = self.embed(image)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(tokens.transpose(1, 2).unflatten(2, (4, 4)))
+
+
+def random_model(make: Any) -> Any:
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def test_a_calibration_brings_the_outputs_nearer_to_the_dense_model() -> None:
+    dense = random_model(vitpose)
+    torch.manual_seed(1)
+    batches = [{"pixel_values": torch.randn(2, 3, 64, 48)} for _ in range(4)]
+    model = tosa_cli.convert(copy.deepcopy(dense), NEAREST)
+    before = tosa_cli.compare(dense, model, batches)
+    (report,) = tosa_cli.calibrate(model, iter(batches))
+    after = tosa_cli.compare(None, model, batches)
+    assert report.images == 8
+    assert list(report.errors) == [2, 3, 4]
+    assert after.samples == 8
+    assert after.outputs["heatmaps"]["distance"] <= before.outputs["heatmaps"]["distance"]
+    images = batches[0]["pixel_values"]
+    assert (model(images).heatmaps - dense(images).heatmaps).norm() > 0
+
+
+def test_images_of_several_sizes_are_calibrated_on() -> None:
+    model = tosa_cli.convert(random_model(depth_anything), NEAREST)
+    tosa_cli.calibrate(model, [torch.randn(1, 3, 56, 70), (torch.randn(2, 3, 84, 56),)])
+    assert torch.isfinite(model(torch.randn(1, 3, 70, 56)).predicted_depth).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "output", "figure"),
+    [(clip, "image_embeds", "cosine"), (yolos, "pred_boxes", "matched_iou"), (vitpose, "heatmaps", "keypoints_near")],
+)
+def test_a_model_agrees_with_itself(make: Any, output: str, figure: str) -> None:
+    model = random_model(make)
+    report = tosa_cli.compare(model, model, [batch_for(model)])
+    assert report.outputs[output][figure] == pytest.approx(1)
+
+
+def test_chosen_rates_save_the_share_asked_for() -> None:
+    model = random_model(depth_anything)
+    names = list(model.state_dict())
+    config = tosa_cli.choose_rates(model, [torch.randn(2, 3, 56, 56)], 0.2)
+    assert list(model.state_dict()) == names
+    assert not converted_runs(model)
+    from tosa_cli.model.runs.flops import count_whole
+
+    assert count_whole(tosa_cli.convert(model, config)).encoder_reduction >= 0.2
+
+
+def test_somebodys_own_model_with_known_blocks_is_converted() -> None:
+    model = OwnViT().eval()
+    image = torch.randn(2, 3, 64, 64)
+    expected = model(image)
+    assert tosa_cli.convert(model, GROUPED, example=image) is model
+    assert model(image).shape == expected.shape
+    assert not torch.equal(model(image), expected)
+    assert tosa_cli.compare(None, model, [image]).outputs["output"]["cosine"] > 0
+
+
+def test_what_is_missing_is_told() -> None:
+    with pytest.raises(UnsupportedModelError, match="list of blocks"):
+        tosa_cli.convert(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten()), GROUPED)
+    with pytest.raises(ConfigError, match="not converted"):
+        tosa_cli.calibrate(depth_anything(), [])
+    model = tosa_cli.convert(depth_anything(), NEAREST)
+    with pytest.raises(DataError, match="no batch"):
+        tosa_cli.calibrate(model, [])
+    with pytest.raises(ConfigError, match="converted already"):
+        tosa_cli.convert(model, NEAREST)

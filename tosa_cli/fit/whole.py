@@ -1,0 +1,233 @@
+"""Fits and chooses for whole models, on batches that the model takes as they are: any data, any preprocessing."""
+
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.errors import ConfigError, DataError
+from tosa_cli.fit.calibrate import CalibrationReport, fit
+from tosa_cli.fit.calibration import KeptTokens
+from tosa_cli.fit.rates import BEGINNINGS, RISES, Schedules
+from tosa_cli.methods import SELECTORS
+from tosa_cli.model.families import why_ineligible
+from tosa_cli.model.families.transformers_vit import parameters
+from tosa_cli.model.flops import count_layers
+from tosa_cli.model.places import CallPlaces, Places
+from tosa_cli.model.regression import Sums
+from tosa_cli.model.runs import ImageRun, Run, converted_runs, insert_run
+from tosa_cli.model.runs.calls import call_on
+from tosa_cli.model.runs.find import check_runs
+from tosa_cli.model.runs.insert import measure_patches, remove_run
+from tosa_cli.model.stream import Stream, run_all
+from tosa_cli.progress import Progress
+
+
+class BatchTokens(KeptTokens):
+    """The tokens that enter the run of a model, batch by batch; images may differ in size from batch to batch.
+
+    Args:
+        model: The model.
+        found: Its run, which is converted.
+        batches: What the model is called with; read as often as `read` is called.
+        progress: Told about the advance.
+    """
+
+    model: Run
+
+    def __init__(
+        self, model: nn.Module, found: ImageRun, batches: Iterable[Any], progress: Progress | None = None
+    ) -> None:
+        run = found.run
+        assert run is not None
+        number = len(batches) if isinstance(batches, Sized) else 0
+        # The model stays where it is; it is not a matter of several processes.
+        super().__init__(Accelerator(cpu=next(model.parameters()).device.type == "cpu"), run, number, progress)
+        self.whole, self.found, self.batches = model, found, batches
+        self._places: dict[int, Places] = {}
+
+    def read(self) -> Iterator[tuple[int, Tensor]]:
+        """Run the model on each batch as far as layer 1."""
+        self.num_images = 0
+        for number, batch in enumerate(self.batches):
+            tokens, extras = self._entering(batch)
+            self.num_images += tokens.shape[0]
+            grid = self.model.grid_of(tokens)
+            self.places = self._places[number] = CallPlaces(grid, given=extras)
+            yield number, self.model.enter(tokens)
+            self.progress.advance(tokens.shape[0], "")
+        if not self.num_images:
+            raise DataError("There is no batch to calibrate on: pass an iterable of what the model is called with.")
+        self.num_batches = max(self.num_batches, len(self._places))
+
+    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The batches that were kept, and where their tokens stand."""
+        for number, values in super().kept():
+            self.places = self._places[number]
+            yield number, values
+
+    def _entering(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """What the first block of the run is called with."""
+        block = self.model.blocks[0]
+        names = parameters(type(block))
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _ReachedError(dict(zip(names, args, strict=False)) | kwargs)
+
+        handle = self.found.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            call_on(self.whole, batch).outputs()
+        except _ReachedError as reached:
+            given = reached.given
+            return given.pop(names[0]), given
+        finally:
+            handle.remove()
+        raise ConfigError("The batch sends no image through the encoder: pass what the model is called with.")
+
+
+class _ReachedError(Exception):
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+
+def calibrate_runs(
+    model: nn.Module, batches: Iterable[Any], progress: Progress | None = None
+) -> list[CalibrationReport]:
+    """Fit the bypasses of a converted model in place, and its selectors where they are fitted; no labels are read.
+
+    Args:
+        model: The converted model.
+        batches: What it is called with: tensors, tuples or dictionaries.
+        progress: Told about the advance.
+
+    Returns:
+        A report of each run.
+
+    Raises:
+        ConfigError: If the model is not converted, or a batch sends no image through its encoder.
+        DataError: If there is no batch.
+        TrainingError: If a fit is not finite.
+    """
+    runs = converted_runs(model)
+    if not runs:
+        raise ConfigError("The model is not converted: convert it before it is calibrated.")
+    if len(runs) > 1 or any(SELECTORS[found.run.config.selector].is_fitted for found in runs if found.run):
+        batches = list(batches)  # they are read several times
+    reports, mode = [], model.training
+    model.eval()
+    try:
+        for found in runs:
+            assert found.run is not None
+            if SELECTORS[found.run.config.selector].is_trained:
+                raise ConfigError(
+                    f"The selector {found.run.config.selector!r} is trained, which is not done for a whole model: "
+                    f"convert it with the selector similarity or ward."
+                )
+            started, report = time.perf_counter(), CalibrationReport()
+            if found.run.config.is_fitted:
+                with BatchTokens(model, found, batches, progress) as kept:
+                    report.errors, report.images = fit(kept), kept.num_images
+            report.seconds = time.perf_counter() - started
+            reports.append(report)
+    finally:
+        model.train(mode)
+    return reports
+
+
+class _RunSchedules(Schedules):
+    """Schedules for a run, whose MACs are those of its layers."""
+
+    def reduction(self, keep_rates: dict[int, float]) -> float:
+        run: Any = self.backbone
+        config = self.config(keep_rates)
+        layers = list(count_layers(run, config, config.keep_rates))
+        made = sum(layer.macs + layer.selector_macs + layer.bypass_macs for layer in layers)
+        return 1 - made / sum(layer.dense_macs for layer in layers)
+
+
+@torch.no_grad()
+def choose_run_rates(
+    model: nn.Module,
+    batches: Iterable[Any],
+    target_reduction: float,
+    method: Method,
+    progress: Progress | None = None,
+) -> TosaConfig:
+    """Find the keep rates with which the tokens behind the encoder are nearest to the dense model's.
+
+    Args:
+        model: The model, not converted yet; it is as it was at the end.
+        batches: What it is called with; a few tens of images are enough.
+        target_reduction: Share of the MACs of the encoder's layers to save.
+        method: A method that puts tokens into groups.
+        progress: Told about the advance.
+
+    Returns:
+        The settings of the conversion.
+
+    Raises:
+        ConfigError: If the method puts tokens into no groups, the model is converted, or as much cannot be saved.
+        UnsupportedModelError: If the model cannot be converted.
+        DataError: If there is no batch.
+    """
+    if not method.groups_tokens:
+        raise ConfigError("Keep rates are found for tokens in groups: take the selector 'ward' and the bypass 'mean'.")
+    if converted_runs(model):
+        raise ConfigError("The model is converted already: rates are found before.")
+    batches = list(batches)
+    if not batches:
+        raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")
+    found, mode = check_runs(model)[0], model.training
+    layers = [i for i, block in enumerate(found.blocks, start=1) if why_ineligible(block, "shared") is None]
+    model.eval()
+    run = insert_run(found, method.at(layers, 1.0), measure_patches(found, call_on(model, batches[0])))
+    try:
+        schedules: Any = _RunSchedules(run, method, layers, target_reduction)  # type: ignore[arg-type]
+        tries = [schedules.rising(rise, first) for first in range(min(BEGINNINGS, len(layers))) for rise in RISES]
+        with BatchTokens(model, found, batches, progress) as kept:
+            kept.progress.start(len(batches) * (1 + len(tries)), 0)
+            best, _ = min(_measured(kept, schedules, tries), key=lambda pair: pair[1])
+        config: TosaConfig = schedules.config(best)
+        return config
+    finally:
+        remove_run(found)
+        model.train(mode)
+
+
+def _measured(
+    kept: BatchTokens, schedules: Schedules, tries: list[list[float]]
+) -> Iterator[tuple[dict[int, float], float]]:
+    """Keep rates, and how far the tokens behind the last layer are from the dense model's with them."""
+    run = kept.model
+
+    def dense_pass() -> Iterator[dict[Any, Sums]]:
+        for number, tokens in kept.read():
+            stream = Stream(tokens, kept.places)
+            run_all(run.dense_layers(stream))
+            kept.keep(number, {"tokens": tokens, "final": stream.tokens})
+            yield {}
+
+    def error_pass() -> Iterator[dict[Any, Sums]]:
+        for _, values in kept.kept():
+            stream = Stream(values["tokens"], kept.places)
+            run_all(run.layers(stream))
+            yield {"error": {"root": _errors(values["final"], stream.tokens).sqrt().sum().cpu()}}
+
+    kept.sum_up(dense_pass())
+    for shares in tries:
+        rates = schedules.keep_rates(shares)
+        if schedules.reduction(rates) >= schedules.target:
+            run.keep_rates.update(rates)
+            yield rates, kept.sum_up(error_pass())["error"]["root"].item()
+
+
+def _errors(dense: Tensor, tokens: Tensor) -> Tensor:
+    """1 - cosine of the tokens of each image, normalised as a last norm would, without its weights: (B,)."""
+    expected, made = (F.layer_norm(each.float(), each.shape[-1:]) for each in (dense, tokens))
+    return (1 - F.cosine_similarity(expected, made, dim=-1)).mean(dim=1).double().clamp_min(0)

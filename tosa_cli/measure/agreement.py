@@ -1,0 +1,213 @@
+"""How near the outputs of a converted model are to the dense model's, whatever they are: no labels are read."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tosa_cli.errors import ConfigError, DataError
+from tosa_cli.model.runs import dense as dense_model
+from tosa_cli.model.runs.calls import Call, call_on
+
+Figures = dict[str, Tensor]
+"""Figures by name, one a sample, each (B,)."""
+
+NEAR = 0.05
+"""Keypoints are near each other within this share of the larger side of the map."""
+
+SURE = 0.3
+"""Boxes with at least this score are looked at, and the best one of each image."""
+
+SKIPPED = ("hidden_states", "attentions", "past_key_values", "text_embeds", "text_model_output", "loss")
+"""Outputs that are not compared: they are inner ones, or do not depend on the image."""
+
+
+@dataclass(frozen=True)
+class AgreementReport:
+    """How near the outputs of two models are.
+
+    Attributes:
+        samples: Number of images.
+        outputs: For each output by its name the means of its figures.
+    """
+
+    samples: int
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {"samples": self.samples, "outputs": self.outputs}
+
+
+@torch.no_grad()
+def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[Any]) -> AgreementReport:
+    """Compare the outputs of a converted model with the dense model's.
+
+    Depth is compared after the usual alignment by scale and shift, heat maps by their keypoints, boxes by the one
+    that overlaps most, classes and pixels by their best class, embeddings by cosine and by the nearest other image.
+
+    Args:
+        dense: The dense model; None takes the converted one with every token computed, which is the same where nothing
+            was finetuned.
+        tosa: The converted model.
+        batches: What the models are called with: tensors, tuples or dictionaries.
+
+    Raises:
+        DataError: If there is no batch.
+        ConfigError: If the models have no output in common.
+    """
+    sums: dict[str, dict[str, list[Tensor]]] = {}
+    embeddings: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    samples = batches_read = 0
+    modes = [(model, model.training) for model in (dense, tosa) if model is not None]
+    for model, _ in modes:
+        model.eval()
+    try:
+        for batch in batches:
+            batches_read += 1
+            context = dense_model(tosa) if dense is None else contextlib.nullcontext()
+            with context:
+                expected = _outputs(call_on(tosa if dense is None else dense, batch))
+            made = _outputs(call_on(tosa, batch))
+            count = 0
+            for name, value in expected.items():
+                if name not in made or made[name].shape != value.shape:
+                    continue
+                count = max(count, len(value))
+                figures = _figures(name, expected)(value, made[name], expected, made)
+                for key, one in figures.items():
+                    sums.setdefault(name, {}).setdefault(key, []).append(one.detach().double().cpu())
+                if name.endswith("embeds"):
+                    embeddings.setdefault(name, []).append((value.cpu(), made[name].cpu()))
+            samples += count
+    finally:
+        for model, mode in modes:
+            model.train(mode)
+    if not batches_read:
+        raise DataError("There is no batch to compare on: pass an iterable of what the models are called with.")
+    if not samples:
+        raise ConfigError("The models have no output in common.")
+    outputs = {
+        name: {key: torch.cat(parts).mean().item() for key, parts in keys.items()} for name, keys in sums.items()
+    }
+    for name, pairs in embeddings.items():
+        if sum(len(pair[0]) for pair in pairs) > 2:
+            outputs[name]["nearest_agreement"] = _nearest(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+    return AgreementReport(samples, outputs)
+
+
+def _outputs(call: Call) -> dict[str, Tensor]:
+    found = call.outputs()
+    return {
+        name: value.float() for name, value in found.items() if name.partition(".")[0] not in SKIPPED and value.ndim > 0
+    }
+
+
+Compare = Callable[[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]], Figures]
+
+
+def _figures(name: str, outputs: dict[str, Tensor]) -> Compare:
+    """What compares an output, by its name and form."""
+    value = outputs[name]
+    if name == "predicted_depth":
+        return compare_depth
+    if name == "heatmaps":
+        return compare_keypoints
+    if name == "pred_boxes":
+        return compare_boxes
+    if name == "logits" and value.ndim == 2:
+        return compare_classes
+    if name == "logits" and value.ndim == 4:
+        return compare_pixels
+    return compare_directions
+
+
+def compare_depth(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """AbsRel, delta < 1.25 and correlation of depths (B, h, w), once scale and shift are fitted to the dense ones."""
+    truth, depth = expected.flatten(1).double(), made.flatten(1).double()
+    centred, off = depth - depth.mean(1, keepdim=True), truth - truth.mean(1, keepdim=True)
+    spread = centred.square().sum(1).clamp_min(1e-12)
+    scale = (centred * off).sum(1) / spread
+    aligned = centred * scale[:, None] + truth.mean(1, keepdim=True)
+    low = truth.abs().mean(1, keepdim=True).clamp_min(1e-12) * 1e-3
+    truth, aligned = truth.clamp_min(low), aligned.clamp_min(low)
+    ratio = torch.maximum(truth / aligned, aligned / truth)
+    correlation = (centred * off).sum(1) / (spread * off.square().sum(1).clamp_min(1e-12)).sqrt()
+    return {
+        "abs_rel": ((aligned - truth).abs() / truth).mean(1),
+        "delta1": (ratio < 1.25).double().mean(1),
+        "correlation": correlation,
+    }
+
+
+def compare_keypoints(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """Share of keypoints whose peaks in heat maps (B, K, h, w) are within 0.05 of the larger side of the map."""
+    width = expected.shape[-1]
+    places = [
+        torch.stack([peak // width, peak % width], -1) for peak in (m.flatten(2).argmax(-1) for m in (expected, made))
+    ]
+    distance = (places[0] - places[1]).double().norm(dim=-1) / max(expected.shape[-2:])
+    return {"keypoints_near": (distance <= NEAR).double().mean(1), "distance": distance.mean(1)}
+
+
+def compare_classes(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """Agreement of the best class of logits (B, C), and KL of the dense model's probabilities to the others."""
+    return {
+        "top1_agreement": (expected.argmax(1) == made.argmax(1)).double(),
+        "kl": F.kl_div(made.log_softmax(1), expected.log_softmax(1), reduction="none", log_target=True).sum(1),
+    }
+
+
+def compare_pixels(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """Agreement of the best class of each pixel of logits (B, C, h, w), and its IoU over the dense model's classes."""
+    truth, found = expected.argmax(1), made.argmax(1)
+    ious = []
+    for one, other in zip(truth, found, strict=True):
+        classes = one.unique()
+        hit = [((one == c) & (other == c)).sum() / ((one == c) | (other == c)).sum() for c in classes]
+        ious.append(torch.stack(hit).mean())
+    return {"pixel_agreement": (truth == found).double().mean((1, 2)), "iou": torch.stack(ious)}
+
+
+def compare_boxes(expected: Tensor, made: Tensor, outputs: dict[str, Tensor], others: dict[str, Tensor]) -> Figures:
+    """IoU of the sure boxes (B, Q, 4: centre, width, height) with the one that overlaps most, and their scores."""
+    from torchvision.ops import box_convert, box_iou
+
+    ious, differences = [], []
+    scores, their_scores = (_scores(each, expected) for each in (outputs, others))
+    for i in range(len(expected)):
+        sure = scores[i] >= min(SURE, scores[i].max().item())
+        one, other = (box_convert(boxes[i], "cxcywh", "xyxy") for boxes in (expected, made))
+        best, match = box_iou(one[sure], other).max(1)
+        ious.append(best.mean())
+        differences.append((scores[i][sure] - their_scores[i][match]).abs().mean())
+    return {"matched_iou": torch.stack(ious), "score_difference": torch.stack(differences)}
+
+
+def _scores(outputs: dict[str, Tensor], boxes: Tensor) -> Tensor:
+    """The best score of each box (B, Q, 4): (B, Q)."""
+    logits = outputs.get("logits")
+    if logits is None or logits.shape[:2] != boxes.shape[:2]:
+        return boxes.new_ones(boxes.shape[:2])
+    return logits.sigmoid().amax(-1)
+
+
+def compare_directions(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """Cosine of the last axis of outputs (B, ..., D), the mean of each sample."""
+    if expected.ndim == 1:
+        return {"difference": (expected - made).abs()}
+    cosine = F.cosine_similarity(expected, made, dim=-1).double()
+    return {"cosine": cosine.flatten(1).mean(1) if cosine.ndim > 1 else cosine}
+
+
+def _nearest(expected: Tensor, made: Tensor) -> float:
+    """Share of images (n, D) whose nearest other image is the same by both embeddings."""
+    found = []
+    for each in (expected, made):
+        near = F.normalize(each, dim=-1)
+        found.append((near @ near.T).fill_diagonal_(-2).argmax(1))
+    return (found[0] == found[1]).double().mean().item()
