@@ -170,6 +170,100 @@ def test_the_dense_model_follows_head_size_and_weights() -> None:
     assert torch.allclose(model.backbone(images), whole(images), atol=1e-4)
 
 
+def _no_head(dense: Any) -> None:
+    dense.reset_classifier(0)
+
+
+def _other_head(dense: Any) -> None:
+    dense.head = nn.Linear(dense.embed_dim, 3)
+
+
+def _identity(dense: Any) -> None:
+    dense.head = nn.Identity()
+
+
+def _added(dense: Any) -> None:
+    dense.add_module("head", nn.Identity())
+
+
+def _table(dense: Any) -> None:
+    dense._modules["head"] = nn.Identity()
+
+
+def _pooling(dense: Any) -> None:
+    dense.reset_classifier(5, global_pool="avg")
+
+
+def _fewer_layers(dense: Any) -> None:
+    dense.prune_intermediate_layers([2], prune_head=True)
+
+
+def _size(dense: Any) -> None:
+    dense.set_input_size((96, 64))
+
+
+def _positions(dense: Any) -> None:
+    dense.pos_embed = nn.Parameter(torch.zeros_like(dense.pos_embed))
+
+
+CHANGES = (_no_head, _other_head, _identity, _added, _table, _pooling, _fewer_layers, _size, _positions)
+
+
+@pytest.mark.parametrize("settings", [{}, CALIBRATED], ids=["paper", "calibrated"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_what_is_changed_on_the_dense_model_is_changed_on_the_model(change: Any, settings: dict[str, Any]) -> None:
+    model, expected = make_tosa(**settings), make_tosa(**settings)
+    for net in (model.backbone, expected):
+        torch.manual_seed(0)
+        change(net)
+    images = make_images(size=model.patch_embed.img_size)
+    assert torch.equal(model(images), expected(images)) and not torch.equal(
+        expected(images), make_tosa()(make_images())
+    )
+    assert torch.equal(model.backbone(images), expected.backbone(images))
+    assert list(model.state_dict()) == list(expected.state_dict())
+    for trait in ("num_classes", "global_pool", "keep_rates"):
+        assert getattr(model, trait) == getattr(expected, trait)
+    assert model.pretrained_cfg == expected.pretrained_cfg
+
+
+def test_a_trait_of_the_dense_model_can_be_set_and_taken_away() -> None:
+    model = make_tosa()
+    model.backbone.set_grad_checkpointing()
+    model.backbone.note = "mine"
+    assert model.grad_checkpointing and model.note == "mine"
+    del model.backbone.note
+    assert not hasattr(model, "note")
+    del model.backbone.head
+    assert not hasattr(model, "head")
+
+
+def test_the_dense_model_is_one_object_that_keeps_its_hooks() -> None:
+    model, calls = make_tosa(), []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    model.backbone.forward = model.backbone.forward
+    model(make_images())
+    assert not calls and model.backbone is model.backbone
+    model.backbone(make_images())
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("family", MECHANISMS)
+def test_a_copy_of_the_dense_model_is_a_model_of_the_sources_class_for_itself(family: str) -> None:
+    source: Any = make_family(family, num_classes=5)
+    model = make_tosa(source, layers=(2, 4))
+    images = make_images(size=model.patch_embed.img_size)
+    assert isinstance(model.backbone, type(source))
+    for made in (copy.deepcopy(model.backbone), pickle.loads(pickle.dumps(model.backbone))):
+        assert type(made) is type(source) and torch.equal(made(images), source(images))
+        made.reset_classifier(0)
+        assert model.num_classes == 5 and set(vars(made)["_modules"]) == set(source._modules)
+    assert torch.equal(TosaViT(model.backbone, model.config).backbone(images), source(images))
+    dense = make_tosa(source, layers=(2, 4)).backbone  # whose whole model is gone
+    dense.reset_classifier(0)
+    assert dense(images).shape[1] == dense.num_features
+
+
 def test_a_hook_or_a_wrapped_forward_of_the_model_is_not_the_dense_models() -> None:
     model, images, calls = make_tosa(), make_images(), []
     model.register_forward_hook(lambda *_: calls.append(1))

@@ -10,7 +10,8 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from tosa_cli.model.families import Backbone, Family, family_of_type
+from tosa_cli.model.dense_view import share, view_of
+from tosa_cli.model.families import Backbone, Family, class_of, family_of_type
 from tosa_cli.model.families.backbone import PatchEmbed
 from tosa_cli.model.places import Places
 
@@ -64,23 +65,21 @@ class TimmInterface(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         kind: Any = type(self)
-        self.__class__ = _joined(kind, type(backbone))  # type: ignore[assignment]
-        _share(backbone, self)
+        self.__class__ = _joined(kind, class_of(backbone))  # type: ignore[assignment]
+        share(backbone, self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A class that is made here cannot be looked up by its name.
-        return _empty, self.made_of, vars(self)
+        return _empty, self.made_of, {name: value for name, value in vars(self).items() if name != "_dense"}
 
     @property
     def backbone(self) -> Any:
         """The dense model: the ViT as it was, with the weights and the head that this model has now.
 
-        It is made anew each time, and shares all modules and parameters with this model. To put others in their place,
-        or to change the head, change this model: it has them under the same names.
+        It shares all modules and parameters with this model: what is put in their place, there or here, and a head or
+        an image size that is changed there, is so here too. What changes here is seen when it is asked for anew.
         """
-        dense = self.made_of[1].__new__(self.made_of[1])
-        nn.Module.__init__(dense)
-        _share(self, dense, without=self.added)
+        dense = view_of(self, self.added)
         args = vars(self).get("_model_args", {})
         vars(dense)["_model_args"] = {name: value for name, value in args.items() if name not in self.added_args}
         return dense
@@ -130,27 +129,6 @@ def _joined(kind: type, source: type) -> type[nn.Module]:
 def _empty(kind: Any, source: Any) -> nn.Module:
     joined = _joined(kind, source)
     return joined.__new__(joined)
-
-
-def _share(source: Any, target: Any, without: tuple[str, ...] = ()) -> None:
-    """Give a new module the weights, the modules and the traits of another, but not its hooks.
-
-    Both have one table of parameters, so that one that is put in the place of another is so for both.
-
-    Args:
-        source: The module that has them.
-        target: The new one.
-        without: Names of modules that are left out.
-    """
-    # No traits are hooks and the like, which every module has, and what stands before a method of its class.
-    every = nn.Module()
-    for name, value in vars(source).items():
-        if not hasattr(every, name) and not callable(getattr(type(target), name, None)):
-            vars(target)[name] = value
-    target._parameters, target._buffers = source._parameters, source._buffers
-    target._non_persistent_buffers_set = source._non_persistent_buffers_set
-    target._modules.update((name, part) for name, part in source._modules.items() if name not in without)
-    target.training = source.training
 
 
 class FinetunableViT(TimmInterface):

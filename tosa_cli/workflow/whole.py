@@ -11,14 +11,14 @@ from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
 from tosa_cli.hub.transformers_config import record_settings
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
-from tosa_cli.model.families import is_supported_kind
+from tosa_cli.model.families import class_of, is_supported_kind
 from tosa_cli.model.runs import convert_runs
 
 
 def is_whole(model: nn.Module) -> bool:
     """Whether a model is converted as a whole: it is none of timm's, which become a `TosaViT`."""
     of_timm = type(model).__module__.partition(".")[0] == "timm" or hasattr(model, "pretrained_cfg")
-    return not of_timm and not is_supported_kind(type(model))
+    return not of_timm and not is_supported_kind(class_of(model))
 
 
 def convert_whole(model: nn.Module, config: TosaConfig, example: Any = None) -> nn.Module:

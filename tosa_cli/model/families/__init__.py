@@ -22,7 +22,7 @@ from tosa_cli.model.families.parts import (
     num_attentions,
     num_heads,
 )
-from tosa_cli.model.families.registry import FAMILIES, family_of, family_of_type, is_supported_kind, kind_of
+from tosa_cli.model.families.registry import FAMILIES, class_of, family_of, family_of_type, is_supported_kind, kind_of
 
 __all__ = [
     "FAMILIES",
@@ -32,6 +32,7 @@ __all__ = [
     "attention_input",
     "check_convertible",
     "check_supported",
+    "class_of",
     "counted_macs",
     "eligible_layers",
     "embed",

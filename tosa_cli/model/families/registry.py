@@ -25,10 +25,16 @@ def family_of(model: Any) -> Family:
     Raises:
         UnsupportedModelError: If it is of no family: a sentence with its type and the reason.
     """
-    family = family_of_type(type(model))
+    family = family_of_type(class_of(model))
     if family is None:
         raise UnsupportedModelError(f"{why_unknown(model)} Type `tosa list` to see what can be.")
     return family
+
+
+def class_of(model: Any) -> type:
+    """The class of a model; of the dense model inside of a converted one, that of the source."""
+    kind: type = getattr(type(model), "view_of", type(model))
+    return kind
 
 
 def family_of_type(kind: type[nn.Module]) -> Family | None:
@@ -54,7 +60,7 @@ def is_supported_kind(kind: object) -> bool:
 
 def why_unknown(model: Any) -> str | None:
     """One sentence that says why a model is of no family; None if it is of one."""
-    kind = type(model)
+    kind = class_of(model)
     if is_supported_kind(kind):
         return None
     is_subclass = any(isinstance(model, family.models) for family in FAMILIES)

@@ -143,9 +143,7 @@ def _width(block: nn.Module) -> int:
 
 
 def _makes_patches(module: nn.Module, width: int) -> bool:
-    return (
-        isinstance(module, nn.Conv2d) and module.out_channels == width and tuple(module.stride) == module.kernel_size
-    )
+    return isinstance(module, nn.Conv2d) and module.out_channels == width and tuple(module.stride) == module.kernel_size
 
 
 def _above(path: str) -> Iterator[str]:
