@@ -96,7 +96,7 @@ def test_large_activations_and_equal_patches_break_nothing(settings: dict[str, A
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_shares_of_partners_are_right_at_any_distance_that_half_precision_holds(dtype: torch.dtype) -> None:
-    assert FLOOR == torch.finfo(torch.float16).tiny
+    assert torch.finfo(torch.float16).tiny == FLOOR
     for size in (0.0, 1e-6, 1e-3, 1.0, 300.0, 60000.0):
         distances = torch.tensor([[[0.0, 0.0, size], [size / 4, size / 2, size]]])
         shares = partner_weights(distances.to(dtype).float())

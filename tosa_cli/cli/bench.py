@@ -1,5 +1,6 @@
 """`tosa bench`."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
@@ -33,8 +34,11 @@ def bench(
     ] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Measure all models under torch.compile.")] = False,
     runtime: Annotated[
-        Literal["torch", "onnxruntime"],
-        typer.Option(help="What computes; onnxruntime exports both models to ONNX first, for any number of images."),
+        Literal["torch", "onnxruntime", "openvino"],
+        typer.Option(
+            help="What computes; for onnxruntime and openvino both models are exported to ONNX first, for any number "
+            "of images. openvino computes in --dtype."
+        ),
     ] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 15,
     peers: Annotated[
@@ -71,8 +75,10 @@ def bench(
         peers, sweep, {"--data-dir": data_dir or None, "--max-samples": max_samples},
         {"--keep-rates": keep_rates, "--batch-sizes": batch_sizes, "--img-sizes": img_sizes, "--plot": plot},
     )  # fmt: skip
-    if runtime == "onnxruntime":
-        _check_onnx(device=device, dtype=dtype, options={"--compile": compile, "--peers": peers, "--sweep": sweep})
+    if runtime != "torch":
+        _check_onnx(
+            runtime, device=device, dtype=dtype, options={"--compile": compile, "--peers": peers, "--sweep": sweep}
+        )
         device = "cpu"
     rates = _parse_list(keep_rates or KEEP_RATES, float, "--keep-rates", "shares of tokens, as in 0.9,0.8")
     if not all(0 < rate <= 1 for rate in rates):
@@ -116,7 +122,7 @@ def bench(
         _bench_alone(setup, runtime)
 
 
-def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime"]) -> None:
+def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime", "openvino"]) -> None:
     import torch
 
     from tosa_cli.cli.timing import say_conditions, spread
@@ -125,12 +131,18 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime"]) -> No
 
     compare: Callable[..., SpeedReport] = partial(compare_speed, compiled=setup.compile)
     version = ""
-    if runtime == "onnxruntime":
+    if runtime != "torch":
         from tosa_cli.export.config import ExportConfig
         from tosa_cli.export.onnx_file import runtime_name
+        from tosa_cli.export.openvino_file import default_precision, openvino_name
         from tosa_cli.export.speed import compare_onnx_speed
 
-        compare, version = partial(compare_onnx_speed, opset=ExportConfig().opset), runtime_name()
+        precision = str(setup.dtype).removeprefix("torch.")
+        compare = partial(compare_onnx_speed, opset=ExportConfig().opset, runtime=runtime, precision=precision)
+        version = runtime_name() if runtime == "onnxruntime" else openvino_name()
+        setup = dataclasses.replace(setup, dtype=torch.float32)
+        if runtime == "openvino" and default_precision() != precision:
+            console.say(f"OpenVINO's default on this CPU is {default_precision()}: --dtype {default_precision()}.")
 
     dense, converted = setup.load(setup.img_size)
     flops = count_flops(converted)
@@ -169,25 +181,30 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime"]) -> No
         f"{report.speedup_max:.2f}); the MACs alone would give {report.ideal_speedup:.2f}x."
     )
     say_conditions(report)
-    if runtime == "onnxruntime":
+    if runtime != "torch":
         console.say(f"Both were exported to ONNX in the same way and run by {version}.")
 
 
-def _check_onnx(device: str, dtype: str, options: dict[str, bool]) -> None:
-    """Check that what was asked for can be measured in ONNX Runtime.
+def _check_onnx(runtime: str, device: str, dtype: str, options: dict[str, bool]) -> None:
+    """Check that what was asked for can be measured in a runtime for ONNX files.
 
     Raises:
         ConfigError: Naming the option that does not fit.
         InputError: If a package is missing.
     """
     from tosa_cli.export.onnx_file import check_installed
+    from tosa_cli.export.openvino_file import check_openvino_installed
 
     for option, given in options.items():
         if given:
-            raise ConfigError(f"{option} and --runtime onnxruntime were given together: leave one of them out.")
-    if device == "cuda" or dtype != "float32":
+            raise ConfigError(f"{option} and --runtime {runtime} were given together: leave one of them out.")
+    if runtime == "onnxruntime" and (device == "cuda" or dtype != "float32"):
         raise ConfigError("--runtime onnxruntime measures float32 on the CPU: leave out --device and --dtype.")
+    if runtime == "openvino" and (device == "cuda" or dtype == "float16"):
+        raise ConfigError("--runtime openvino measures float32 or bfloat16 on the CPU: choose one with --dtype.")
     check_installed()
+    if runtime == "openvino":
+        check_openvino_installed()
 
 
 def _check_together(peers: bool, sweep: bool, for_peers: dict[str, Any], for_sweep: dict[str, Any]) -> None:

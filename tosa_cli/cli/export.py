@@ -14,6 +14,7 @@ from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.export.check import CheckReport
+    from tosa_cli.export.openvino_file import OpenVinoReport
     from tosa_cli.export.quantize import QuantizeReport
 
 
@@ -70,6 +71,9 @@ def export(
         console.print_line(f"Its weights are in {report.data_file}: keep both in one folder.")
     for line in describe_check(report.check, report.runtime, quantized=report.quantized is not None):
         console.print_line(line)
+    if report.openvino is not None:
+        for line in describe_openvino(report.openvino):
+            console.print_line(line)
     if report.quantized is not None:
         for line in describe_quantized(report.quantized):
             console.print_line(line)
@@ -101,6 +105,20 @@ def describe_check(check: "CheckReport", runtime: str, quantized: bool = False) 
             f"{check.tied_margin:.1g} of a usual score at most. Outputs differ by {check.tied_difference:.2g} from the "
             f"model's with these tokens, by {check.tied_difference_own:.2g} from those with its own."
         )
+    return lines
+
+
+def describe_openvino(report: "OpenVinoReport") -> list[str]:
+    """Tell in sentences how the file does in OpenVINO."""
+    lines = [] if report.check is None else describe_check(report.check, f"{report.runtime} in float32")
+    told = ", ".join(f"{name} {cosine:.4f}" for name, cosine in report.cosine.items())
+    if told and not report.not_finite and report.default_precision != "float32":
+        lines.append(
+            f"In {report.default_precision}, which {report.runtime} computes in by default on this CPU, cosines to the "
+            f"model's outputs are: {told}."
+        )
+    if report.problem is not None:
+        lines.append(f"Do not use it in {report.runtime} as it is. {report.problem}")
     return lines
 
 

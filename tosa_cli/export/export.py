@@ -25,6 +25,7 @@ from tosa_cli.export.onnx_file import (
     write_onnx,
     write_view,
 )
+from tosa_cli.export.openvino_file import OpenVinoReport, check_openvino, is_installed
 from tosa_cli.export.program import INPUT, TRACED_BATCH, trace
 from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_int8
 from tosa_cli.export.quiet import quiet
@@ -53,6 +54,7 @@ class ExportReport:
         opset: Opset of an ONNX file, else None.
         check: How the file, or before quantisation the float32 one, compares with the model.
         quantized: What quantisation costs and brings; None without.
+        openvino: How the file, or before quantisation the float32 one, does in OpenVINO; None where that is not there.
     """
 
     file: str
@@ -65,6 +67,7 @@ class ExportReport:
     opset: int | None
     check: CheckReport
     quantized: QuantizeReport | None
+    openvino: OpenVinoReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -105,7 +108,7 @@ def export_model(
     job = _Job(model, outputs, torch.zeros(config.batch_size or TRACED_BATCH, *size), config, name or path.stem, say)
     with _evaluating(model), staging_folder(path) as folder:
         export = _export_onnx if config.format == "onnx" else _export_pt2
-        exported, check, quantized = export(job, folder / path.name)
+        exported, check, quantized, openvino = export(job, folder / path.name)
         _move(exported, path)
     beside = [file for file in _files(path)[1:] if file.exists()]
     return ExportReport(
@@ -119,6 +122,7 @@ def export_model(
         opset=config.opset if config.format == "onnx" else None,
         check=check,
         quantized=quantized,
+        openvino=openvino,
     )
 
 
@@ -184,8 +188,21 @@ class _Job:
             self.model, exported, with_choices, self.outputs, batch_sizes=self.batch_sizes, atol=self.config.atol
         )
 
+    def check_openvino(self, exported: Path, with_choices: Path) -> OpenVinoReport | None:
+        """Compare what was exported with the model in OpenVINO, where that is installed."""
+        # What is selected at random is compared once, and differs in half precision anyway.
+        if not is_installed() or self.model.config.selector == "random":
+            return None
+        self.say("Comparing it in OpenVINO ...")
+        return check_openvino(
+            self.model, exported, with_choices, self.outputs, batch_sizes=self.batch_sizes, atol=self.config.atol
+        )
 
-def _export_onnx(job: _Job, path: Path) -> tuple[Path, CheckReport, QuantizeReport | None]:
+
+_Exported = tuple[Path, CheckReport, QuantizeReport | None, OpenVinoReport | None]
+
+
+def _export_onnx(job: _Job, path: Path) -> _Exported:
     config = job.config
     job.say("Writing the ONNX file ...")
     write_onnx(
@@ -195,8 +212,9 @@ def _export_onnx(job: _Job, path: Path) -> tuple[Path, CheckReport, QuantizeRepo
     exported = _without_choices(job, path)
     float32, told = OnnxModule(exported), OnnxModule(path)
     check = job.check(float32, told)
+    openvino = job.check_openvino(exported, path)
     if config.quantize is None:
-        return exported, check, None
+        return exported, check, None, openvino
     job.say("Quantising it to int8 ...")
     small = path.parent / "int8" / path.name
     small.parent.mkdir()
@@ -209,7 +227,7 @@ def _export_onnx(job: _Job, path: Path) -> tuple[Path, CheckReport, QuantizeRepo
         batch_size=config.batch_size,
         sizes=(_size(path), _size(small)),
     )
-    return exported, check, report
+    return exported, check, report, openvino
 
 
 def _without_choices(job: _Job, path: Path, **more: str) -> Path:
@@ -218,7 +236,7 @@ def _without_choices(job: _Job, path: Path, **more: str) -> Path:
     return exported
 
 
-def _export_pt2(job: _Job, path: Path) -> tuple[Path, CheckReport, None]:
+def _export_pt2(job: _Job, path: Path) -> _Exported:
     job.say("Tracing the model ...")
     dynamic = job.config.batch_size is None
     try:
@@ -232,7 +250,7 @@ def _export_pt2(job: _Job, path: Path) -> tuple[Path, CheckReport, None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"PyTorch {torch.__version__} could not export this model ({reason}).") from error
-    return path, job.check(loaded.module(), told.module()), None
+    return path, job.check(loaded.module(), told.module()), None, None
 
 
 def _as_json(job: _Job) -> str:

@@ -1,15 +1,20 @@
-"""Speed in ONNX Runtime: the converted model against its dense source, both exported in the same way."""
+"""Speed in ONNX Runtime and OpenVINO: the converted model against its dense source, both exported in the same way."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
 from tosa_cli.export.onnx_file import OnnxModule, write_onnx
+from tosa_cli.export.openvino_file import OpenVinoModule
 from tosa_cli.export.program import TRACED_BATCH
 from tosa_cli.measure.speed import SpeedReport, compare_speed
 from tosa_cli.model.tosa_vit import TosaViT
+
+Runtime = Literal["onnxruntime", "openvino"]
 
 
 def compare_onnx_speed(
@@ -19,6 +24,8 @@ def compare_onnx_speed(
     *,
     ideal_speedup: float,
     opset: int,
+    runtime: Runtime = "onnxruntime",
+    precision: str = "float32",
     rounds: int = 15,
     seconds: float = 0.5,
     advance: Callable[[int], None] = lambda num_images: None,
@@ -31,12 +38,14 @@ def compare_onnx_speed(
         images: A batch (B, C, height, width) in float32.
         ideal_speedup: Ratio of the MACs.
         opset: Opset of both files.
+        runtime: What runs them.
+        precision: Type of numbers that OpenVINO computes in.
         rounds: Turns of each model.
         seconds: Least time of a turn.
         advance: Told after each turn how many images it computed.
 
     Raises:
-        ExportError: If a model cannot be exported, or ONNX Runtime does not take the file.
+        ExportError: If a model cannot be exported, or the runtime does not take the file.
     """
     outputs = ["logits"] if tosa.num_classes else ["last_hidden_state"]
     sample = images[:1].repeat(TRACED_BATCH, 1, 1, 1)
@@ -45,8 +54,8 @@ def compare_onnx_speed(
         for name, model in {"dense": dense, "tosa": tosa}.items():
             path = Path(folder) / f"{name}.onnx"
             write_onnx(model, path, outputs, images=sample, dynamic_batch=True, opset=opset)
-            sessions[name] = OnnxModule(path)
-        return compare_speed(
+            sessions[name] = OnnxModule(path) if runtime == "onnxruntime" else OpenVinoModule(path, precision)
+        report = compare_speed(
             sessions["dense"],
             sessions["tosa"],
             images,
@@ -55,3 +64,4 @@ def compare_onnx_speed(
             seconds=seconds,
             advance=advance,
         )
+        return dataclasses.replace(report, dtype=precision)
