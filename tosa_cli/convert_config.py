@@ -78,6 +78,9 @@ class ConvertConfig(Method, ImageSettings):
     architecture: Annotated[str | None, ARCHITECTURE] = None
     weights_key: Annotated[str | None, WEIGHTS_KEY] = None
     pretrained: Annotated[bool, Setting("Load the weights, or start at random.")] = True
+    seed: Annotated[
+        int, Setting("Seed of what is drawn: untrained selectors, a new head, random weights.", ge=0, le=2**32 - 1)
+    ] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,5 +114,6 @@ class ConvertConfig(Method, ImageSettings):
     @property
     def source_settings(self) -> dict[str, Any]:
         """How the source is loaded, where not as it is: what a model remembers of it, as plain JSON values."""
-        names = ("img_size", "num_classes", "architecture", "weights_key", "pretrained", *ImageSettings.field_names())
+        own = ("img_size", "num_classes", "architecture", "weights_key", "pretrained", "seed")
+        names = (*own, *ImageSettings.field_names())
         return {name: value for name, value in self.named().items() if name in names}

@@ -1,6 +1,7 @@
 """What `tosa convert` and `tosa inspect` do is there for Python too, from one object of settings."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def test_layers_are_chosen_by_measurement_and_the_model_remembers_how_it_was_mad
     step = load(save(report.model, folder / "model")).provenance.steps["convert"]
     assert (step["img_size"], step["num_classes"], step["selector"]) == ([64, 48], 3, "similarity")
     assert tuple(step["layers"]) == report.model.config.layers
+
+
+@pytest.mark.parametrize("drawn", [{}, {"num_classes": 3}, {"pretrained": False}], ids=str)
+def test_what_is_drawn_depends_on_the_seed_alone(folder: Path, drawn: dict[str, Any]) -> None:
+    def run(seed: int, state: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(state)
+        config = ConvertConfig(source=str(folder / "dense"), layers=(2, 4), seed=seed, **drawn)
+        weights = convert(config).model.state_dict()
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(state)))
+        return weights
+
+    first, second, other = run(0, 1), run(0, 2), run(1, 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    differing = {name for name in first if not torch.equal(first[name], other[name])}
+    assert "selectors.2.conv1.weight" in differing
+    assert ("head.weight" in differing) == bool(drawn) and ("cls_token" in differing) == ("pretrained" in drawn)
 
 
 def test_a_target_is_met_in_the_layers_that_are_named(folder: Path) -> None:

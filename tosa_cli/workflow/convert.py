@@ -20,6 +20,7 @@ from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, Nobody, Progress, counted
+from tosa_cli.seeding import seeded
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
@@ -81,7 +82,11 @@ def convert(
         TosaError: If the source cannot be found, read or converted, the images cannot be read, or the target cannot be
             reached; the subclass and the message say which.
     """
-    listener = listener or Nobody()
+    with seeded(config.seed):
+        return _convert(config, source, name, listener or Nobody())
+
+
+def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listener: Listener) -> ConvertReport:
     config.check_images()
     loaded = as_source(source) if source is not None else load_from(config)
     for note in loaded.notes:
