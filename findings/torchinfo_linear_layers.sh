@@ -7,7 +7,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "torchinfo==1.8.0" "torch==2.14.1"
+"$folder/venv/bin/pip" install --quiet "torchinfo==1.8.0" "torch==2.14.1" "numpy==2.4.6"
 "$folder/venv/bin/python" - <<'PY'
 import torch
 import torchinfo

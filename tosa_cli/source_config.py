@@ -29,8 +29,8 @@ def _read_deviations(value: Any) -> tuple[float, ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings(CommandSettings):
-    """What images are put through before a model sees them, where it is not as its source says.
+class PixelSettings(CommandSettings):
+    """What the values of pixels are put through before a model sees them, where it is not as its source says.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -52,6 +52,16 @@ class ImageSettings(CommandSettings):
             read=_read_deviations,
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(PixelSettings):
+    """What images are put through before a model sees them, where it is not as its source says.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
     crop_pct: Annotated[
         float | None,
         Setting("Share of an image's sides that is seen in evaluation; None is what the source says.", gt=0, le=1),

@@ -22,7 +22,7 @@ class Killed(Dataset[int]):
 
 
 def test_a_killed_process_is_told_with_what_helps() -> None:
-    with pytest.raises(DataProcessError) as failure, lost_workers_told("Then go on."):
+    with pytest.raises(DataProcessError) as failure, lost_workers_told(lambda: "Then go on."):
         list(DataLoader(Killed(), num_workers=1))
     assert str(failure.value) == (
         "A process that loads data was killed, most likely for want of memory. Pass a smaller --workers, 0 loads in "

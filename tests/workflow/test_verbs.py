@@ -1,16 +1,22 @@
 """The verbs from Python: a model, its images and one config, with everything that the commands do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import tosa_cli
+from tests.model.tiny_models import make_vit
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.data.description import read_from
-from tosa_cli.errors import CheckpointError, ConfigError, InputError
+from tosa_cli.errors import CheckpointError, ConfigError, DataProcessError, InputError
 from tosa_cli.model.predictor import Predictor
+from tosa_cli.progress import Nobody
+from tosa_cli.train.saver import Saver
+from tosa_cli.workflow.finetune import finetune
 
 FAST = {"batch_size": 8, "workers": 0, "epochs": 1, "device": "cpu"}
 
@@ -77,3 +83,55 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         tosa_cli.finetune(model, tmp_path, {"task": "pose"})
     with pytest.raises(ConfigError, match=r"Unknown setting 'val_dir'"):
         read_from(tosa_cli.EvalConfig(), tosa_cli.Data(val_dir="photos"))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["none", "of another run"])
+@pytest.mark.parametrize("checkpoints", [0, 1])
+def test_where_a_data_process_is_killed_resume_is_advised_where_there_is_what_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: int, older: bool
+) -> None:
+    folder = tosa_cli.save(tiny_tosa(), tmp_path / "model")
+    checkpoint = tmp_path / "model.distill-checkpoint.safetensors"
+    if older:
+        checkpoint.write_bytes(b"older")
+    count = 0
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:  # of the epoch, of its first step, and of the second
+            raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+
+    monkeypatch.setattr("tosa_cli.train.loop.seed_step", killed)
+    if checkpoints:
+        write = Saver.check_loss
+
+        def with_checkpoint(saver: Saver, *args: Any) -> Any:
+            saver.due = (0, 0, 0)
+            return write(saver, *args)
+
+        monkeypatch.setattr(Saver, "check_loss", with_checkpoint)
+    config = tosa_cli.DistillConfig(**{**FAST, "batch_size": 4, "epochs": 3})
+    with pytest.raises(DataProcessError) as failure:
+        tosa_cli.distill(folder, write_photos(tmp_path / "photos"), config)
+    assert ("--resume goes on from" in str(failure.value)) == (checkpoints == 1)
+
+
+def test_a_dense_source_gets_a_decoder_with_the_mean_that_is_named(tmp_path: Path) -> None:
+    scenes = write_folder(tmp_path / "scenes", 12)
+    save_file(make_vit("test_vit").state_dict(), tmp_path / "encoder.safetensors")
+    values = {**FAST, "batch_size": 4, "task": "depth", "decoder": "linear", "img_size": 32}
+    named = {"architecture": "test_vit", "mean": 0.4, "std": "0.1,0.2,0.3"}
+    listener = Nobody()
+    said: list[str] = []
+    listener.say = said.append  # type: ignore[method-assign]
+    report = finetune(str(tmp_path / "encoder.safetensors"), scenes, {**values, **named}, listener=listener)
+    cfg = report.model.pretrained_cfg
+    assert (tuple(cfg["mean"]), tuple(cfg["std"])) == ((0.4,) * 3, (0.1, 0.2, 0.3))
+    assert not any("--crop-pct" in sentence for sentence in said)
+    assert report.folder is not None
+    same_again = finetune(str(report.folder), scenes, {**values, "mean": 0.4})
+    assert same_again.folder == report.folder
+    for changed in (report.folder, tosa_cli.save(tiny_tosa(), tmp_path / "model")):
+        with pytest.raises(ConfigError, match=r"The std of .* is .*, not 0.7: leave out --std, or name a dense source"):
+            finetune(str(changed), scenes, {**values, "std": 0.7})

@@ -1,6 +1,6 @@
 """What is said where a process that loads data is killed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tosa_cli.errors import DataProcessError
@@ -9,11 +9,11 @@ _WORKER = "DataLoader worker"
 
 
 @contextmanager
-def lost_workers_told(advice: str = "") -> Iterator[None]:
+def lost_workers_told(advice: Callable[[], str] = str) -> Iterator[None]:
     """Say in a sentence that a process that loads data was killed, wherever PyTorch notices it.
 
     Args:
-        advice: What else helps, as a sentence.
+        advice: Asked then what else helps, as a sentence.
 
     Raises:
         DataProcessError: If one was killed.
@@ -25,5 +25,5 @@ def lost_workers_told(advice: str = "") -> Iterator[None]:
             raise
         raise DataProcessError(
             f"A process that loads data was killed, most likely for want of memory. Pass a smaller --workers, 0 loads "
-            f"in the main process, or a smaller --batch-size. {advice}".rstrip()
+            f"in the main process, or a smaller --batch-size. {advice()}".rstrip()
         ) from error

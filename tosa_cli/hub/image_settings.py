@@ -8,10 +8,10 @@ from timm.data import resolve_data_config
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import Backbone
 from tosa_cli.settings import option_name
-from tosa_cli.source_config import ImageSettings
+from tosa_cli.source_config import PixelSettings
 
 
-def set_images(model: Backbone, images: ImageSettings) -> None:
+def set_images(model: Backbone, images: PixelSettings) -> None:
     """Note on a model what its images are put through.
 
     Args:
@@ -31,7 +31,27 @@ def set_images(model: Backbone, images: ImageSettings) -> None:
         model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **named}
 
 
-def assumed_images(model: Backbone, images: ImageSettings, shown: str) -> list[str]:
+def check_pixels(model: Any, pixels: PixelSettings, shown: str) -> None:
+    """Check that nothing is named of what a model's images are put through, but for what it says itself.
+
+    Args:
+        model: A model that was trained with its settings.
+        pixels: What was named.
+        shown: What to call the model.
+
+    Raises:
+        ConfigError: If another mean or deviation is named, or numbers for more or fewer channels.
+    """
+    for name, value in pixels.named().items():
+        own = model.pretrained_cfg.get(name)
+        if own is not None and tuple(own) != tuple(_per_channel(name, value, model.in_chans)):
+            raise ConfigError(
+                f"The {name} of {shown} is {_shown(own)}, not {_shown(value)}: leave out {option_name(name)}, or name "
+                f"a dense source to start anew from."
+            )
+
+
+def assumed_images(model: Backbone, images: PixelSettings, shown: str) -> list[str]:
     """What to tell of image settings that a source is silent about and nobody named.
 
     Args:
@@ -39,7 +59,7 @@ def assumed_images(model: Backbone, images: ImageSettings, shown: str) -> list[s
         images: What was named.
         shown: What to call the source.
     """
-    names = [name for name in ImageSettings.field_names() if getattr(images, name) is None]
+    names = [name for name in images.field_names() if getattr(images, name) is None]
     if not names:
         return []
     cfg: dict[str, Any] = model.pretrained_cfg

@@ -10,12 +10,15 @@ from torch import nn
 from tosa_cli.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tosa_cli.hub.checkpoint import check_blocks, load, load_checked, timm_config
 from tosa_cli.hub.folder import CONFIG, kind_of
+from tosa_cli.hub.image_settings import check_pixels
 from tosa_cli.hub.kind import find_config, find_kind
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.registry import build_predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
+from tosa_cli.settings import option_name
+from tosa_cli.source_config import PixelSettings
 from tosa_cli.task import PREDICTOR_ARCHITECTURE, TaskConfig
 
 
@@ -27,6 +30,7 @@ def make_predictor(
     *,
     architecture: str | None = None,
     weights_key: str | None = None,
+    pixels: PixelSettings | None = None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Predictor:
     """Put a new decoder on an encoder.
@@ -40,12 +44,14 @@ def make_predictor(
         seed: Seed of the decoder's first weights.
         architecture: timm's name of the architecture of a weights file.
         weights_key: Which weights to take of a file that holds several.
+        pixels: What the values of pixels are put through, where it is not as a dense source says.
         tell: Told what the user should know about how the source was read.
 
     Raises:
         TosaError: If the encoder cannot be found or read, or does not take images of any size.
+        ConfigError: If something is said of how to read a source, but the model is converted already.
     """
-    encoder, provenance = _load_encoder(name, architecture, weights_key, tell)
+    encoder, provenance = _load_encoder(name, architecture, weights_key, pixels or PixelSettings(), tell)
     backbone = encoder.backbone if isinstance(encoder, TosaViT) else encoder
     patch = backbone.patch_embed.patch_size
     size = img_size or backbone.patch_embed.img_size
@@ -120,12 +126,22 @@ def check_predictor_config(config: dict[str, Any], folder: str) -> Provenance:
 
 
 def _load_encoder(
-    name: str, architecture: str | None, weights_key: str | None, tell: Callable[[str], None]
+    name: str,
+    architecture: str | None,
+    weights_key: str | None,
+    pixels: PixelSettings,
+    tell: Callable[[str], None],
 ) -> tuple[Any, Provenance]:
     if find_kind(name) == "converted":
+        for setting, value in {"architecture": architecture, "weights_key": weights_key}.items():
+            if value is not None:
+                raise ConfigError(
+                    f"{name} is converted, and no file of weights: leave out {option_name(setting)} {value}."
+                )
         converted = load(name)
+        check_pixels(converted, pixels, name)
         return converted, converted.provenance
-    source = load_source(name, architecture=architecture, weights_key=weights_key)
+    source = load_source(name, architecture=architecture, weights_key=weights_key, images=pixels)
     for note in source.notes:
         tell(note)
     return source.model, source.provenance(name)

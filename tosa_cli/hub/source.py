@@ -21,7 +21,7 @@ from tosa_cli.hub.weights import check_finite, num_outputs, read_parts, read_wei
 from tosa_cli.model.class_names import class_names, set_class_names
 from tosa_cli.model.families import Backbone
 from tosa_cli.provenance import Provenance
-from tosa_cli.source_config import ImageSettings
+from tosa_cli.source_config import ImageSettings, PixelSettings
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
@@ -75,7 +75,7 @@ def load_source(
     num_classes: int | None = None,
     architecture: str | None = None,
     weights_key: str | None = None,
-    images: ImageSettings | None = None,
+    images: PixelSettings | None = None,
 ) -> Source:
     """Load a dense model.
 
@@ -122,7 +122,7 @@ def load_source(
 
 
 def _from_name(
-    source: str, path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: ImageSettings
+    source: str, path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: PixelSettings
 ) -> Source:
     if path.is_dir():
         return _from_folder(path, weights_key, pretrained, args, images)
@@ -179,7 +179,7 @@ def _has_weights(files: Files) -> bool:
 
 
 def _from_folder(
-    path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: ImageSettings
+    path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: PixelSettings
 ) -> Source:
     config = read_json(path / CONFIG)
     if is_transformers(config):
@@ -226,7 +226,7 @@ def _from_file(
     weights_key: str | None,
     pretrained: bool,
     args: dict[str, Any],
-    images: ImageSettings,
+    images: PixelSettings,
 ) -> Source:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise SourceError(f"{path} is not a weights file: expected one of {', '.join(WEIGHTS_SUFFIXES)}.")

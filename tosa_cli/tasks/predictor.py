@@ -13,6 +13,7 @@ from tosa_cli.data.images import both_sides
 from tosa_cli.data.loading import Images
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.errors import InputError
+from tosa_cli.hub.image_settings import check_pixels
 from tosa_cli.hub.names import own_folder, stem_of
 from tosa_cli.hub.predictor import is_predictor, load_predictor, make_predictor
 from tosa_cli.measure.config import EvalConfig
@@ -21,6 +22,7 @@ from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.predictor_flops import count_predictor_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener
+from tosa_cli.source_config import PixelSettings
 from tosa_cli.task import TaskConfig
 from tosa_cli.tasks.base import Start, Table, Task, Trial
 from tosa_cli.tasks.predictor_data import open_for_training, pairs_of
@@ -86,6 +88,7 @@ class PredictorTask(Task):
             config.seed,
             architecture=config.architecture,
             weights_key=config.weights_key,
+            pixels=PixelSettings(mean=config.mean, std=config.std),
             tell=notes.append,
         )
         return Start(made, config, Path(f"{_stem(name)}-{self.name}"), is_own=False, notes=tuple(notes))
@@ -253,12 +256,14 @@ def _go_on(name: str, model: Predictor, values: Mapping[str, Any]) -> PredictorC
 
     Raises:
         InputError: If another is named.
+        ConfigError: If its images are put through something else.
     """
     kept = model.config.to_dict()
     for key, value in kept.items():
         if key in values and values[key] != value:
             raise InputError(f"{name} was trained with {key} {value}, not {values[key]}: leave {key} out.")
     config = PredictorConfig.from_dict({**kept, **values})
+    check_pixels(model, PixelSettings(mean=config.mean, std=config.std), name)
     if config.size not in (None, model.img_size):
         model.set_input_size(config.size)
     return config

@@ -7,7 +7,7 @@ from tosa_cli.data.formats import FORMATS, DataFormat
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
 from tosa_cli.settings import Setting, option_name
-from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY
+from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY, PixelSettings
 from tosa_cli.task import (
     DECODER,
     DECODER_DIM,
@@ -39,7 +39,7 @@ DEPTH_SCALE = Setting(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorConfig(TrainConfig):
+class PredictorConfig(TrainConfig, PixelSettings):
     """Settings of finetuning for depth and segmentation: the decoder trains, and the encoder with frozen selectors.
 
     Raises:

@@ -97,7 +97,7 @@ def _distill(job: Job, config: DistillConfig, resume: bool) -> RunReport:
         return main.tell(found)
 
     watch = Watch(features, every=0, keep_best=True) if is_fitted else None
-    with lost_workers_told(job.how_to_go_on):
+    with lost_workers_told(lambda: job.how_to_go_on):
         before = selectors()
         with job.listener.progress("Distilling") as progress:
             done = train_and_fit(

@@ -83,7 +83,7 @@ def _finetune(job: Job, task: Task, settings: Any, resume: bool) -> RunReport:
         return task.held_out(job.model, teacher, held_out, accelerator.device, settings)
 
     watch = Watch(measure, settings.eval_every, keep_best=task.keeps_best or settings.eval_every > 0)
-    with lost_workers_told(job.how_to_go_on), listener.progress("Finetuning") as progress:
+    with lost_workers_told(lambda: job.how_to_go_on), listener.progress("Finetuning") as progress:
         trained = task.learn(
             accelerator,
             job.model,

@@ -100,6 +100,7 @@ class Job:
         folder: Folder to write; None writes nothing, and keeps no checkpoint.
         overwrite: Whether the folder may be replaced: it is the model's own, or the user said so.
         listener: Told what is done.
+        older_checkpoint: When a checkpoint was written that is not of this run, which will replace it, in nanoseconds.
     """
 
     model: Any
@@ -107,6 +108,7 @@ class Job:
     folder: Path | None
     overwrite: bool
     listener: Listener
+    older_checkpoint: int | None = field(default=None, init=False)
 
     @property
     def checkpoint(self) -> Path | None:
@@ -123,8 +125,11 @@ class Job:
 
     @property
     def how_to_go_on(self) -> str:
-        """How the run goes on after it was stopped, as a sentence; empty where it keeps no checkpoint."""
-        return "" if self.checkpoint is None else "The same command with --resume goes on from the last checkpoint."
+        """How the run goes on after it was stopped, as a sentence; empty where it has written no checkpoint."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or not checkpoint.exists() or checkpoint.stat().st_mtime_ns == self.older_checkpoint:
+            return ""
+        return f"The same command with --resume goes on from {checkpoint}."
 
     def check(self, resume: bool) -> None:
         """Check that the result can be written before any work is done.
@@ -142,6 +147,7 @@ class Job:
         elif resume:
             check_resumable(checkpoint)
         elif checkpoint.exists():
+            self.older_checkpoint = checkpoint.stat().st_mtime_ns
             self.listener.warn(f"{checkpoint} of an unfinished run will be replaced; --resume would go on from it.")
 
     def finished(self, config: TrainConfig) -> RunReport | None:
