@@ -125,7 +125,8 @@ def test_a_dense_source_gets_a_decoder_with_the_mean_that_is_named(tmp_path: Pat
     listener = Nobody()
     said: list[str] = []
     listener.say = said.append  # type: ignore[method-assign]
-    report = finetune(str(tmp_path / "encoder.safetensors"), scenes, {**values, **named}, listener=listener)
+    source, output = str(tmp_path / "encoder.safetensors"), tmp_path / "mine"
+    report = finetune(source, scenes, {**values, **named}, output=output, listener=listener)
     cfg = report.model.pretrained_cfg
     assert (tuple(cfg["mean"]), tuple(cfg["std"])) == ((0.4,) * 3, (0.1, 0.2, 0.3))
     assert not any("--crop-pct" in sentence for sentence in said)
