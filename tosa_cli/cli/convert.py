@@ -38,6 +38,15 @@ def convert(
     recipe: RecipeOption = None,
     output: OutputOption = None,
     overwrite: OverwriteOption = False,
+    whole: Annotated[
+        bool | None,
+        typer.Option(
+            "--whole/--encoder",
+            help="Of a model in transformers' format, convert the whole and stay in that format, or take the encoder "
+            "as a timm model. Default: the encoder of ViT, DeiT, DINOv2, CLIP and SigLIP, of all others the whole.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, but write nothing.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -53,18 +62,28 @@ def convert(
         _check_no_images(settings)
     config = ConvertConfig.from_dict(values)
     _check_read(config, settings)
-    _convert(config, output, overwrite, dry_run, json)
+    _convert(config, output, overwrite, dry_run, json, whole)
 
 
-def _convert(config: ConvertConfig, output: Path | None, overwrite: bool, dry_run: bool, json: bool) -> None:
+def _convert(
+    config: ConvertConfig, output: Path | None, overwrite: bool, dry_run: bool, json: bool, whole: bool | None
+) -> None:
     folder = output or Path(f"{stem_of(config.source)}-tosa")
 
     from tosa_cli.hub.folder import check_output
+    from tosa_cli.hub.whole import is_whole_source
     from tosa_cli.workflow.convert import convert
     from tosa_cli.workflow.save import save
 
     if not dry_run:
         check_output(folder, overwrite)
+    if whole is not False and is_whole_source(config.source, asked=bool(whole)):
+        from tosa_cli.cli import whole as whole_model
+
+        whole_model.convert(config, folder, overwrite, dry_run, json)
+        return
+    if whole:
+        raise ConfigError(f"{config.source} is no model in transformers' format: leave out --whole.")
     report = convert(config, name=folder.name, listener=console)
     model, curves, search = report.model, report.measured.curves, report.measured.search
     for image in report.measured.skipped:

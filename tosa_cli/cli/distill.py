@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.options import (
     JsonOption,
     ModelArgument,
@@ -17,6 +17,7 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
+from tosa_cli.errors import ConfigError
 from tosa_cli.progress import counted, figure
 from tosa_cli.train.config import DistillConfig
 
@@ -42,6 +43,11 @@ def distill(
     """
     config = DistillConfig.from_dict(settings_from("distill", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
+    if whole.is_whole(name):
+        if resume:
+            raise ConfigError("A whole model is fitted in one go: leave out --resume.")
+        whole.distill(name, settings, output, overwrite, json)
+        return
 
     from tosa_cli.model.flops import count_flops
     from tosa_cli.workflow.distill import distill as run

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.options import JsonOption, ModelArgument, resolve_model, with_settings
 from tosa_cli.errors import InputError
 from tosa_cli.measure.config import EvalConfig
@@ -24,7 +24,8 @@ def evaluate(
     """Measure a model: top-1 and top-5 accuracy, GMACs and images a second.
 
     A model without a head is measured by the cosine of its final tokens to the dense model's, which needs no labels.
-    One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union.
+    One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union. A whole
+    model of transformers is measured by how near its outputs are to those with every token computed.
 
     --compare sets the dense source beside the model. Where the source is none, as for a decoder or, once it is
     finetuned, for a new head or weights that started at random, it is the same weights with every token computed.
@@ -34,6 +35,9 @@ def evaluate(
     folder = Path(name.removeprefix("local-dir:"))
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
+    if whole.is_whole(name):
+        whole.evaluate(name, settings, update_card, json)
+        return
     if update_card and config.selector == "oracle":
         raise InputError("What the oracle reaches is not the model's own result: leave out --update-card.")
 

@@ -9,7 +9,9 @@ from tosa_cli.cli.options import ArchitectureOption, ImgSizeOption, JsonOption, 
 from tosa_cli.data.images import read_img_size
 
 if TYPE_CHECKING:
-    from tosa_cli.model.flops import FlopsReport
+    from collections.abc import Sequence
+
+    from tosa_cli.model.flops import FlopsReport, LayerFlops
     from tosa_cli.model.predictor_flops import PredictorFlops
 
 
@@ -37,6 +39,11 @@ def flops(
     from tosa_cli.model.flops import count_flops
 
     kind = find_kind(name)
+    if kind == "whole":
+        from tosa_cli.cli import whole
+
+        whole.flops(name, json)
+        return
     if kind == "predictor":
         _count_predictor(name, size, json)
         return
@@ -72,8 +79,44 @@ def show_flops(report: "FlopsReport", whole: "PredictorFlops | None" = None, dec
         decoder: Name of the decoder.
     """
     converted = any(layer.kind == "tosa" for layer in report.layers)
+    rows = flops_rows(report.layers)
+    if whole is not None:
+        rows.append(["decoder", decoder, "", "", f"{whole.decoder_gmacs * 1e3:.2f}", "", "", ""])
+    height, width = report.img_size
+    part = "The encoder: " if whole is not None else ""
+    console.print_table(
+        f"{report.model} at {height}x{width}: MACs of one image, in millions",
+        ["layer", "kind", "tokens", "kept", "MMACs", "selector", "bypass", "saved"],
+        rows,
+    )
+    if converted:
+        console.print_line(
+            f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {share(report.reduction)} less, "
+            f"selectors included ({report.selector_gmacs:.4f} GMACs)."
+        )
+    else:
+        console.print_line(f"{part}{report.gmacs:.3f} GMACs, dense.")
+    params = f"{report.params / 1e6:.2f} M"
+    if whole is not None:
+        figures = whole.figures
+        less = f", dense {figures['dense_gmacs']:.3f}: {share(figures['reduction'])} less" if converted else ""
+        console.print_line(f"With the decoder: {figures['gmacs']:.3f} GMACs{less}.")
+        params = f"{params} and {whole.decoder_params / 1e6:.2f} M"
+    console.print_line(
+        f"{params} parameters. FLOPs = 2 * MACs; timm's figure for the dense {'encoder' if part else 'model'}, "
+        f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.2f} GMACs."
+    )
+
+
+def share(value: float) -> str:
+    """A share in percent; what rounds to nothing has no sign."""
+    return f"{round(value, 3) + 0.0:.1%}"
+
+
+def flops_rows(layers: "Sequence[LayerFlops]") -> list[list[str]]:
+    """The rows of a table of layers."""
     rows = []
-    for layer in report.layers:
+    for layer in layers:
         total = layer.macs + layer.selector_macs + layer.bypass_macs
         saved = 1 - total / layer.dense_macs
         rows.append(
@@ -88,34 +131,4 @@ def show_flops(report: "FlopsReport", whole: "PredictorFlops | None" = None, dec
                 f"{saved:.1%}" if saved else "",
             ]
         )
-    if whole is not None:
-        rows.append(["decoder", decoder, "", "", f"{whole.decoder_gmacs * 1e3:.2f}", "", "", ""])
-    height, width = report.img_size
-    part = "The encoder: " if whole is not None else ""
-    console.print_table(
-        f"{report.model} at {height}x{width}: MACs of one image, in millions",
-        ["layer", "kind", "tokens", "kept", "MMACs", "selector", "bypass", "saved"],
-        rows,
-    )
-    if converted:
-        console.print_line(
-            f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {_share(report.reduction)} less, "
-            f"selectors included ({report.selector_gmacs:.4f} GMACs)."
-        )
-    else:
-        console.print_line(f"{part}{report.gmacs:.3f} GMACs, dense.")
-    params = f"{report.params / 1e6:.2f} M"
-    if whole is not None:
-        figures = whole.figures
-        less = f", dense {figures['dense_gmacs']:.3f}: {_share(figures['reduction'])} less" if converted else ""
-        console.print_line(f"With the decoder: {figures['gmacs']:.3f} GMACs{less}.")
-        params = f"{params} and {whole.decoder_params / 1e6:.2f} M"
-    console.print_line(
-        f"{params} parameters. FLOPs = 2 * MACs; timm's figure for the dense {'encoder' if part else 'model'}, "
-        f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.2f} GMACs."
-    )
-
-
-def _share(value: float) -> str:
-    """A share in percent; what rounds to nothing has no sign."""
-    return f"{round(value, 3) + 0.0:.1%}"
+    return rows

@@ -17,12 +17,12 @@ from tosa_cli.fit.rates import BEGINNINGS, RISES, Schedules
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families import why_ineligible
 from tosa_cli.model.families.transformers_vit import parameters
-from tosa_cli.model.flops import count_layers
 from tosa_cli.model.places import CallPlaces, Places
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.runs import ImageRun, Run, converted_runs, insert_run
 from tosa_cli.model.runs.calls import call_on
 from tosa_cli.model.runs.find import check_runs
+from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
 from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.progress import Progress
@@ -145,10 +145,7 @@ class _RunSchedules(Schedules):
 
     def reduction(self, keep_rates: dict[int, float]) -> float:
         run: Any = self.backbone
-        config = self.config(keep_rates)
-        layers = list(count_layers(run, config, config.keep_rates))
-        made = sum(layer.macs + layer.selector_macs + layer.bypass_macs for layer in layers)
-        return 1 - made / sum(layer.dense_macs for layer in layers)
+        return count_run(run, self.config(keep_rates))
 
 
 @torch.no_grad()

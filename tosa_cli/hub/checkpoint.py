@@ -252,6 +252,11 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
             f"{folder} holds a model with a decoder, which only `tosa eval`, `finetune`, `flops`, `viz` and `push` "
             f"take: name the converted model that its encoder came from."
         )
+    if kind_of(config) == "whole":
+        raise CheckpointError(
+            f"{folder} holds a whole model of transformers, which only `tosa distill`, `eval`, `flops` and `push` "
+            f"take: for all else load it with transformers, after `import tosa_cli`."
+        )
     if kind_of(config) != "converted":
         raise CheckpointError(
             f"{folder} holds {config.get('architecture') or 'a model of another kind'}, which is not converted yet: "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tosa_cli.config import ARCHITECTURE
+from tosa_cli.config import ARCHITECTURE, SETTINGS_KEY
 from tosa_cli.errors import CheckpointError, OutputError
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
@@ -15,8 +15,9 @@ WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md",
 STAGING = ".writing"
 """Ending of the name under which a folder or file is written before it takes its place."""
 
-Kind = Literal["converted", "predictor"]
-"""What tosa writes: a converted model, or a model with a decoder, which predicts for every pixel."""
+Kind = Literal["converted", "predictor", "whole"]
+"""What tosa writes: a converted model; a model with a decoder, which predicts for every pixel; or a whole model of
+transformers with a converted encoder inside."""
 
 
 def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
@@ -46,7 +47,14 @@ def kind_of(config: Mapping[str, Any]) -> Kind | None:
     """Which kind of model a config.json is of; None if it is of none that tosa writes."""
     kinds: dict[Any, Kind] = {ARCHITECTURE: "converted", PREDICTOR_ARCHITECTURE: "predictor"}
     architecture = config.get("architecture")
-    return kinds.get(architecture) if isinstance(architecture, str) else None
+    if isinstance(architecture, str):
+        return kinds.get(architecture)
+    return "whole" if _holds_settings(config) else None
+
+
+def _holds_settings(config: Mapping[str, Any]) -> bool:
+    """Whether a config holds the settings of a conversion, in whatever part."""
+    return SETTINGS_KEY in config or any(_holds_settings(part) for part in config.values() if isinstance(part, dict))
 
 
 def is_model_folder(folder: Path) -> bool:

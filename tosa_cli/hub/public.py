@@ -112,7 +112,8 @@ def address_card(card: str, repo_id: str, before: str | None = None) -> str:
         return card
     for section in (how_to_load, how_to_load_predictor):
         card = card.replace(section(title.group(1), before), section(title.group(1), repo_id))
-    return card
+    whole = '.from_pretrained("{}")'
+    return card.replace(whole.format(before or title.group(1)), whole.format(repo_id))
 
 
 def add_pictures(card: str, names: Sequence[str], config: Mapping[str, Any]) -> str:

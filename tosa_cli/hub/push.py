@@ -19,8 +19,25 @@ from tosa_cli.hub.public import add_pictures, address_card, public_card, public_
 _LIBRARY = "tosa"
 _NEEDED_FILES = (WEIGHTS, CONFIG, CARD)
 
+_PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""What transformers writes beside a whole model."""
+
 # A list of what goes up, and not of what stays: a training checkpoint or a log must never slip through.
-PUSHED_FILES = (*_NEEDED_FILES, RECIPE, "*.png")
+PUSHED_FILES = (*_NEEDED_FILES, RECIPE, "*.png", *_PROCESSOR_FILES)
 
 
 @dataclass(frozen=True)

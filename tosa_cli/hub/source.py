@@ -153,6 +153,7 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     hub_id, _, revision = name.partition("@")
     path = fetch_file(hub_id, CONFIG, revision=revision or None, shown=source)
     commit, values = path.parent.name, read_json(path, f"{CONFIG} of {name}")
+    _check_dense(values, source)
     if is_transformers(values):
         model, _, notes = build_from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
         return Source(model, hub_id, hub_id, commit, notes)
@@ -182,6 +183,7 @@ def _from_folder(
     path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: PixelSettings
 ) -> Source:
     config = read_json(path / CONFIG)
+    _check_dense(config, str(path))
     if is_transformers(config):
         model, name, notes = build_from_transformers(config, folder_files(path), pretrained, args)
         return Source(model, name, notes=notes)
@@ -194,6 +196,15 @@ def _from_folder(
     if not (config.get("pretrained_cfg") or config).get("mean"):
         notes = (*notes, *assumed_images(model, images, str(path)))
     return Source(model, config["architecture"], notes=notes)
+
+
+def _check_dense(config: dict[str, Any], shown: str) -> None:
+    """Check that a config.json is of no whole model that is converted already."""
+    if kind_of(config) == "whole":
+        raise SourceError(
+            f"{shown} holds a whole model of transformers that is converted already: convert its source instead, or "
+            f"run `tosa flops {shown}`."
+        )
 
 
 def _check_config(config: dict[str, Any], shown: str) -> None:

@@ -83,7 +83,7 @@ def _joined(source: type[nn.Module]) -> Any:
     if source in _JOINED:
         return _JOINED[source]
     joined: Any = type(source.__name__, (TosaBlock, source), {"__module__": source.__module__})
-    # transformers wraps what its subclasses compute, to compute it again in the backward pass; the block itself does so.
+    # transformers wraps what subclasses compute, to compute it again in the backward pass; the block itself does so.
     joined.forward = TosaBlock.forward
     return _JOINED.setdefault(source, joined)
 

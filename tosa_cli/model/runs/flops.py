@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.flops import GIGA, FlopsReport, LayerFlops, count_layers
 from tosa_cli.model.runs.calls import Call, call_on, example_call, is_transformers
 from tosa_cli.model.runs.find import ImageRun, converted_runs
 from tosa_cli.model.runs.insert import dense
+from tosa_cli.model.runs.run import Run
 
 TEXT_LENGTH = 16
 """Number of tokens of the text that is counted with an image, in a model that takes both."""
@@ -82,6 +84,13 @@ def count_whole(model: nn.Module, batch: Any = None, name: str = "") -> WholeFlo
         encoder_dense_gmacs=dense_layers / GIGA,
         counted=type(call.module).__name__,
     )
+
+
+def count_run(run: Run, config: TosaConfig) -> float:
+    """Share of the MACs of a run's layers that a conversion saves, selectors and bypasses counted."""
+    layers = list(count_layers(run, config, config.keep_rates))
+    made = sum(layer.macs + layer.selector_macs + layer.bypass_macs for layer in layers)
+    return 1 - made / sum(layer.dense_macs for layer in layers)
 
 
 def counted_call(call: Call) -> int:

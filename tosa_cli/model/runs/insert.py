@@ -14,7 +14,7 @@ from tosa_cli.model.families import kind_of, why_ineligible
 from tosa_cli.model.families.transformers_vit import parameters
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.runs.block import TosaBlock
-from tosa_cli.model.runs.calls import Call, example_call, tensors_of
+from tosa_cli.model.runs.calls import Call, example_call
 from tosa_cli.model.runs.find import ADDED, ImageRun, check_runs, converted_runs
 from tosa_cli.model.runs.run import Patches, Run
 from tosa_cli.model.selection import gather_tokens, scatter_tokens

@@ -1,0 +1,97 @@
+"""The commands take a whole model of transformers from its folder to a cheaper one, which transformers loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from tests.cli.conftest import Tosa
+from tests.model.whole_models import clip, depth_anything, hf
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    numbers = np.random.default_rng(0)
+    for number, size in enumerate([(60, 90), (90, 60), (70, 70)]):
+        pixels = numbers.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model: Any = depth_anything()
+    model.head.conv3.bias.data.fill_(1.0)
+    folder = tmp_path / "depth"
+    model.save_pretrained(folder)
+    size = {"height": 56, "width": 56}
+    hf.DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
+    return folder
+
+
+def test_a_depth_model_goes_all_the_way(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cheap"
+    tosa("convert", str(source), "--preset", "calibrated", "-o", str(folder))
+    tosa("distill", str(folder), "--data-dir", str(photos))
+    found = json.loads(tosa("eval", str(folder), "--data-dir", str(photos), "--update-card", "--json").out)
+    assert found["samples"] == 3
+    assert set(found["outputs"]["predicted_depth"]) == {"abs_rel", "delta1", "correlation"}
+    counted = json.loads(tosa("flops", str(folder), "--json").out)
+    assert counted["counted"] == "DepthAnythingForDepthEstimation"
+    assert counted["gmacs"] < counted["dense_gmacs"]
+    assert "| predicted_depth | delta1 |" in (folder / "README.md").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "depth_anything"
+    assert config["backbone_config"]["tosa_config"]["selector"] == "similarity"
+    estimate = transformers.pipeline("depth-estimation", model=str(folder))
+    assert estimate(Image.open(photos / "0.png"))["depth"].size == (90, 60)
+
+
+def test_rates_are_measured_on_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "grouped"
+    options = ["--preset", "grouped", "--data-dir", str(photos)]
+    found = json.loads(tosa("convert", str(source), *options, "-o", str(folder), "--json").out)
+    assert found["kind"] == "DepthAnythingForDepthEstimation"
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
+    assert torch.isfinite(model(torch.randn(1, 3, 70, 56)).predicted_depth).all()
+    plan = tosa("push", str(folder), "me/depth", "--dry-run").out
+    assert "preprocessor_config.json" in plan
+
+
+def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "whole"
+    grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]
+    tosa("convert", str(source), *grouped, "-o", str(folder))
+    for command in (["bench"], ["export"], ["inspect"], ["finetune", "--data-dir", str(photos)]):
+        failed = tosa(command[0], str(folder), *command[1:])
+        assert failed.code in (1, 2)
+        assert "whole model of transformers" in failed.err
+    assert "leave out --batch-size" in tosa("eval", str(folder), "--batch-size", "2").err
+    assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
+
+
+def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    clip().save_pretrained(folder)
+    options = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean", "--dry-run", "--json"]
+    assert json.loads(tosa("convert", str(folder), "--whole", *options).out)["kind"] == "CLIPModel"
+
+
+def test_without_the_package_transformers_tells_of_weights_that_it_does_not_know(
+    tosa: Tosa, source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "told"
+    tosa("convert", str(source), "--layers", "2,3", "--selector", "ward", "--bypass", "mean", "-o", str(folder))
+    code = f"import transformers; transformers.AutoModelForDepthEstimation.from_pretrained({str(folder)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tosa.format_version" in run.stderr + run.stdout

@@ -1,0 +1,87 @@
+"""The card of a converted whole model."""
+
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from tosa_cli.model.runs.find import converted_runs
+from tosa_cli.model.runs.flops import count_whole
+from tosa_cli.provenance import Provenance
+from tosa_cli.recipe import command_lines
+
+_TEXT = """---
+{metadata}
+---
+
+# {name}
+
+{source}, with a cheaper encoder: {selection} {macs}
+
+With every token computed it equals its source, which was checked when it was converted. It was made by
+[ToSA](https://arxiv.org/abs/2406.08816)'s `tosa-cli`.
+
+## Use
+
+```python
+import tosa_cli  # pip install 'tosa-cli[transformers]'
+from transformers import {kind}
+
+model = {kind}.from_pretrained("{name}")
+```
+
+Without `import tosa_cli` transformers tells of weights named `tosa`, which it does not know, and computes every token.
+
+## How it was made
+
+```
+{commands}
+```
+{measured}"""
+
+
+def render_whole_card(model: Any, provenance: Provenance, name: str) -> str:
+    """The card, in Markdown.
+
+    Args:
+        model: The converted model.
+        provenance: What made it.
+        name: Name of its folder or repository.
+    """
+    run = converted_runs(model)[0].run
+    assert run is not None
+    flops = count_whole(model)
+    rates = ", ".join(f"{layer}: {rate:g}" for layer, rate in run.config.keep_rates.items())
+    selection = (
+        f"its layers compute a share of the tokens (layer: share; {rates}), chosen by `{run.config.selector}`, and the "
+        f"bypass `{run.config.bypass}` makes the others."
+    )
+    macs = (
+        f"One image of {flops.img_size[0]}x{flops.img_size[1]} takes {flops.gmacs:.2f} GMACs, dense "
+        f"{flops.dense_gmacs:.2f}: {flops.reduction:.1%} fewer in {flops.counted} with its head, "
+        f"{flops.encoder_reduction:.1%} fewer in the layers of the encoder."
+    )
+    base: dict[str, Any] = {}
+    if provenance.base_hub_id:
+        base = {"base_model": provenance.base_hub_id, "base_model_relation": "finetune"}
+    data = ModelCardData(library_name="transformers", tags=["tosa"], license=provenance.license, **base)
+    agreement = provenance.results.get("eval")
+    measured = ""
+    if agreement:
+        rows = [
+            f"| {output} | {figure} | {value:.4f} |"
+            for output, figures in agreement["outputs"].items()
+            for figure, value in figures.items()
+        ]
+        measured = f"\n## Agreement with the dense model, on {agreement['samples']} images\n\n" + "\n".join(
+            ["| output | figure | mean |", "|---|---|---|", *rows, ""]
+        )
+    return _TEXT.format(
+        metadata=data.to_yaml(),
+        name=name,
+        source=provenance.base_model or type(model).__name__,
+        selection=selection,
+        macs=macs,
+        kind=type(model).__name__,
+        commands="\n".join(command_lines(provenance.steps)),
+        measured=measured,
+    )

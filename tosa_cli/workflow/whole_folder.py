@@ -1,0 +1,196 @@
+"""The verbs for whole models in folders, as the command line has them."""
+
+import dataclasses
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.convert_config import AUTO, ConvertConfig
+from tosa_cli.data.processed import ProcessedPhotos
+from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.fit.calibrate import CalibrationReport
+from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
+from tosa_cli.hub.download import cached_commit
+from tosa_cli.hub.source import from_anywhere
+from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
+from tosa_cli.measure.agreement import AgreementReport, compare_outputs
+from tosa_cli.model.families import why_ineligible
+from tosa_cli.model.runs.calls import example_call, is_transformers
+from tosa_cli.model.runs.find import check_runs, converted_runs
+from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
+from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
+from tosa_cli.progress import Listener, Nobody, counted
+from tosa_cli.provenance import Provenance
+from tosa_cli.workflow.whole import convert_whole
+
+DEFAULT_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class WholeReport:
+    """What was done to a whole model.
+
+    Attributes:
+        whole: The model.
+        flops: Its MACs.
+        config: How its encoder is converted.
+    """
+
+    whole: WholeModel
+    flops: WholeFlops
+    config: TosaConfig
+
+
+def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None = None) -> WholeReport:
+    """Convert the encoder inside a model of transformers; with every token kept it equals its source.
+
+    Args:
+        config: The source, the method, and the layers with their keep rates; or what these are chosen by.
+        name: What the report calls the model.
+        listener: Told what is done.
+
+    Raises:
+        TosaError: If the source cannot be found, read or converted; the subclass and the message say which.
+    """
+    listener = listener or Nobody()
+    for setting in ("img_size", "num_classes", "architecture", "weights_key"):
+        if getattr(config, setting) is not None:
+            raise ConfigError(
+                f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
+            )
+    whole = load_whole(config.source, config.pretrained)
+    tosa = _layers_for(whole, config, listener)
+    convert_whole(whole.model, tosa)
+    hub_id, _, revision = config.source.removeprefix("hf-hub:").partition("@")
+    of_hub = "/" in hub_id and not Path(config.source).exists()
+    provenance = Provenance(
+        source=from_anywhere(config.source),
+        base_model=hub_id if of_hub else Path(config.source).name,
+        base_hub_id=hub_id if of_hub else None,
+        base_revision=revision or (cached_commit(hub_id, ["config.json"]) if of_hub else None),
+    )
+    settings = {"source": provenance.source, **tosa.to_dict()}
+    whole = dataclasses.replace(whole, provenance=provenance.after("converted", settings))
+    return WholeReport(whole, count_whole(whole.model, name=name), tosa)
+
+
+def distill(
+    name: str, data_dir: str, max_samples: int | None, listener: Listener
+) -> tuple[WholeModel, list[CalibrationReport]]:
+    """Fit the bypasses of a whole model on photos, by its own processor; no labels are read.
+
+    Raises:
+        TosaError: If it is not converted, or there are no photos.
+    """
+    whole = load_converted(name)
+    photos = ProcessedPhotos(data_dir, whole.processor, max_samples=max_samples)
+    listener.say(f"Fitting on {counted(len(photos.files), 'image')} of {data_dir} ...")
+    with listener.progress("Fitting") as bar:
+        reports = calibrate_runs(image_part(whole.model), photos, bar)
+    for skipped in photos.skipped:
+        listener.warn(f"Skipped {skipped}.")
+    settings = {"data_dir": data_dir, **({"max_samples": max_samples} if max_samples else {})}
+    return dataclasses.replace(whole, provenance=whole.provenance.after("distilled", settings)), reports
+
+
+def evaluate(name: str, data_dir: str, max_samples: int | None, listener: Listener) -> AgreementReport:
+    """Tell how near the outputs of a whole model on photos are to those with every token computed.
+
+    Raises:
+        TosaError: If it is not converted, or there are no photos.
+    """
+    whole = load_converted(name)
+    photos = ProcessedPhotos(data_dir, whole.processor, batch_size=1, max_samples=max_samples)
+    part = image_part(whole.model)
+    if part is not whole.model:
+        listener.say(f"{type(whole.model).__name__} reads a text too: measured is its {type(part).__name__}.")
+    listener.say(f"Comparing outputs on {counted(len(photos.files), 'image')} of {data_dir} ...")
+    report = compare_outputs(None, part, photos)
+    for skipped in photos.skipped:
+        listener.warn(f"Skipped {skipped}.")
+    return report
+
+
+def record(name: str, folder: Path, report: AgreementReport) -> None:
+    """Write what `evaluate` found into a folder and its card."""
+    whole = load_converted(name)
+    results = {**whole.provenance.results, "eval": report.to_dict()}
+    whole.provenance = dataclasses.replace(whole.provenance, results=results)
+    save_whole(whole, folder, overwrite=True)
+
+
+def load_converted(name: str) -> WholeModel:
+    """Load a converted whole model.
+
+    Raises:
+        InputError: If it is not converted.
+    """
+    whole = load_whole(name)
+    if not is_converted(whole.model):
+        raise InputError(f"{name} is not converted yet: run `tosa convert {name} --preset grouped` first.")
+    return whole
+
+
+def image_part(model: Any) -> nn.Module:
+    """The part of a model that is called with images alone: itself, or its tower where it reads a text too."""
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        return model
+    found = (converted_runs(model) or check_runs(model))[0]
+    around = [part for part in model.modules() if any(inner is found.tower for inner in part.modules())]
+    return next(part for part in around[::-1] if is_transformers(part))
+
+
+def save(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path:
+    """Write a whole model."""
+    return save_whole(whole, folder, overwrite)
+
+
+def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) -> TosaConfig:
+    if isinstance(config.layers, tuple):
+        tosa = config.at(config.layers, config.keep_rate)
+        if config.target_reduction is None:
+            return tosa
+        return _at_target(whole.model, config, config.layers, config.target_reduction, listener)
+    assert config.layers == AUTO and config.target_reduction is not None
+    if not config.groups_tokens:
+        found = check_runs(whole.model)[0]
+        layers = [i for i, block in enumerate(found.blocks, start=1) if why_ineligible(block, "shared") is None]
+        listener.say("Without a measurement of single layers, all but the first get one keep rate.")
+        return _at_target(whole.model, config, tuple(layers[1:]), config.target_reduction, listener)
+    photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=config.max_samples or DEFAULT_SAMPLES)
+    listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')} of {config.data_dir} ...")
+    method = Method(**{name: getattr(config, name) for name in Method.field_names()})
+    with listener.progress("Measuring") as bar:
+        return choose_run_rates(image_part(whole.model), photos, config.target_reduction, method, bar)
+
+
+@torch.no_grad()
+def _at_target(
+    model: nn.Module, method: Method, layers: tuple[int, ...], target: float, listener: Listener
+) -> TosaConfig:
+    """The largest keep rate, to three decimals, that saves a share of the MACs of the encoder's layers."""
+    found = check_runs(model)[0]
+    run = insert_run(found, method.at(layers, 1.0), measure_patches(found, example_call(model, found)))
+    try:
+
+        def saved(thousandths: int) -> float:
+            return count_run(run, method.at(layers, thousandths / 1000))
+
+        if saved(1) < target:
+            raise ConfigError(
+                f"The target reduction {target:.1%} cannot be reached: these layers save at most {saved(1):.1%}. Name "
+                f"more layers."
+            )
+        low, high = 1, 1000
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if saved(middle) >= target else (low, middle - 1)
+    finally:
+        remove_run(found)
+    listener.say(f"Keep rate {low / 1000} reaches the target.")
+    return method.at(layers, low / 1000)
