@@ -1,5 +1,6 @@
 """What is written runs elsewhere and computes what the model does; what does not is never written."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,16 +11,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.model.families import make_family
 from tests.model.tiny_models import make_images, make_tosa
 from tosa_cli.config import TosaConfig
-from tosa_cli.errors import ConfigError, ExportError, InputError, OutputError
+from tosa_cli.errors import ConfigError, DataError, ExportError, InputError, OutputError
 from tosa_cli.export import export as export_module
 from tosa_cli.export import onnx_file, program
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.export import ExportReport, export_model
+from tosa_cli.measure import speed
 from tosa_cli.methods import BYPASSES, SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -133,6 +136,9 @@ def test_an_onnx_file_says_where_it_comes_from_and_what_to_feed_it(plain: tuple[
     assert proto.producer_name == "tosa" and props["model_name"] == "tiny"
     assert json.loads(props["img_size"]) == [32, 32] and json.loads(props["mean"]) == list(model.pretrained_cfg["mean"])
     assert json.loads(props["class_names"])[3] == "class 3"
+    assert props["crop_mode"] == "center" and json.loads(props["free_dimensions"]) == ["batch"]
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {"std", "interpolation", "crop_pct", "license"} - set(props) <= {"license"}
     assert TosaConfig.from_dict(json.loads(props["tosa_config"])) == model.config
     assert [node.name for node in proto.graph.input] == ["pixel_values"]
     assert report.inputs == {"pixel_values": ["batch", 3, 32, 32]} and report.opset == 20
@@ -240,6 +246,36 @@ def test_int8_is_smaller_and_tells_what_it_costs(tmp_path: Path) -> None:
     assert "MatMulInteger" in {node.op_type for node in proto.graph.node}
     assert {prop.key: prop.value for prop in proto.metadata_props}["quantization"] == "int8, dynamic"
     assert [output.name for output in proto.graph.output] == ["logits"]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[2], SETTINGS[4]], ids=str)
+def test_static_int8_takes_its_ranges_from_photos_and_chooses_in_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        pixels = torch.randint(0, 255, (40, 40, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "photos" / f"{number}.png")
+    model, path = tiny_tosa(**settings), tmp_path / "model.onnx"
+    config = ExportConfig(quantize="static", data_dir=str(tmp_path / "photos"), max_samples=3)
+    report = export_model(model, path, config).quantized
+    assert report is not None and report.size_mb < 0.7 * report.float32_size_mb
+    rows = {(row.tokens, row.dtype): row.cosine["logits"] for row in report.rows}
+    assert rows["dense", "float32"] == pytest.approx(1, abs=1e-6) and 0.9 < rows["dense", "int8"] < 1
+    assert rows["converted", "int8"] > 0.9 and rows["converted", "int8"] != rows["converted", "float32"]
+    graph = onnx.load(path).graph
+    made = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name for tensor in graph.initializer}
+    quantised = [
+        node for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and made.get(node.input[1], node).op_type == "DequantizeLinear"
+    ]  # fmt: skip
+    # Of each block the projections of queries, keys and values and of the attention's output, and two of the MLP.
+    assert len(quantised) >= 3 * 4
+    assert all(weights.intersection(made[node.input[1]].input) for node in quantised)
+    with pytest.raises(DataError, match="one batch is 8"):
+        export_model(model, path, dataclasses.replace(config, batch_size=8), overwrite=True)
 
 
 # ---------------------------------------------------------------- files

@@ -334,7 +334,17 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (ExportConfig, {"batch_size": 0}, "--batch-size must be 1 or more, not 0."),
     (ExportConfig, {"opset": 17}, "--opset must be from 18 to 23, not 17."),
     (ExportConfig, {"atol": 0.0}, "--atol must be above 0, not 0.0."),
-    (ExportConfig, {"quantize": "int4"}, "--quantize must be one of: int8; not 'int4'."),
+    (ExportConfig, {"quantize": "int4"}, "--quantize must be one of: int8, static; not 'int4'."),
+    (
+        ExportConfig,
+        {"quantize": "static"},
+        "--quantize static needs photos: name a folder with --data-dir, or pass --quantize int8.",
+    ),
+    (
+        ExportConfig,
+        {"data_dir": "photos"},
+        "--data-dir is for --quantize static: add that, or leave it out.",
+    ),
     (
         ExportConfig,
         {"format": "pt2", "quantize": "int8"},

@@ -77,6 +77,7 @@ def export(
     if report.quantized is not None:
         for line in describe_quantized(report.quantized):
             console.print_line(line)
+        _show_rows(report.quantized)
     if chosen == "onnx":
         console.next_command("tosa", "bench", name, "--runtime", "onnxruntime")
 
@@ -138,3 +139,20 @@ def describe_quantized(report: "QuantizeReport") -> list[str]:
         f"(turn by turn {report.speedup_min:.2f} to {report.speedup_max:.2f}; {report.threads} threads, batch of "
         f"{report.batch_size}).",
     ]
+
+
+def _show_rows(report: "QuantizeReport") -> None:
+    names = list(report.rows[0].cosine)
+    console.print_table(
+        f"Against the dense model in float32, on {report.images} pieces of photos",
+        ["", *(f"{name} cosine" for name in names), "speed", "turn by turn"],
+        [
+            [
+                f"{row.tokens} {row.dtype}",
+                *(f"{row.cosine[name]:.4f}" for name in names),
+                f"{row.speedup:.2f}x",
+                f"{row.speedup_min:.2f} to {row.speedup_max:.2f}",
+            ]
+            for row in report.rows
+        ],
+    )

@@ -41,9 +41,14 @@ class ExportConfig(CommandSettings):
         ),
     ] = 1e-4
     quantize: Annotated[
-        Literal["int8"] | None,
-        Setting("int8: quantise the weights of an ONNX file, and its activations as it runs; what it costs is told."),
+        Literal["int8", "static"] | None,
+        Setting(
+            "int8: quantise the weights of an ONNX file, and its activations as it runs. static: the same, with the "
+            "ranges of activations taken from the photos of --data-dir. What it costs is told."
+        ),
     ] = None
+    data_dir: Annotated[str, Setting("With --quantize static: a folder of photos.")] = ""
+    max_samples: Annotated[int, Setting("With --quantize static: use so many photos, evenly spread.", ge=1)] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,3 +56,7 @@ class ExportConfig(CommandSettings):
             raise ConfigError(f"--outputs names one twice: {', '.join(self.outputs)}.")
         if self.quantize and self.format != "onnx":
             raise ConfigError("--quantize is for ONNX files: leave it out, or choose the format onnx.")
+        if self.quantize == "static" and not self.data_dir:
+            raise ConfigError("--quantize static needs photos: name a folder with --data-dir, or pass --quantize int8.")
+        if self.data_dir and self.quantize != "static":
+            raise ConfigError("--data-dir is for --quantize static: add that, or leave it out.")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tosa_cli.errors import ConfigError, ExportError, OutputError
+from tosa_cli.export.calibrated import calibration_batches
 from tosa_cli.export.check import CheckReport, Run, check_export
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.onnx_file import (
@@ -26,8 +27,8 @@ from tosa_cli.export.onnx_file import (
     write_view,
 )
 from tosa_cli.export.openvino_file import OpenVinoReport, check_openvino, is_installed
-from tosa_cli.export.program import INPUT, TRACED_BATCH, trace
-from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_int8
+from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, trace
+from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_file
 from tosa_cli.export.quiet import quiet
 from tosa_cli.hub.writing import staging_folder
 from tosa_cli.model.tosa_vit import TosaViT
@@ -117,7 +118,7 @@ def export_model(
         size_mb=_size(path) / 1e6,
         format=config.format,
         runtime=runtime_name() if config.format == "onnx" else f"torch {torch.__version__}",
-        inputs={INPUT: [config.batch_size or "batch", *size]},
+        inputs={INPUT: [config.batch_size or BATCH, *size]},
         outputs=outputs,
         opset=config.opset if config.format == "onnx" else None,
         check=check,
@@ -181,6 +182,10 @@ class _Job:
         size = self.config.batch_size
         return CHECKED_BATCHES if size is None else (size,) * math.ceil(CHECKED_IMAGES / size)
 
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return metadata(self.model, self.name, self.outputs, dynamic_batch=self.config.batch_size is None)
+
     def check(self, exported: Run, with_choices: Run) -> CheckReport:
         """Compare what was exported with the model."""
         self.say(f"Comparing it with the model on {sum(self.batch_sizes)} images ...")
@@ -215,14 +220,27 @@ def _export_onnx(job: _Job, path: Path) -> _Exported:
     openvino = job.check_openvino(exported, path)
     if config.quantize is None:
         return exported, check, None, openvino
-    job.say("Quantising it to int8 ...")
+    job.say("Quantising it to int8, and the dense model beside it ...")
+    batches = []
+    if config.quantize == "static":
+        batches = calibration_batches(job.model, config.data_dir, config.max_samples, config.batch_size or 1)
     small = path.parent / "int8" / path.name
     small.parent.mkdir()
-    quantize_int8(path, small)
-    exported = _without_choices(job, small, quantization="int8, dynamic")
+    quantize_file(path, small, batches)
+    exported = _without_choices(job, small, quantization=f"int8, {'static' if batches else 'dynamic'}")
+    dense = path.parent / "dense" / path.name
+    dense.parent.mkdir()
+    write_onnx(
+        job.model.backbone, dense, job.outputs, images=job.images, dynamic_batch=config.batch_size is None,
+        opset=config.opset,
+    )  # fmt: skip
+    dense_small = dense.with_name(f"int8-{path.name}")
+    quantize_file(dense, dense_small, batches)
     report = measure_quantized(
         job.model,
-        Quantization(float32, OnnxModule(exported), told, OnnxModule(small)),
+        Quantization(
+            float32, OnnxModule(exported), told, OnnxModule(small), OnnxModule(dense), OnnxModule(dense_small)
+        ),
         job.outputs,
         batch_size=config.batch_size,
         sizes=(_size(path), _size(small)),
@@ -232,7 +250,7 @@ def _export_onnx(job: _Job, path: Path) -> _Exported:
 
 def _without_choices(job: _Job, path: Path, **more: str) -> Path:
     exported = path.with_name(f"exported-{path.name}")
-    write_view(path, exported, job.outputs, metadata(job.model, job.name, job.outputs) | more)
+    write_view(path, exported, job.outputs, job.metadata() | more)
     return exported
 
 
@@ -254,7 +272,7 @@ def _export_pt2(job: _Job, path: Path) -> _Exported:
 
 
 def _as_json(job: _Job) -> str:
-    return json.dumps(metadata(job.model, job.name, job.outputs), indent=2)
+    return json.dumps(job.metadata(), indent=2)
 
 
 def _files(path: Path) -> list[Path]:

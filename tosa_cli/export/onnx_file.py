@@ -1,6 +1,7 @@
 """ONNX files: written by PyTorch's exporter, run by ONNX Runtime."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tosa_cli import __version__
 from tosa_cli.errors import ExportError, InputError
-from tosa_cli.export.program import INPUT, choice_names, decompose, trace
+from tosa_cli.export.program import BATCH, INPUT, choice_names, decompose, trace
 from tosa_cli.export.quiet import quiet
 from tosa_cli.model.class_names import class_names
 from tosa_cli.model.tosa_vit import TosaViT
@@ -114,13 +115,25 @@ def write_view(path: Path, target: Path, outputs: Sequence[str], metadata: Mappi
     kept = [output for output in proto.graph.output if output.name in outputs]
     del proto.graph.output[:]
     proto.graph.output.extend(kept)
+    _name_batch(proto.graph)
     proto.producer_name, proto.producer_version = "tosa", __version__
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, dict(metadata))
     onnx.save(proto, target)
 
 
-def metadata(model: TosaViT, name: str, outputs: Sequence[str]) -> dict[str, str]:
+def _name_batch(graph: Any) -> None:
+    """Give the free number of images its name wherever a shape speaks of it; PyTorch's exporter numbers it."""
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if not free:
+        return
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for extent in value.type.tensor_type.shape.dim:
+            if extent.dim_param:
+                extent.dim_param = re.sub(rf"\b{re.escape(free)}\b", BATCH, extent.dim_param)
+
+
+def metadata(model: TosaViT, name: str, outputs: Sequence[str], dynamic_batch: bool = True) -> dict[str, str]:
     """What an exported file says of itself: where it comes from, and what it wants to be fed."""
     config = resolve_data_config({}, model=model)
     values: dict[str, Any] = {
@@ -132,6 +145,8 @@ def metadata(model: TosaViT, name: str, outputs: Sequence[str]) -> dict[str, str
         "std": list(config["std"]),
         "interpolation": config["interpolation"],
         "crop_pct": config["crop_pct"],
+        "crop_mode": config["crop_mode"],
+        "free_dimensions": [BATCH] if dynamic_batch else [],
         "num_classes": model.num_classes,
         "class_names": class_names(model) or None,
         "num_prefix_tokens": model.num_prefix_tokens,

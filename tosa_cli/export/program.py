@@ -14,6 +14,9 @@ from tosa_cli.model.tosa_vit import TosaViT
 INPUT = "pixel_values"
 """Name of the images (B, C, height, width), normalised as the model's source was trained. Optimum's name."""
 
+BATCH = "batch"
+"""Name of a free number of images."""
+
 TRACED_BATCH = 2
 """Images of the pass that is traced where the batch is left open: PyTorch takes 0 and 1 for special numbers."""
 
@@ -102,7 +105,7 @@ def trace(
         dynamic_batch: Whether the program takes any number of images, or B alone.
         with_choices: Let the program return what each ToSA layer selected as well.
     """
-    shapes = {INPUT: {0: Dim("batch", min=1)}} if dynamic_batch else None
+    shapes = {INPUT: {0: Dim(BATCH, min=1)}} if dynamic_batch else None
     with quiet():
         return torch.export.export(Exportable(model, outputs, with_choices), (images,), dynamic_shapes=shapes)
 

@@ -1,4 +1,4 @@
-"""Dynamic int8 quantisation of an ONNX file, and what it costs in agreement."""
+"""Int8 quantisation of an ONNX file, and what it costs in agreement."""
 
 import math
 from collections.abc import Sequence
@@ -39,6 +39,25 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class QuantizeRow:
+    """What one file costs and brings.
+
+    Attributes:
+        tokens: `dense` or `converted`.
+        dtype: `float32` or `int8`.
+        cosine: Mean cosine of an output's rows to those of the dense float32 file, by the output's name.
+        speedup: Times as fast as that file, median of turns in one process; with the spread.
+    """
+
+    tokens: str
+    dtype: str
+    cosine: dict[str, float]
+    speedup: float
+    speedup_min: float
+    speedup_max: float
+
+
+@dataclass(frozen=True)
 class QuantizeReport:
     """What quantisation costs and brings.
 
@@ -52,6 +71,7 @@ class QuantizeReport:
         speedup_max: The greatest.
         batch_size: Images a batch in these turns.
         threads: Threads that computed.
+        rows: The dense and the converted model, float32 and quantised in the same way, side by side.
     """
 
     images: int
@@ -63,25 +83,32 @@ class QuantizeReport:
     speedup_max: float
     batch_size: int
     threads: int
+    rows: tuple[QuantizeRow, ...] = ()
 
 
-def quantize_int8(path: Path, target: Path) -> None:
-    """Quantise the weights of an ONNX file's linear layers channel by channel; activations as it runs.
+def quantize_file(path: Path, target: Path, batches: Sequence[Tensor] = ()) -> None:
+    """Quantise the weights of an ONNX file's linear layers channel by channel; activations as it runs, or by photos.
 
     Args:
         path: The float32 file.
         target: The file to write; with weights beside it where the float32 one has them there.
+        batches: Images (B, C, height, width) to take the ranges of activations from; none takes them as it runs.
     """
     import onnx
 
+    from tosa_cli.export.calibrated import quantize_static
+
+    # Quantisers turn weights round, and stumble over the shapes that the file tells of them.
+    bare = onnx.load(path, load_external_data=False)
+    del bare.graph.value_info[:]
+    shapeless = path.with_name(f"shapeless-{path.name}")
+    onnx.save(bare, shapeless)
+    if batches:
+        quantize_static(shapeless, target, batches)
+        return
     with quiet():
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # It turns weights round, and stumbles over the shapes that the file tells of them.
-        bare = onnx.load(path, load_external_data=False)
-        del bare.graph.value_info[:]
-        shapeless = path.with_name(f"shapeless-{path.name}")
-        onnx.save(bare, shapeless)
         quantize_dynamic(
             shapeless,
             target,
@@ -94,12 +121,14 @@ def quantize_int8(path: Path, target: Path) -> None:
 
 @dataclass(frozen=True)
 class Quantization:
-    """The files that are compared: as written, and with their choices as outputs; each float32 and quantised."""
+    """The files that are compared: as written, with choices as outputs, and the dense model's; each in two types."""
 
     float32: nn.Module
     quantized: nn.Module
     float32_choices: Run
     quantized_choices: Run
+    dense: nn.Module
+    dense_quantized: nn.Module
 
 
 @torch.no_grad()
@@ -121,6 +150,7 @@ def measure_quantized(
     turns = time_in_turns(
         {"float32": files.float32, "int8": files.quantized}, images[:batch_size], rounds=ROUNDS, seconds=0.2
     )
+    rows = _rows(files, outputs, images.split(batch_size))
     return QuantizeReport(
         images=len(images),
         agreement=agreement,
@@ -129,7 +159,35 @@ def measure_quantized(
         **vars(turns.speedups["int8"]),
         batch_size=batch_size,
         threads=turns.conditions.threads,
+        rows=rows,
     )
+
+
+def _rows(files: Quantization, outputs: Sequence[str], batches: Sequence[Tensor]) -> tuple[QuantizeRow, ...]:
+    modules = {
+        ("dense", "float32"): files.dense,
+        ("dense", "int8"): files.dense_quantized,
+        ("converted", "float32"): files.float32,
+        ("converted", "int8"): files.quantized,
+    }
+    named = {" ".join(key): module for key, module in modules.items()}
+    turns = time_in_turns(named, batches[0], rounds=ROUNDS, seconds=0.2)
+    expected = [files.dense(batch) for batch in batches]
+    rows = []
+    for (tokens, dtype), module in modules.items():
+        actual = [module(batch) for batch in batches]
+        cosines = {
+            name: torch.cat(
+                [
+                    F.cosine_similarity(mine[name], dense[name], dim=-1).flatten()
+                    for mine, dense in zip(actual, expected, strict=True)
+                ]
+            )
+            for name in outputs
+        }
+        mean = {name: values.mean().item() for name, values in cosines.items()}
+        rows.append(QuantizeRow(tokens, dtype, mean, **vars(turns.speedups[f"{tokens} {dtype}"])))
+    return tuple(rows)
 
 
 def _agreement(model: TosaViT, files: Quantization, outputs: Sequence[str], batches: Sequence[Tensor]) -> Agreement:
