@@ -58,7 +58,7 @@ def quantize_static(path: Path, target: Path, batches: Sequence[Tensor]) -> None
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
         from onnxruntime.quantization import quantize_static as quantize
 
-        class Photos(CalibrationDataReader):  # type: ignore[misc]
+        class Photos(CalibrationDataReader):
             def __init__(self) -> None:
                 self.left: Iterator[Tensor] = iter(batches)
 
