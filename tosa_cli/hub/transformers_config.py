@@ -8,7 +8,7 @@ from torch import nn
 from tosa_cli.config import SETTINGS_KEY
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.runs import ImageRun, converted_runs
-from tosa_cli.model.runs.calls import is_transformers
+from tosa_cli.model.runs.calls import is_transformers, parts_around
 
 
 def record_settings(model: Any) -> None:
@@ -25,13 +25,14 @@ def record_settings(model: Any) -> None:
     for found in converted_runs(model):
         run = found.run
         assert run is not None
-        owner = _owner(model, found)
+        owner = config_holder(model, found)
         wanted = owner.config.to_dict()
         parts = [part for part in _parts(model) if part is owner or any(m is owner for m in part.modules())]
-        configs = {id(each): each for part in parts for each in _configs(part.config)}
+        configs = {id(each): each for part in parts for each in configs_in(part.config)}
+        configs[id(owner.config)] = owner.config
         # A model gives some of its parts copies of their configs.
         same = [each for each in configs.values() if type(each) is type(owner.config) and each.to_dict() == wanted]
-        held = {id(each) for each in _configs(model.config)}
+        held = {id(each) for each in configs_in(model.config)}
         if not any(id(each) in held for each in same):
             raise UnsupportedModelError(
                 f"The config of {type(model).__name__} does not hold that of its {type(owner).__name__}, so the "
@@ -41,18 +42,18 @@ def record_settings(model: Any) -> None:
             setattr(each, SETTINGS_KEY, run.to_dict())
 
 
-def _owner(model: nn.Module, found: ImageRun) -> Any:
+def config_holder(model: nn.Module, found: ImageRun) -> Any:
     """The smallest part of a model around a run that has a config."""
-    around = [part for part in _parts(model) if any(inner is found.tower for inner in part.modules())]
-    return around[-1]
+    return next(part for part in parts_around(model, found) if hasattr(part, "config"))
 
 
 def _parts(model: nn.Module) -> list[Any]:
     return [part for part in model.modules() if is_transformers(part)]
 
 
-def _configs(config: Any) -> Iterator[Any]:
+def configs_in(config: Any) -> Iterator[Any]:
+    """A config, and those of its parts."""
     yield config
     for value in vars(config).values():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            yield from _configs(value)
+            yield from configs_in(value)

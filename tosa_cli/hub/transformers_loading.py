@@ -23,7 +23,7 @@ def register() -> None:
     @functools.wraps(build)
     def post_init(self: Any) -> None:
         build(self)
-        if getattr(self.config, SETTINGS_KEY, None):
+        if _holds_settings(self.config):
             insert_runs(self)
 
     PreTrainedModel.post_init = post_init  # type: ignore[method-assign]
@@ -36,11 +36,19 @@ def insert_runs(model: Any) -> None:
         CheckpointError: If the settings are of a later format, or incomplete.
         ConfigError: If a setting is wrong.
     """
+    from tosa_cli.hub.transformers_config import config_holder
     from tosa_cli.model.runs import Run, find_runs, insert_run
 
     for found in find_runs(model):
-        if found.run is None:
-            insert_run(found, *Run.read(getattr(model.config, SETTINGS_KEY)))
+        settings = getattr(config_holder(model, found).config, SETTINGS_KEY, None)
+        if found.run is None and settings:
+            insert_run(found, *Run.read(settings))
+
+
+def _holds_settings(config: Any) -> bool:
+    """Whether a config has the settings, or a part of it."""
+    parts = [config, *(value for value in vars(config).values() if hasattr(value, "model_type"))]
+    return any(getattr(part, SETTINGS_KEY, None) for part in parts)
 
 
 register()

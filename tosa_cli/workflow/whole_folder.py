@@ -20,7 +20,7 @@ from tosa_cli.hub.source import from_anywhere
 from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.families import why_ineligible
-from tosa_cli.model.runs.calls import example_call, is_transformers
+from tosa_cli.model.runs.calls import example_call, image_tower
 from tosa_cli.model.runs.find import check_runs, converted_runs
 from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
@@ -140,9 +140,7 @@ def image_part(model: Any) -> nn.Module:
     """The part of a model that is called with images alone: itself, or its tower where it reads a text too."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
         return model
-    found = (converted_runs(model) or check_runs(model))[0]
-    around = [part for part in model.modules() if any(inner is found.tower for inner in part.modules())]
-    return next(part for part in around[::-1] if is_transformers(part))
+    return image_tower(model, (converted_runs(model) or check_runs(model))[0])
 
 
 def save(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path:

@@ -8,6 +8,7 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tosa_cli.config import Selection
@@ -68,11 +69,31 @@ class TransformersBlock(BlockKind):
         self, block: Any, selected: Tensor, keep_indices: Tensor, extras: Extras, size_bias: Tensor | None = None
     ) -> Tensor:
         """Give the bias to the block as its mask, if it takes one; else on the way into PyTorch's fused attention."""
-        self._check_runs(block, extras, size_bias)
-        if size_bias is None or MASK not in parameters(type(block)):
-            return super().run_selected(block, selected, keep_indices, extras, size_bias)
-        given = {**self.gather_extras(block, extras, keep_indices), MASK: size_bias}
-        return self.run(block, selected, given)
+        takes_mask = MASK in parameters(type(block))
+        if size_bias is not None:
+            self._check_attention(block, takes_mask)
+        if takes_mask:
+            if extras.get(MASK) is not None and not _lets_all_through(extras[MASK]):
+                raise UnsupportedModelError(
+                    "The images were given with an attention mask, as images of different shapes are: a ToSA layer "
+                    "selects among all tokens of an image. Give images of one shape."
+                )
+            given = {**self.gather_extras(block, extras, keep_indices), MASK: size_bias}
+            return self.run(block, selected, given)  # type: ignore[arg-type]
+        run = super().run_selected
+        if size_bias is None or not (getattr(block, "gradient_checkpointing", False) and block.training):
+            return run(block, selected, keep_indices, extras, size_bias)
+
+        def run_without(selected: Tensor) -> Tensor:
+            # What is computed again in the backward pass has to have the bias on its way again.
+            block.gradient_checkpointing = False
+            try:
+                return run(block, selected, keep_indices, extras, size_bias)
+            finally:
+                block.gradient_checkpointing = True
+
+        computed: Tensor = block._gradient_checkpointing_func(run_without, selected)
+        return computed
 
     def gather_extras(self, block: Any, extras: Extras, keep_indices: Tensor) -> Extras:
         """Take the rows of the selected patches out of the rotary table, if the block is given one."""
@@ -84,15 +105,9 @@ class TransformersBlock(BlockKind):
         gathered: Any = tuple(gather_rope(table, keep_indices[:, prefix:] - prefix) for table in rope)
         return {**extras, ROPE: gathered}
 
-    def _check_runs(self, block: Any, extras: Extras, size_bias: Tensor | None) -> None:
-        if extras.get(MASK) is not None:
-            raise UnsupportedModelError(
-                "The images were given with an attention mask, as images of different shapes are: a ToSA layer selects "
-                "among all tokens of an image. Give images of one shape."
-            )
+    def _check_attention(self, block: Any, takes_mask: bool) -> None:
         used = getattr(getattr(_attention(block), "config", None), "_attn_implementation", None) or "sdpa"
-        needs_fused = MASK not in parameters(type(block))
-        if size_bias is not None and (used not in TAKES_BIAS or (needs_fused and used != "sdpa")):
+        if used not in TAKES_BIAS or (used != "sdpa" and not takes_mask):
             raise UnsupportedModelError(
                 f"The attention {used!r} takes no bias for the sizes of groups of tokens in a {type(block).__name__}: "
                 f"load the model with attn_implementation='sdpa'."
@@ -161,6 +176,16 @@ def parameters(block: Any) -> tuple[str, ...]:
 @functools.cache
 def _parameters(block: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(block.forward).parameters)[1:]
+
+
+def _lets_all_through(mask: Tensor) -> bool:
+    """Whether a mask of attention, true and false or added to the logits, leaves nothing out.
+
+    While a graph is traced there is none to look at, and transformers makes one for all images: that of one shape.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return True
+    return bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
 
 
 def _attention(block: Any) -> Any:

@@ -1,5 +1,6 @@
 """How a model is called on a batch, whatever the batch is, and what tensors come out."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,13 +70,13 @@ def example_call(model: nn.Module, found: ImageRun, example: Any = None) -> Call
     """
     if example is not None:
         return call_on(model, example)
-    tower: Any = next((part for part in _parts_around(model, found) if is_transformers(part)), model)
+    tower: Any = image_tower(model, found)
     parameter = next(tower.parameters())
     height, width = _image_size(tower, found)
     generator = torch.Generator().manual_seed(0)
     shape = (EXAMPLES, found.patches.in_channels, height, width)
     images = torch.randn(shape, generator=generator).to(parameter)
-    call = Call(tower, (images,), {"output_hidden_states": True} if is_transformers(tower) else {})
+    call = Call(tower, (images,), {"output_hidden_states": True} if hasattr(tower, "config") else {})
     try:
         call.outputs()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -108,10 +109,21 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "config") and hasattr(module, "save_pretrained")
 
 
-def _parts_around(model: nn.Module, found: ImageRun) -> list[nn.Module]:
+def image_tower(model: nn.Module, found: ImageRun) -> nn.Module:
+    """The smallest part of a model of transformers around a run that is called with images; of others the model."""
+    around = parts_around(model, found)
+    return next((part for part in around if next(iter(_names(part)), "") == "pixel_values"), model)
+
+
+def parts_around(model: nn.Module, found: ImageRun) -> list[nn.Module]:
     """The parts of a model around a run that turn images into patches, the smallest first."""
     around = [part for part in model.modules() if any(inner is found.tower for inner in part.modules())]
     return around[::-1]
+
+
+def _names(module: nn.Module) -> list[str]:
+    """Names of what a module is called with."""
+    return list(inspect.signature(module.forward).parameters)
 
 
 def _image_size(tower: Any, found: ImageRun) -> tuple[int, int]:

@@ -60,6 +60,13 @@ def convert_runs(model: nn.Module, config: TosaConfig, example: Any = None) -> l
             except TosaError:
                 remove_run(found)
                 raise
+            except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+                remove_run(found)
+                words = " ".join(str(error).split())[:200]
+                raise UnsupportedModelError(
+                    f"The {type(found.blocks[0]).__name__} of {found.path} was not run on selected tokens ({words}): "
+                    f"update the library that it is of. The model is as it was."
+                ) from error
     finally:
         model.train(mode)
     return runs
