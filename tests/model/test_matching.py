@@ -1,9 +1,15 @@
 """Which patches may be skipped, which of them are, and by what kept tokens they are stood in for."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tosa_cli.model.grouping import grow_groups
 from tosa_cli.model.matching import (
     Choice,
     choose_by_similarity,
@@ -226,3 +232,50 @@ def test_positions_are_places_among_the_kept_tokens() -> None:
         for place, token in enumerate(keep[image].tolist()):
             assert found[image, token] == place
     assert found[0, 1] == found[0, 4] == found[1, 0] == found[1, 7] == 0
+
+
+# ---------------------------------------------------------------------- many tokens
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def by_similarity(keys: Tensor) -> tuple[Tensor, ...]:
+    return tuple(choose_by_similarity(keys, 700, 0, (32, 32), 4)[:4])  # type: ignore[return-value]
+
+
+def among_kept(keys: Tensor) -> tuple[Tensor, ...]:
+    kept = torch.arange(0, 1024, 2).expand(2, -1)
+    return tuple(match_with_kept(keys, kept, 0, 4)[:4])  # type: ignore[return-value]
+
+
+def in_groups(keys: Tensor) -> tuple[Tensor, ...]:
+    return tuple(grow_groups(keys, keys.new_ones(2, 1024), 600, 0))
+
+
+@pytest.mark.parametrize("choose", [by_similarity, among_kept, in_groups], ids=lambda choose: choose.__name__)
+def test_the_memory_of_matching_grows_with_the_tokens_and_not_with_their_square(
+    choose: Callable[[Tensor], tuple[Tensor, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = make_keys(1024)
+    with Largest() as whole:
+        expected = choose(keys)
+    assert whole.numbers >= 2 * 324 * 512
+    monkeypatch.setattr("tosa_cli.model.matching.AT_ONCE", 8 * 1024)
+    with Largest() as blocks:
+        found = choose(keys)
+    assert blocks.numbers <= 2 * 8 * 1024
+    for expected_part, part in zip(expected, found, strict=True):
+        torch.testing.assert_close(part, expected_part)

@@ -9,10 +9,9 @@ from tosa_cli.model.families import attention_input
 from tosa_cli.model.matching import (
     Choice,
     mean_of_partners,
+    nearest_of,
     other_indices,
     partner_weights,
-    smallest,
-    squared_distances,
     two_sets,
 )
 from tosa_cli.model.places import Places
@@ -53,8 +52,7 @@ def candidate_partners(model: TosaLayers, layer: int, tokens: Tensor, grid: tupl
     sides = [indices + model.num_prefix_tokens for indices in two_sets(grid, 1, tokens.device)]
     found = []
     for mine, others in (sides, reversed(sides)):
-        distances = squared_distances(keys[:, mine], keys[:, others])
-        nearest = smallest(distances, min(model.config.neighbors, len(others)))
+        nearest = nearest_of(keys[:, mine], keys[:, others], min(model.config.neighbors, len(others)))
         found.append(Partners(mine, others[nearest.indices], partner_weights(nearest.values)))
     return found
 

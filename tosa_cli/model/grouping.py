@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.matching import centered_for_distances
+from tosa_cli.model.matching import centered_for_distances, row_blocks
 from tosa_cli.model.selection import flat_indices
 
 
@@ -59,32 +59,41 @@ def _in_turn(first: Grown, second: Grown) -> Grown:
     return Grown(first.stay.gather(1, second.stay), second.position.gather(1, first.position), second.sizes)
 
 
-def merge_costs(means: Tensor, sizes: Tensor) -> Tensor:
+def merge_costs(means: Tensor, sizes: Tensor, rows: slice = slice(None)) -> Tensor:
     """What merging every second group with each of the others adds to the squared distances of tokens to their mean.
 
     Args:
         means: Mean of each group, (B, M, D).
         sizes: How many tokens each stands for, (B, M).
+        rows: Which of the groups 0, 2, ...; by default all.
 
     Returns:
         Costs (B, A, C) in float32 (Ward, 1963) of the A groups 0, 2, ... with the C groups 1, 3, ..., times the square
         of `length_scale(D)`. Their order is what counts: of equal ones rounding may make them negative.
     """
-    centered, first, second = centered_for_distances(means, means), slice(0, None, 2), slice(1, None, 2)
-    norms = centered.square().sum(-1)
-    both = norms[:, first].unsqueeze(2) + norms[:, second].unsqueeze(1)
-    distances = torch.baddbmm(both, centered[:, first], centered[:, second].transpose(1, 2), alpha=-2)
+    centered = centered_for_distances(means, means)
     # n m / (n + m), said so that half precision holds it.
-    inverse = sizes.reciprocal()
-    return distances / (inverse[:, first].unsqueeze(2) + inverse[:, second].unsqueeze(1))
+    norms, inverse = centered.square().sum(-1), sizes.reciprocal()
+    (first, second), (norm, other_norm), (share, other_share) = (
+        (table[:, 0::2][:, rows], table[:, 1::2]) for table in (centered, norms, inverse)
+    )
+    distances = torch.baddbmm(norm.unsqueeze(2) + other_norm.unsqueeze(1), first, second.transpose(1, 2), alpha=-2)
+    return distances / (share.unsqueeze(2) + other_share.unsqueeze(1))
+
+
+def cheapest_merges(means: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """What the cheapest merge of each of the groups 0, 2, ... costs, (B, A), and with which of the others it is."""
+    num_first = (means.shape[1] + 1) // 2
+    found = [merge_costs(means, sizes, rows).min(dim=-1) for rows in row_blocks(num_first, means.shape[1] // 2)]
+    return torch.cat([least.values for least in found], dim=1), torch.cat([least.indices for least in found], dim=1)
 
 
 def _merge_pairs(means: Tensor, sizes: Tensor, count: int, num_prefix_tokens: int) -> Grown:
     """Merge `count` groups of one half into their nearest of the other half; the halves alternate."""
-    nearest = merge_costs(means[:, num_prefix_tokens:], sizes[:, num_prefix_tokens:]).min(dim=-1)
-    chosen = nearest.values.topk(count, largest=False, sorted=False).indices
+    costs, partners = cheapest_merges(means[:, num_prefix_tokens:], sizes[:, num_prefix_tokens:])
+    chosen = costs.topk(count, largest=False, sorted=False).indices
     goes = 2 * chosen + num_prefix_tokens
-    takes = 2 * nearest.indices.gather(1, chosen) + (num_prefix_tokens + 1)
+    takes = 2 * partners.gather(1, chosen) + (num_prefix_tokens + 1)
     return merge_into(goes, takes, sizes)
 
 

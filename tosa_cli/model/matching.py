@@ -16,6 +16,9 @@ from tosa_cli.model.selection import flat_indices, gather_tokens
 FLOOR = 2.0**-14
 """The least number that half precision holds in full."""
 
+AT_ONCE = 2**22
+"""Of how many pairs of tokens of an image distances are there at once: of all pairs up to some 4,000 tokens."""
+
 
 class Choice(NamedTuple):
     """Which tokens a ToSA layer computes, and what stands in for the others.
@@ -123,6 +126,25 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.baddbmm(norms, first, second.transpose(1, 2), alpha=-2).clamp_min(0)
 
 
+def row_blocks(rows: int, columns: int) -> list[slice]:
+    """Blocks of the rows of a table, each of `AT_ONCE` entries at most: its memory grows with its columns alone."""
+    size = max(1, AT_ONCE // max(1, columns))
+    return [slice(start, start + size) for start in range(0, rows, size)] or [slice(0, 0)]
+
+
+def least_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Squared distance (B, A) of each of the keys (B, A, d) to the nearest of the keys (B, C, d); in float32."""
+    blocks = row_blocks(first.shape[1], second.shape[1])
+    return torch.cat([squared_distances(first[:, rows], second).amin(-1) for rows in blocks], dim=1)
+
+
+def nearest_of(first: Tensor, second: Tensor, count: int) -> "Smallest":
+    """The `count` nearest of the keys (B, C, d) to each of the keys (B, A, d): their distances and where they stand."""
+    blocks = row_blocks(first.shape[1], second.shape[1])
+    found = [smallest(squared_distances(first[:, rows], second), count) for rows in blocks]
+    return Smallest(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+
+
 def choose_by_similarity(
     keys: Tensor, num_kept: int, num_prefix_tokens: int, grid: tuple[int, int], neighbors: int
 ) -> Choice:
@@ -145,10 +167,16 @@ def choose_by_similarity(
         nothing = everything[:, :0]
         return Choice(everything, nothing, nothing.unsqueeze(-1), keys.new_empty(batch, 0, 1, dtype=torch.float32))
     candidates, others = similarity_sets(grid, num_skipped, num_prefix_tokens, keys.device)
-    distances = squared_distances(keys.index_select(1, candidates), keys.index_select(1, others))
-    chosen = distances.amin(-1).topk(num_skipped, largest=False, sorted=False).indices.sort(-1).values
+    first, second, count = keys.index_select(1, candidates), keys.index_select(1, others), min(neighbors, len(others))
+    # In one piece distances are taken once, else once to choose and once to match.
+    distances = squared_distances(first, second) if len(candidates) * len(others) <= AT_ONCE else None
+    least = least_distances(first, second) if distances is None else distances.amin(-1)
+    chosen = least.topk(num_skipped, largest=False, sorted=False).indices.sort(-1).values
     skip_indices = candidates[chosen]
-    nearest = smallest(gather_tokens(distances, chosen), min(neighbors, len(others)))
+    if distances is None:
+        nearest = nearest_of(gather_tokens(first, chosen), second, count)
+    else:
+        nearest = smallest(gather_tokens(distances, chosen), count)
     keep_indices = other_indices(skip_indices, length)
     partners = positions(keep_indices, length).gather(1, others[nearest.indices.flatten(1)])
     return Choice(keep_indices, skip_indices, partners.view_as(nearest.indices), partner_weights(nearest.values))
@@ -168,8 +196,8 @@ def match_with_kept(keys: Tensor, keep_indices: Tensor, num_prefix_tokens: int, 
     """
     skip_indices = other_indices(keep_indices, keys.shape[1])
     kept = keep_indices[:, num_prefix_tokens:]
-    distances = squared_distances(gather_tokens(keys, skip_indices), gather_tokens(keys, kept))
-    nearest = smallest(distances, min(neighbors, kept.shape[1]))
+    count = min(neighbors, kept.shape[1])
+    nearest = nearest_of(gather_tokens(keys, skip_indices), gather_tokens(keys, kept), count)
     return Choice(keep_indices, skip_indices, nearest.indices + num_prefix_tokens, partner_weights(nearest.values))
 
 

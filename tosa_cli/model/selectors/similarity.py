@@ -8,11 +8,11 @@ from tosa_cli.model.families import Backbone, key_dim
 from tosa_cli.model.matching import (
     Choice,
     choose_by_similarity,
+    least_distances,
     length_scale,
     num_partners,
     partner_spacing,
     similarity_sets,
-    squared_distances,
 )
 from tosa_cli.model.selectors.base import Entry, Ranks, Selector, at_least_rounding
 
@@ -59,7 +59,7 @@ class SimilaritySelector(Selector):
         prefix, length = entry.num_prefix_tokens, entry.shape[1]
         candidates, partners = similarity_sets(entry.grid, length - entry.num_kept, 0, entry.device)
         keys = entry.keys[:, prefix:]
-        distances = squared_distances(keys[:, candidates], keys[:, partners]).amin(-1)[0].sqrt()
+        distances = least_distances(keys[:, candidates], keys[:, partners])[0].sqrt()
         distances = distances / length_scale(keys.shape[-1])
         return torch.full((length - prefix,), torch.nan, device=entry.device).index_copy(0, candidates, distances)
 
