@@ -13,7 +13,7 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.convert import check_identity
 from tosa_cli.model.flops import count_flops
-from tosa_cli.model.grouping import Grown, group_means, grow_groups, merge_costs
+from tosa_cli.model.grouping import COHERENCE_POWER, grow_groups, join_groups, log_counts, merge_costs
 from tosa_cli.model.layer_loop import LayerOutputs
 from tosa_cli.model.matching import Choice, length_scale
 from tosa_cli.model.places import Places
@@ -79,18 +79,30 @@ def test_the_pairs_that_add_least_are_merged_and_a_large_group_stays_apart() -> 
     assert heavy.position[0].tolist() == [0, 1, 2, 2]
 
 
-def test_means_of_groups_are_means_of_their_tokens_however_often_they_grew() -> None:
-    tokens = draw(2, 14, 5)
-    sizes = torch.ones(2, 14)
-    first = grow_groups(tokens, sizes, 9, 1)
-    means = group_means(tokens, sizes, first.position, first.sizes)
+def test_what_stands_for_a_group_points_as_the_mean_of_its_tokens_and_is_as_long_as_they_are() -> None:
+    tokens, alone = draw(2, 14, 5), torch.ones(2, 14)
+    first = grow_groups(tokens, alone, 9, 1)
+    means, coherence = join_groups(tokens, alone, alone, first.position, first.sizes)
     second = grow_groups(means, first.sizes, 5, 1)
-    grown = group_means(means, first.sizes, second.position, second.sizes)
-    whole = Grown(second.stay, second.position.gather(1, first.position), second.sizes)
+    grown, its_coherence = join_groups(means, first.sizes, coherence, second.position, second.sizes)
+    position = second.position.gather(1, first.position)  # however often they grew
     for image in range(2):
         for group in range(5):
-            expected = tokens[image, whole.position[image] == group].mean(0)
-            assert torch.allclose(grown[image, group], expected, atol=1e-6)
+            chosen = tokens[image, position[image] == group]
+            length = chosen.norm(dim=-1).mean()
+            share = chosen.mean(0).norm() / length
+            assert torch.allclose(grown[image, group], chosen.mean(0) / share, atol=1e-5)
+            assert its_coherence[image, group].item() == pytest.approx(share.item(), rel=1e-4)
+
+
+def test_tokens_that_cancel_each_other_out_leave_a_mean_that_is_finite() -> None:
+    tokens = draw(1, 3, 5)
+    tokens = torch.stack([tokens[:, 0], -tokens[:, 0], torch.zeros(1, 5), torch.zeros(1, 5)], dim=1).requires_grad_()
+    position, sizes = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[2.0, 2.0]])
+    means, coherence = join_groups(tokens, torch.ones(1, 4), torch.ones(1, 4), position, sizes)
+    assert means.abs().max() < 1e-5 and (coherence > 0).all() and log_counts(sizes, coherence).isfinite().all()
+    means.sum().backward()
+    assert tokens.grad is not None and tokens.grad.isfinite().all()
 
 
 # ---------------------------------------------------------------------- the model
@@ -98,7 +110,8 @@ def test_means_of_groups_are_means_of_their_tokens_however_often_they_grew() -> 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_layer_computes_the_mean_of_each_group_and_its_tokens_take_the_update(name: str) -> None:
-    model, images = make_tosa(name, **GROWING), make_images()
+    # In a row of one layer, as behind it a group has the coherence that it had when it was merged.
+    model, images = make_tosa(name, **GROUPS, layers=(1, 3, 5), keep_rate=(0.8, 0.6, 0.3)), make_images()
     outputs = run(model, images)
     tokens = model.embed(images)[0]
     for layer, after in enumerate(outputs.intermediates, start=1):
@@ -111,9 +124,13 @@ def test_a_layer_computes_the_mean_of_each_group_and_its_tokens_take_the_update(
             for image in range(2):
                 groups = members(outputs.choices[layer], image)
                 means = torch.stack([tokens[image, group].mean(0) for group in groups])
+                lengths = torch.stack([tokens[image, group].norm(dim=-1).mean() for group in groups])
                 sizes = torch.tensor([float(len(group)) for group in groups])
+                coherence = means.norm(dim=-1) / lengths
+                means = means / coherence[:, None]
+                counts = sizes.log() + COHERENCE_POWER * coherence.log()
                 with torch.no_grad():
-                    computed = block(means[None], attn_mask=sizes.log()[None, None, None])[0]
+                    computed = block(means[None], attn_mask=counts[None, None, None])[0]
                 for group, update in zip(groups, computed - means, strict=True):
                     expected[image, group] += update
         assert torch.allclose(after, expected, atol=1e-4 * float(expected.abs().max())), layer
@@ -187,7 +204,7 @@ def test_half_precision_is_near_full(dtype: torch.dtype) -> None:
         full = model.forward_features(images)
         half = model.to(dtype).forward_features(images.to(dtype)).float()
     cosine = torch.nn.functional.cosine_similarity(full, half, dim=-1)
-    assert half.isfinite().all() and cosine.mean() > 0.98
+    assert half.isfinite().all() and cosine.mean() > 0.97
 
 
 def test_a_saved_model_computes_the_same(tmp_path: Any) -> None:

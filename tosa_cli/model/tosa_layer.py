@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
-from tosa_cli.model.grouping import group_means
+from tosa_cli.model.grouping import join_groups, log_counts
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
@@ -16,15 +16,18 @@ class Parts(NamedTuple):
     """The tokens of a span of ToSA layers, taken apart by its choice: no layer of it reads them in their old order.
 
     Attributes:
-        selected: Selected tokens, or means of groups, (B, K, D).
+        selected: Selected tokens, or means of groups at the mean length of their tokens, (B, K, D).
         others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span; in
-            groups what each token differs by from the mean of its own, (B, N, D).
+            groups what each token differs by from what stands for its own, (B, N, D).
         reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
+        coherence: How far the tokens of each group point one way, (B, K) in float32: length of their mean as a share of
+            their mean length; None where tokens are not in groups.
     """
 
     selected: Tensor
     others: Tensor
     reads: Tensor | None = None
+    coherence: Tensor | None = None
 
 
 def run_tosa_layer(
@@ -53,8 +56,8 @@ def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
     if choice.groups is not None and choice.sizes is not None:
         alone = choice.sizes.new_ones(tokens.shape[:2])
-        means = group_means(tokens, alone, choice.groups, choice.sizes)
-        return Parts(means, tokens - gather_tokens(means, choice.groups))
+        means, coherence = join_groups(tokens, alone, alone, choice.groups, choice.sizes)
+        return Parts(means, tokens - gather_tokens(means, choice.groups), coherence=coherence)
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 
@@ -71,11 +74,11 @@ def join_parts(parts: Parts, choice: Choice) -> Tensor:
 def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     """Take the tokens of groups apart by a choice of larger groups, in which those of the choice before are merged."""
     assert before.groups is not None and before.sizes is not None
-    assert choice.groups is not None and choice.sizes is not None
+    assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
     position = choice.groups.gather(1, before.keep_indices)
-    means = group_means(parts.selected, before.sizes, position, choice.sizes)
+    means, coherence = join_groups(parts.selected, before.sizes, parts.coherence, position, choice.sizes)
     moved = parts.selected - gather_tokens(means, position)
-    return Parts(means, parts.others + gather_tokens(moved, before.groups))
+    return Parts(means, parts.others + gather_tokens(moved, before.groups), coherence=coherence)
 
 
 def run_parts(
@@ -86,9 +89,9 @@ def run_parts(
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
-    selected, others, reads = parts
+    selected, others, reads, coherence = parts
     if not bypass.updates_tokens:
-        return Parts(run_selected(block, selected, choice, extras), others)
+        return parts._replace(selected=run_selected(block, selected, choice, extras, coherence), reads=None)
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
         read = selected if choice.partners is None else attention_input(block, selected)  # partners alone are read
@@ -98,21 +101,28 @@ def run_parts(
     return Parts(computed, (others + updates).to(others.dtype))
 
 
-def run_selected(block: nn.Module, selected: Tensor, choice: Choice, extras: Extras | None = None) -> Tensor:
+def run_selected(
+    block: nn.Module,
+    selected: Tensor,
+    choice: Choice,
+    extras: Extras | None = None,
+    coherence: Tensor | None = None,
+) -> Tensor:
     """Run a block on the selected tokens (B, K, D), each of which stands for its group, or the ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section
-    3): softmax(QK^T + log size). Nothing else of the block knows about it. Where the block is told of places, it is
-    told those of the selected tokens.
+    3): softmax(QK^T + log size); a group less often by its coherence (B, K). Nothing else of the block knows about it.
+    Where the block is told of places, it is told those of the selected tokens.
 
     Returns:
         Tokens (B, K, D).
     """
-    size_bias, sizes = None, choice.sizes
+    counts = None
     if choice.partners is not None and choice.weights is not None:
-        sizes = token_sizes(selected.shape[1], choice.partners, choice.weights)
-    if sizes is not None:
-        size_bias = sizes.log()[:, None, None, :].to(selected.dtype)
+        counts = token_sizes(selected.shape[1], choice.partners, choice.weights).log()
+    elif choice.sizes is not None and coherence is not None:
+        counts = log_counts(choice.sizes, coherence)
+    size_bias = None if counts is None else counts[:, None, None, :].to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 
 
