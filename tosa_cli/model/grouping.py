@@ -139,9 +139,9 @@ def join_groups(
     """
     lengths = _lengths(means)
     true_means = group_means(means * coherence.unsqueeze(-1).to(means.dtype), sizes, position, grown_sizes)
-    length = group_means(lengths.unsqueeze(-1), sizes, position, grown_sizes)
-    shortened = (_lengths(true_means).unsqueeze(-1) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1)
-    return true_means / shortened.to(true_means.dtype), shortened.squeeze(-1)
+    length = torch.zeros_like(grown_sizes).scatter_add(1, position, lengths * sizes) / grown_sizes
+    shortened = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1)
+    return true_means / shortened.unsqueeze(-1).to(true_means.dtype), shortened
 
 
 def log_counts(sizes: Tensor, coherence: Tensor) -> Tensor:
