@@ -62,6 +62,15 @@ class ConvertConfig(Method, ImageSettings):
         float | None,
         Setting("Find the keep rate that saves this share of the MACs, as in 0.25.", gt=0, lt=1),
     ] = None
+    min_cosine: Annotated[
+        float | None,
+        Setting(
+            "Save as much as leaves the final tokens of held-out images so near to the dense model's, as in 0.99, for "
+            "--layers auto and methods that put tokens into groups: mean cosine of patch and of class tokens.",
+            gt=0,
+            lt=1,
+        ),
+    ] = None
     data_dir: Annotated[str, Setting("Images to measure on, for --layers auto; no labels are read.")] = ""
     dataset: Annotated[
         str, Setting("timm's name of the type of that data, for --layers auto: hfds/... or wds/....")
@@ -70,7 +79,9 @@ class ConvertConfig(Method, ImageSettings):
     max_samples: Annotated[
         int | None,
         Setting(
-            "Measure on so many of them, for --layers auto: evenly spread, of wds/... the first. Default: 32.", ge=1
+            "Measure on so many of them, for --layers auto: evenly spread, of wds/... the first. Default: 32; with "
+            "--min-cosine 96, of which two thirds are held out.",
+            ge=1,
         ),
     ] = None
     img_size: Annotated[ImgSize, Setting("Image size in pixels: 224, or height,width.", read=read_img_size)] = None
@@ -85,9 +96,18 @@ class ConvertConfig(Method, ImageSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.layers, tuple):
+            if self.min_cosine is not None:
+                raise ConfigError("--min-cosine chooses the layers too: pass --layers auto, or leave it out.")
             self.at(self.layers, self.keep_rate)
             return
-        if self.target_reduction is None:
+        if self.target_reduction is not None and self.min_cosine is not None:
+            raise ConfigError("Both --target-reduction and --min-cosine were given: pass one of them.")
+        if self.min_cosine is not None and not self.groups_tokens:
+            raise ConfigError(
+                f"--min-cosine is for methods that put tokens into groups, for which `convert` leaves nothing to fit: "
+                f"pass --selector ward --bypass mean, or --target-reduction 0.25 for the selector {self.selector!r}."
+            )
+        if self.target_reduction is None and self.min_cosine is None:
             raise ConfigError(
                 "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
                 "--keep-rate."

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from tosa_cli.config import Method
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
-from tosa_cli.fit.rates import RateSearch, search_rates
+from tosa_cli.fit.rates import RateSearch, hold_cosine, largest_saving, search_rates
+from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
 from tosa_cli.train.config import TrainConfig
@@ -66,3 +69,58 @@ def test_the_same_images_give_the_same_rates(photos: Images) -> None:
 def test_a_target_that_cannot_be_reached_is_refused(photos: Images) -> None:
     with pytest.raises(ConfigError, match=r"90\.0% cannot be reached: the layers save at most"):
         search(photos, 0.9)
+
+
+def cosines(dense: torch.nn.Module, model: torch.nn.Module, photos: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each image the mean cosine of patch tokens, and the class token's."""
+    found = []
+    with torch.no_grad():
+        for batch in photos.batches(True):
+            tokens = [each.forward_features(batch.images) for each in (dense, model)]  # type: ignore[operator]
+            found.append(torch.cosine_similarity(*tokens, dim=-1))
+    cosine = torch.cat(found)
+    return cosine[:, 1:].mean(1), cosine[:, 0]
+
+
+def hold(photos: Images, min_cosine: float) -> RateSearch:
+    accelerator = make_accelerator(TrainConfig(device="cpu"))
+    return hold_cosine(accelerator, backbone(), METHOD, photos, photos, min_cosine)
+
+
+def test_a_cosine_that_is_asked_for_holds_on_the_held_out_images(photos: Images) -> None:
+    found = hold(photos, 0.97)
+    model = insert_selectors(backbone(), METHOD.at(found.keep_rates, found.keep_rates.values()))  # type: ignore[arg-type]
+    patch, first = cosines(backbone(), model, photos)
+    assert found.held is not None and found.held.images == photos.num_images
+    assert found.held.patch_cosine == pytest.approx(patch.mean().item(), abs=1e-5)
+    assert found.held.class_cosine == pytest.approx(first.mean().item(), abs=1e-5)
+    assert found.held.patch_error == pytest.approx((patch.std() / len(patch) ** 0.5).item(), rel=1e-2)
+    assert found.held.least >= 0.97 and found.held.sure < found.held.least
+
+
+@pytest.mark.parametrize("most", [0, 17, 40])
+def test_the_largest_saving_at_which_a_cosine_holds_is_found_to_the_percent(most: int) -> None:
+    schedules = Schedules(backbone(), METHOD)
+
+    class Judge:
+        """Tokens that are near enough as long as no more than `most` percent are saved."""
+
+        def at(self, keep_rates: dict[int, float]) -> SimpleNamespace:
+            allowed = schedules.reduction(schedules.keep_rates(schedules.rising(0.0), most / 100)) if most else 0.0
+            return SimpleNamespace(least=0.99 if schedules.reduction(keep_rates) <= allowed else 0.98)
+
+    judge: Any = Judge()
+    assert largest_saving(schedules, judge, schedules.rising(0.0), 0.99) == most / 100
+
+
+def test_the_nearer_the_tokens_have_to_be_the_less_is_saved(photos: Images) -> None:
+    def saved(min_cosine: float) -> float:
+        found = hold(photos, min_cosine)
+        return count_flops(backbone(), METHOD.at(found.keep_rates, found.keep_rates.values())).reduction
+
+    assert saved(0.999) < saved(0.98) < saved(0.9)
+
+
+def test_a_cosine_that_holds_nowhere_is_refused(photos: Images) -> None:
+    with pytest.raises(ConfigError, match=r"A cosine of 0\.99999999 is not held on \d+ held-out images even where 1%"):
+        hold(photos, 0.99999999)

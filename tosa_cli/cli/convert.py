@@ -113,18 +113,21 @@ def _convert(
 
 
 def _drop_overruled(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Leave out what a recipe says of keep rate or target where the command line says the other.
+    """Leave out what a recipe says of keep rate, target or cosine where the command line says another of them.
 
     Raises:
-        ConfigError: If the command line says both.
+        ConfigError: If the command line says two.
     """
-    rate, target = "keep_rate" in given, "target_reduction" in given
-    if rate and target:
-        raise ConfigError("Both --keep-rate and --target-reduction were given: pass one of them.")
-    if target:
-        values.pop("keep_rate", None)
-    elif rate or given.get("layers", AUTO) != AUTO:
-        values.pop("target_reduction", None)
+    wishes = ("keep_rate", "target_reduction", "min_cosine")
+    told = [name for name in wishes if name in given]
+    if len(told) > 1:
+        raise ConfigError(f"Both {' and '.join(map(option_name, told[:2]))} were given: pass one of them.")
+    if told:
+        dropped = {*wishes, *told} - {*told}
+    else:
+        dropped = {"target_reduction", "min_cosine"} if given.get("layers", AUTO) != AUTO else set()
+    for name in dropped:
+        values.pop(name, None)
 
 
 def _check_no_images(given: Mapping[str, Any]) -> None:

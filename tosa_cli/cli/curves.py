@@ -10,6 +10,7 @@ from tosa_cli.progress import counted
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
     from tosa_cli.fit.rates import RateSearch
+    from tosa_cli.fit.nearness import Nearness
 
 
 def show_curves(curves: "Sequence[ErrorCurve]", config: TosaConfig | None = None) -> None:
@@ -38,4 +39,17 @@ def show_search(search: "RateSearch") -> None:
     console.say(
         f"1000 x (1 - cosine of the final tokens) is {1000 * search.error:.2f} on {counted(search.images, 'image')}, "
         f"and {1000 * search.steady_error:.2f} where every layer merges as many groups as every other."
+    )
+    if search.held is not None:
+        show_held(search.held)
+
+
+def show_held(held: "Nearness") -> None:
+    """Show how near the final tokens of held-out images are, and how sure that is."""
+    means = [f"of patch tokens {held.patch_cosine:.4f} ± {held.patch_error:.4f}"]
+    if held.class_cosine is not None:
+        means.append(f"of class tokens {held.class_cosine:.4f} ± {held.class_error:.4f}")
+    console.say(
+        f"Mean cosine on {counted(held.images, 'held-out image')} {', '.join(means)} (± standard error); on other such "
+        f"images it is above {held.sure:.4f} with 95 % confidence."
     )

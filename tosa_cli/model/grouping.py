@@ -5,8 +5,8 @@ add to the squared distances of tokens to the mean of their group what Ward (196
 means times n m / (n + m), where n and m are their sizes. Groups are sought in pairs between two alternating halves, as
 in token merging (ToMe, arXiv 2210.09461, section 3.1).
 
-A mean is shorter than the tokens that it is of, the more so the less they point one way, and a layer that normalises its
-inputs takes it for more than it is. So it is brought to the mean length of its tokens (as MLERP of Token Fusion, arXiv
+A mean is shorter than the tokens that it is of, the more so the less they point one way, and a layer that normalises
+its inputs takes it for more than it is. So it is brought to the mean length of its tokens (MLERP of Token Fusion, arXiv
 2312.01026, brings it to the largest), and what it lost is kept as the coherence of the group, by which it counts less
 often in the attention.
 """

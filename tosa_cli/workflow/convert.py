@@ -1,8 +1,8 @@
 """`convert`: a pretrained ViT becomes a ToSA model, in layers that are named or chosen by measurement."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -10,8 +10,9 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
 from tosa_cli.data.loading import Images, images_to_read
+from tosa_cli.errors import DataError
 from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
-from tosa_cli.fit.rates import RateSearch, search_rates
+from tosa_cli.fit.rates import RateSearch, hold_cosine, search_rates
 from tosa_cli.hub.checkpoint import with_results
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.weights import check_finite
@@ -19,15 +20,14 @@ from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Listener, Nobody, Progress, counted
+from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.seeding import seeded
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
 DEFAULT_SAMPLES = 32
+DEFAULT_HELD_OUT = 64
 BATCH_SIZE = 8
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listene
             tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
             listener.say(f"Keep rate {tosa.keep_rate} reaches the target.")
     else:
-        target = cast(float, config.target_reduction)
         where = (config.data_dir, config.dataset, config.split, config.max_samples)
         if config.groups_tokens:
-            measured = find_rates(loaded.model, config, target, *where, listener=listener)
+            reduction, cosine = config.target_reduction, config.min_cosine
+            measured = find_rates(loaded.model, config, reduction, *where, min_cosine=cosine, listener=listener)
             found = cast(RateSearch, measured.search).keep_rates
             tosa = config.at(found, found.values())
         else:
             measured = measure_layers(loaded.model, config, *where, listener=listener)
-            tosa = allocate(loaded.model, config, measured.curves, target)
+            tosa = allocate(loaded.model, config, measured.curves, cast(float, config.target_reduction))
     model = convert_source(loaded, tosa, config.source, config.source_settings)
     if measured.curves:
         with_results(model, "budget", {"curves": [curve.to_dict() for curve in measured.curves]})
@@ -170,22 +170,24 @@ def measure_layers(
         ConfigError: If the selector says nothing before it is trained.
     """
 
-    def measure(images: Images, bar: Progress) -> list[ErrorCurve]:
-        return measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
-
-    curves, skipped = _on_images(measure, model, data_dir, dataset, split, max_samples, listener)
-    return MeasuredLayers(tuple(curves), skipped=skipped)
+    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
+    images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
+    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
+    with listener.progress("Measuring") as bar:
+        curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
+    return MeasuredLayers(tuple(curves), skipped=tuple(images.failed))
 
 
 def find_rates(
     model: Backbone,
     method: Method,
-    target_reduction: float,
+    target_reduction: float | None,
     data_dir: str = "",
     dataset: str = "",
     split: str = "train",
     max_samples: int | None = None,
     *,
+    min_cosine: float | None = None,
     listener: Listener | None = None,
 ) -> MeasuredLayers:
     """Find keep rates of groups on the whole model, on a few images as `measure_layers` takes them.
@@ -193,46 +195,55 @@ def find_rates(
     Args:
         model: The dense model; it is not changed.
         method: A method that puts tokens into groups.
-        target_reduction: Share of the MACs to save.
+        target_reduction: Share of the MACs to save; None saves what leaves a cosine.
         data_dir: Folder of images, or root of a data set.
         dataset: timm's name of the type of the data set; empty for a folder.
         split: Split of the data set.
-        max_samples: Measure on so many images; None takes 32.
+        max_samples: Measure on so many images; None takes 32, and with a cosine 96, two thirds of them held out.
+        min_cosine: Cosine of the final tokens of held-out images that is to hold, where there is no target.
         listener: Told what is done.
 
     Raises:
-        DataError: If there are none.
-        ConfigError: If as much cannot be saved.
+        DataError: If there are none; for a cosine, if they can only be read in order.
+        ConfigError: If as much cannot be saved, or the cosine holds at no saving.
     """
-
-    def search(images: Images, bar: Progress) -> RateSearch:
-        return search_rates(make_accelerator(TrainConfig()), model, method, images, target_reduction, progress=bar)
-
-    found, skipped = _on_images(search, model, data_dir, dataset, split, max_samples, listener)
-    return MeasuredLayers(search=found, skipped=skipped)
-
-
-def _on_images(
-    measure: Callable[[Images, Progress], Found],
-    model: Backbone,
-    data_dir: str,
-    dataset: str,
-    split: str,
-    max_samples: int | None,
-    listener: Listener | None,
-) -> tuple[Found, tuple[str, ...]]:
-    """What is measured on a few images, and those that could not be read."""
-    listener = listener or Nobody()
-    opened = open_dataset(data_dir, dataset, split)
-    name, count = dataset or data_dir, max_samples or DEFAULT_SAMPLES
-    indices = None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
-    images = images_to_read(
-        opened, cast(nn.Module, model), indices=indices, first=count, batch_size=BATCH_SIZE, name=name
+    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
+    accelerator = make_accelerator(TrainConfig())
+    if target_reduction is not None:
+        images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
+        listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
+        with listener.progress("Measuring") as bar:
+            found = search_rates(accelerator, model, method, images, target_reduction, progress=bar)
+        return MeasuredLayers(search=found, skipped=tuple(images.failed))
+    indices = _evenly(opened, max_samples or DEFAULT_SAMPLES + DEFAULT_HELD_OUT)
+    if indices is None:
+        raise DataError(f"{name} can only be read in order, so no images can be held out: pass --target-reduction.")
+    if len(indices) < 2:
+        raise DataError(
+            f"{name} has {counted(len(indices), 'image')}, and --min-cosine needs some to hold out: add more."
+        )
+    tuning, others = indices[::3], [index for position, index in enumerate(indices) if position % 3]
+    images, held_out = (_images(opened, model, part, max_samples, name) for part in (tuning, others))
+    listener.say(
+        f"Measuring what can be spared, on {counted(images.num_images, 'image')} of {name}, and on "
+        f"{counted(held_out.num_images, 'other image')} whether the cosine holds ..."
     )
-    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
     with listener.progress("Measuring") as bar:
-        found = measure(images, bar)
-    return found, tuple(images.failed)
+        found = hold_cosine(accelerator, model, method, images, held_out, cast(float, min_cosine), progress=bar)
+    return MeasuredLayers(search=found, skipped=(*images.failed, *held_out.failed))
+
+
+def _evenly(opened: Any, count: int) -> list[int] | None:
+    """Indices of so many images, evenly spread; None for data that can only be read in order."""
+    return None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
+
+
+def _images(opened: Any, model: Backbone, indices: list[int] | None, max_samples: int | None, name: str) -> Images:
+    """Images of a data set to measure on; of a stream the first."""
+    first = max_samples or DEFAULT_SAMPLES
+    return images_to_read(
+        opened, cast(nn.Module, model), indices=indices, first=first, batch_size=BATCH_SIZE, name=name
+    )
 
 
 def convert_source(source: Source, config: TosaConfig, named: str, loading: Mapping[str, Any] | None = None) -> TosaViT:

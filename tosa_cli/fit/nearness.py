@@ -1,0 +1,139 @@
+"""The whole model measured at any keep rates: how near its final tokens are to the dense model's."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tosa_cli.fit.calibration import Calibration
+from tosa_cli.model.families import has_class_token
+from tosa_cli.model.regression import Sums
+from tosa_cli.model.stream import Stream, run_all
+
+SURE = 1.645
+"""Standard errors below a mean of which 95 % of all means of so many images are at most."""
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Cosine of final tokens to the dense model's, over images.
+
+    Attributes:
+        images: Number of images.
+        patch_cosine: Mean over images of the mean over the patch tokens of each.
+        patch_error: Standard error of that mean, from the spread of the images.
+        class_cosine: Mean over images of the class token's; None for a model without one.
+        class_error: Its standard error.
+        root: Mean over images of the root of 1 - cosine, of patch and class tokens together: rankings are by it, as
+            the mean of the errors themselves is often that of one image.
+    """
+
+    images: int
+    patch_cosine: float
+    patch_error: float
+    class_cosine: float | None
+    class_error: float | None
+    root: float
+
+    @property
+    def error(self) -> float:
+        """1 - cosine, mean of patch and class tokens."""
+        if self.class_cosine is None:
+            return 1 - self.patch_cosine
+        return 1 - (self.patch_cosine + self.class_cosine) / 2
+
+    @property
+    def least(self) -> float:
+        """The smaller of the mean cosines of patch and class tokens."""
+        return self.patch_cosine if self.class_cosine is None else min(self.patch_cosine, self.class_cosine)
+
+    @property
+    def sure(self) -> float:
+        """What the means over other such images are above, with 95 % confidence: the smaller of both."""
+        bounds = [self.patch_cosine - SURE * self.patch_error]
+        if self.class_cosine is not None and self.class_error is not None:
+            bounds.append(self.class_cosine - SURE * self.class_error)
+        return min(bounds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "root"}
+
+
+class WholeModel:
+    """A model whose final tokens are compared with the dense model's on the same images, at one setting after another.
+
+    Args:
+        run: The images, and a model with every layer that can select tokens.
+    """
+
+    def __init__(self, run: Calibration) -> None:
+        self.run = run
+        self.found: dict[tuple[tuple[int, float], ...], Nearness] = {}
+
+    def read(self) -> None:
+        """Run the dense model on the images once, and keep what enters its layers and what comes out."""
+        self.run.sum_up(self._dense_pass())
+
+    def at(self, keep_rates: Mapping[int, float]) -> Nearness:
+        """How near the final tokens are at these keep rates, one a layer of the model; measured once."""
+        key = tuple(keep_rates.items())
+        if key not in self.found:
+            self.run.model.keep_rates.update(keep_rates)
+            self.found[key] = self._nearness(self.run.sum_up(self._error_pass()))
+        return self.found[key]
+
+    @torch.no_grad()
+    def _dense_pass(self) -> Iterator[dict[Any, Sums]]:
+        model = self.run.model
+        for number, tokens in self.run.read():
+            stream = Stream(tokens, self.run.places)
+            run_all(model.dense_layers(stream))
+            self.run.keep(number, {"tokens": tokens, "final": model.norm(stream.tokens)})
+            yield {}
+
+    @torch.no_grad()
+    def _error_pass(self) -> Iterator[dict[Any, Sums]]:
+        model = self.run.model
+        prefix = model.num_prefix_tokens
+        for _, kept in self.run.kept():
+            stream = Stream(kept["tokens"], self.run.places)
+            run_all(model.layers(stream))
+            cosine = F.cosine_similarity(kept["final"].float(), model.norm(stream.tokens).float(), dim=-1)
+            errors = (1 - cosine).double().clamp_min(0).cpu()
+            parts = {"patch": errors[:, prefix:].mean(1)}
+            if has_class_token(model.backbone):
+                parts["class"] = errors[:, 0]
+            both = torch.stack([*parts.values()]).mean(0)
+            sums: dict[Any, Sums] = {name: _moments(values) for name, values in parts.items()}
+            yield {**sums, "root": {"sum": both.sqrt().sum()}}
+
+    def _nearness(self, sums: Mapping[Any, Sums]) -> Nearness:
+        count = self.run.num_images
+        patch, patch_error = _mean(sums["patch"], count)
+        first, first_error = _mean(sums["class"], count) if "class" in sums else (None, None)
+        return Nearness(
+            images=count,
+            patch_cosine=1 - patch,
+            patch_error=patch_error,
+            class_cosine=None if first is None else 1 - first,
+            class_error=first_error,
+            root=sums["root"]["sum"].item() / count,
+        )
+
+
+def _moments(values: Tensor) -> Sums:
+    return {"sum": values.sum(), "squares": values.square().sum()}
+
+
+def _mean(sums: Sums, count: int) -> tuple[float, float]:
+    """Mean, and its standard error; of a single value that is infinite."""
+    mean = sums["sum"].item() / count
+    if count < 2:
+        return mean, math.inf
+    variance = max(sums["squares"].item() / count - mean**2, 0.0) * count / (count - 1)
+    return mean, math.sqrt(variance / count)

@@ -1,0 +1,113 @@
+"""How many groups are merged in each layer: schedules that begin early or late, and rise, fall or stay steady."""
+
+from collections.abc import Sequence
+
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.errors import ConfigError
+from tosa_cli.model.families import Backbone, eligible_layers
+from tosa_cli.model.flops import count_flops
+from tosa_cli.model.selection import num_kept
+
+RISES = (0.0, 0.5, 1.0, -0.5)
+"""Powers of the depth that the number of merged groups rises or falls with."""
+
+BEGINNINGS = 3
+"""With how many of the layers that choose a schedule may begin: the first of them, the second, ..."""
+
+LEAST_KEPT = 0.1
+"""No layer computes a smaller share of the tokens."""
+
+
+class Schedules:
+    """How much is merged in each layer, as shares, and the keep rates that save enough with them.
+
+    Args:
+        backbone: The dense model.
+        method: A method that puts tokens into groups.
+
+    Raises:
+        ConfigError: If tokens can be selected in no layer.
+    """
+
+    def __init__(self, backbone: Backbone, method: Method) -> None:
+        layers = eligible_layers(backbone, method.selection, method.reads_maps)
+        if not layers:
+            raise ConfigError(
+                f"The selector {method.selector!r} can select tokens in no layer of the model: take another."
+            )
+        self.backbone = backbone
+        self.method = method
+        self.layers = tuple(layers)
+        self.depth = len(backbone.blocks)
+        self.prefix = backbone.num_prefix_tokens
+        self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
+        config = method.at(layers, 1.0)
+        self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
+        self.chooser = config.choosing_layers
+
+    def check(self, target_reduction: float) -> None:
+        """Check that a share of the dense MACs can be saved.
+
+        Raises:
+            ConfigError: If it cannot.
+        """
+        if self.most < target_reduction:
+            raise ConfigError(
+                f"The target reduction {target_reduction:.1%} cannot be reached: the layers save at most "
+                f"{self.most:.1%} with a tenth of the tokens computed. Ask for less."
+            )
+
+    @property
+    def most(self) -> float:
+        """The largest share of the dense MACs that can be saved."""
+        return self.reduction(self.at_scale(self.rising(0.0), float(self.tokens)))
+
+    def all(self) -> list[list[float]]:
+        """The shares that are tried, the steady ones first."""
+        firsts = range(min(BEGINNINGS, len(self.choosing)))
+        return [self.rising(rise, first) for first in firsts for rise in RISES]
+
+    def rising(self, power: float, first: int = 0) -> list[float]:
+        """Shares of the merging, one a layer that chooses: a power of the depth, and nothing in the first so many."""
+        return [(layer / self.depth) ** power * (i >= first) for i, layer in enumerate(self.choosing)]
+
+    def keep_rates(self, shares: Sequence[float], target_reduction: float) -> dict[int, float]:
+        """The keep rates that share the merging out so, and save just that share of the dense MACs, or a little more.
+
+        Where that is out of reach they save as much as these shares can.
+        """
+        low, high = 0.0, float(self.tokens) / min(share for share in shares if share > 0)
+        for _ in range(40):
+            middle = (low + high) / 2
+            enough = self.reduction(self.at_scale(shares, middle)) >= target_reduction
+            low, high = (low, middle) if enough else (middle, high)
+        return self.at_scale(shares, high)
+
+    def at_scale(self, shares: Sequence[float], scale: float) -> dict[int, float]:
+        """Keep rates where each layer that chooses merges its share times a scale, in tokens."""
+        merges = dict(zip(self.choosing, shares, strict=True))
+        least = max(self.prefix + 1, round(LEAST_KEPT * self.tokens))
+        rates, merged = {}, 0.0
+        for layer in self.layers:
+            if layer - 1 not in rates:  # behind a standard layer every token is there again
+                merged = 0.0
+            if self.chooser[layer] == layer:
+                merged += merges[layer] * scale
+            rates[layer] = round(max(least, round(self.tokens - merged)) / self.tokens, 5)
+        return rates
+
+    def reaches(self, shares: Sequence[float], target_reduction: float) -> bool:
+        """Whether so much can be saved with these shares."""
+        return self.reduction(self.keep_rates(shares, target_reduction)) >= target_reduction
+
+    def reduction(self, keep_rates: dict[int, float]) -> float:
+        """Share of the dense MACs that keep rates save."""
+        return count_flops(self.backbone, self.config(keep_rates)).reduction
+
+    def config(self, keep_rates: dict[int, float]) -> TosaConfig:
+        """The conversion at these keep rates, in the layers that merge anything; all of them where none does."""
+        kept = {
+            layer: rate for layer, rate in keep_rates.items() if num_kept(self.tokens, rate, self.prefix) < self.tokens
+        }
+        kept = kept or keep_rates
+        return self.method.at(kept, kept.values())
