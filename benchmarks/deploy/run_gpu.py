@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper, 0.8": {"layers": FIVE, "keep_rate": 0.8, "query_rows": "all"},
     "paper, 0.4": {"layers": FIVE, "keep_rate": 0.4, "query_rows": "all"},
     "paper, 0.4, 16 query rows": {"layers": FIVE, "keep_rate": 0.4, "query_rows": 16},
-    "calibrated-like": {
+    "matched-like": {
         "layers": tuple(range(2, 13)),
         "keep_rate": 0.72,
         "selector": "similarity",
@@ -130,7 +130,7 @@ def render(results: dict[str, Any]) -> str:
         "is typed by hand. Weights are random. The models of a row run in turns in one process; speed is against the "
         "dense model on fused attention, median (least to most) of the ratios turn by turn, and ideal is what the MACs "
         "alone would give. `paper` has layers 2,4,6,8,10 at a keep rate and reads all query rows unless it says 16; "
-        "`calibrated-like` has layers 2 to 12, similarity, nearest+affine, keep rate 0.72 and span 2. `CUDA graphs` is "
+        "`matched-like` has layers 2 to 12, similarity, nearest+affine, keep rate 0.72 and span 2. `CUDA graphs` is "
         "torch.compile's mode `reduce-overhead`. Peak memory is what an eager forward pass takes beyond weights and "
         "input.",
     ]

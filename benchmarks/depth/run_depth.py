@@ -3,7 +3,7 @@
     python -m benchmarks.depth.run_depth [--work FOLDER] [--only dpt newcrfs]
     python -m benchmarks.depth.run_depth --render
 
-The dense encoder, ToSA as in the paper and the preset `calibrated` get the same decoder and the same training: every
+The dense encoder, ToSA as in the paper and the preset `matched` get the same decoder and the same training: every
 step is a command of `tosa`, as anyone would run it. The rooms come from render_scenes, the checkpoint from a package
 registry. It writes benchmarks/results/depth.json after each measurement and goes on where it stopped, within a training
 too; from that file alone it makes benchmarks/DEPTH.md.
@@ -36,10 +36,10 @@ SCENES, TRAINING_IMAGES, CALIBRATION_IMAGES = 3000, 1600, 126
 SIZE = 224
 SEEDS = {"dpt": (0, 1, 2), "newcrfs": (0,)}
 DECODER_DIM = {"dpt": 64, "newcrfs": 32}
-DENSE, CALIBRATED = "dense", "calibrated, -25 %"
+DENSE, MATCHED = "dense", "matched, -25 %"
 ENCODERS: dict[str, list[str]] = {
     DENSE: [],
-    CALIBRATED: ["--preset", "calibrated", "--target-reduction", "0.25"],
+    MATCHED: ["--preset", "matched", "--target-reduction", "0.25"],
     "paper, keep rate 0.8": ["--preset", "paper"],
     "paper, -25 %": ["--preset", "paper", "--target-reduction", "0.25"],
 }
@@ -138,8 +138,8 @@ class DepthLab:
         return {**{key: found[key] for key in keys}, "seconds": time.perf_counter() - started}
 
     def draw(self) -> None:
-        """Draw what the calibrated encoder computes of a test room, and the depth, unless that is done."""
-        model = self.runs / f"dpt_{_slug(CALIBRATED)}_{SEEDS['dpt'][-1]}"
+        """Draw what the matched encoder computes of a test room, and the depth, unless that is done."""
+        model = self.runs / f"dpt_{_slug(MATCHED)}_{SEEDS['dpt'][-1]}"
         if model.exists() and not PICTURE.exists():
             tosa("viz", model, self.scenes / SHOWN, "--layers", "2,6,10", "--device", "cpu", "-o", PICTURE)
 
@@ -150,7 +150,7 @@ class DepthLab:
         folder, photos = self.runs / f"{_slug(name)}_{seed}", self.calibration(seed)
         if not (folder / "distilled").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            images = ["--data-dir", photos] if name == CALIBRATED else []
+            images = ["--data-dir", photos] if name == MATCHED else []
             tosa("convert", self.source, "--img-size", str(SIZE), *ENCODERS[name], *images, "-o", folder)
             preset = ENCODERS[name][1]
             tosa("distill", folder, "--preset", preset, "--data-dir", photos, "--seed", str(seed), "--device", "cpu")
@@ -196,7 +196,7 @@ def render(results: dict[str, Any]) -> str:
     if PICTURE.exists():
         parts += [
             f"![Patches computed, features and depth of a test room](results/{PICTURE.name})",
-            f"A test room by `tosa viz`, decoder `dpt`, encoder `{CALIBRATED}`; `every token` is the same model with "
+            f"A test room by `tosa viz`, decoder `dpt`, encoder `{MATCHED}`; `every token` is the same model with "
             "nothing skipped.",
         ]
     parts += [_section(decoder, results[decoder]) for decoder in SEEDS if results.get(decoder)]

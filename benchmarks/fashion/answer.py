@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.fashion.figures import Row, best_rate, cost, differences, found, spread, top1, verdict
-from benchmarks.fashion.variants import KEEP_RATES, LOW_CALIBRATED, LOW_RATE, tosa
+from benchmarks.fashion.variants import KEEP_RATES, LOW_MATCHED, LOW_RATE, tosa
 
 VERDICTS = {
     "ahead": "ahead beyond the spread",
@@ -27,7 +27,7 @@ def answer(results: dict[str, Any]) -> str:
     accuracy = _accuracy(runs)
     if not accuracy:
         return ""
-    parts = filter(None, [_selector(runs), accuracy, _learning_rate(results.get("rates", {})), _calibrated(runs)])
+    parts = filter(None, [_selector(runs), accuracy, _learning_rate(results.get("rates", {})), _matched(runs)])
     saved = ", ".join(f"{cost(found(runs, tosa(rate).name))[1]} at {rate}" for rate in KEEP_RATES)
     return "\n\n".join(["## In words", *parts, f"{MACS} Here, with selectors that read all query rows, it is {saved}."])
 
@@ -64,13 +64,13 @@ def _learning_rate(rates: dict[str, Row]) -> str:
     )
 
 
-def _calibrated(runs: dict[str, Row]) -> str:
-    name = LOW_CALIBRATED
+def _matched(runs: dict[str, Row]) -> str:
+    name = LOW_MATCHED
     own = found(runs, name)
     if not own:
         return ""
     before = spread([run["start"]["top1"] for run in own.values()])
-    question = f"**And the calibrated preset?** At {cost(own)[1]} fewer MACs it has {before} % before any finetuning"
+    question = f"**And the matched preset?** At {cost(own)[1]} fewer MACs it has {before} % before any finetuning"
     pairs = [
         ("", name, "dense", "the dense model"),
         ("", name, tosa(LOW_RATE).name, f"the paper's setting at {LOW_RATE}"),

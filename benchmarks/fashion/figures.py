@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fashion.variants import KEEP_RATES, LOW_CALIBRATED, LOW_RATE, tosa, variants
+from benchmarks.fashion.variants import KEEP_RATES, LOW_MATCHED, LOW_RATE, tosa, variants
 from benchmarks.writer import table
 
 PLOT, TEACHER_PLOT = "fashion_accuracy.png", "fashion_teacher.png"
-MARKERS = {"dense": "*", "tosa": "o", "calibrated": "s", "merge": "^", "prune": "v"}
+MARKERS = {"dense": "*", "tosa": "o", "matched": "s", "merge": "^", "prune": "v"}
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def comparisons(runs: dict[str, Row]) -> str:
     rows = []
     for rate in KEEP_RATES:
         own = tosa(rate).name
-        low = LOW_CALIBRATED if rate == LOW_RATE else f"calibrated, MACs of {rate}"
+        low = LOW_MATCHED if rate == LOW_RATE else f"matched, MACs of {rate}"
         pairs = [(own, other) for other in ("dense", f"random {rate}", f"previous {rate}")]
         pairs += [(own, f"{peer}, MACs of {rate}") for peer in ("merging", "pruning")]
         pairs += [(own, tosa(rate, **settings).name) for settings in ({"query_rows": 16}, {"selection": "per-head"})]

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.fashion.figures import best_rate
 from benchmarks.fashion.models import build_model
 from benchmarks.fashion.teacher import Log, make_model
-from benchmarks.fashion.variants import CALIBRATED, DISTILL, FINETUNE, RATES, Settings, Variant, tried
+from benchmarks.fashion.variants import DISTILL, FINETUNE, MATCHED, RATES, Settings, Variant, tried
 from benchmarks.lab import Lab
 from benchmarks.writer import machine, whole_file, write_json
 from tosa_cli.data.datasets import open_dataset, split_indices
@@ -175,7 +175,7 @@ class FashionLab(Lab):
         def one() -> dict[str, Any]:
             images = self.training_images(self.settings.curve_images, seed, 32, None)
             accelerator = make_accelerator(DistillConfig(**DISTILL, seed=seed))
-            found = measure_curves(accelerator, self.teacher(), CALIBRATED, images)
+            found = measure_curves(accelerator, self.teacher(), MATCHED, images)
             return {"curves": [curve.to_dict() for curve in found]}
 
         self.measure("curves", f"seed {seed}", one)
@@ -185,7 +185,7 @@ class FashionLab(Lab):
     def prepared(self, variant: Variant, seed: int) -> tuple[Any, dict[str, Any]]:
         """A model as it is before finetuning, its selectors trained and its bypasses fitted; and its cost."""
         model, about = self.build(variant, seed)
-        if not (variant.is_distilled or variant.kind == "calibrated"):
+        if not (variant.is_distilled or variant.kind == "matched"):
             return model.eval(), about
         assert isinstance(model, TosaViT)
         name = f"{variant.selector_key if variant.is_distilled else variant.name}, seed {seed}"
@@ -254,7 +254,7 @@ class FashionLab(Lab):
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Measure a model, finetune it and measure it again."""
         model, about = self.prepared(variant, seed)
-        whole = variant.kind == "calibrated"
+        whole = variant.kind == "matched"
         start = self.accuracy(model, self.settings.test_images if whole else self.settings.start_images, seed)
         lr = self.rate()
         training = self._finetune(model, self._weights(variant, seed, lr), seed, lr)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.fashion.variants import CALIBRATED, PAPER_REDUCTION, Variant, paper
+from benchmarks.fashion.variants import MATCHED, PAPER_REDUCTION, Variant, paper
 from tosa_cli.config import TosaConfig
 from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.model.families import Backbone
@@ -33,8 +33,8 @@ def build_model(
         peer = make_peer(teacher, variant.kind, target_reduction(variant, teacher))
         return peer.model, {"gmacs": peer.gmacs, "reduction": peer.reduction, **peer.settings}
     config = variant.config
-    if variant.kind == "calibrated":
-        config = allocate(teacher, CALIBRATED, curves(), target_reduction(variant, teacher))
+    if variant.kind == "matched":
+        config = allocate(teacher, MATCHED, curves(), target_reduction(variant, teacher))
     elif variant.kind == "dense":
         config = TosaConfig(layers=(len(teacher.blocks),), keep_rate=1.0, selector="random")
     assert config is not None

@@ -67,7 +67,7 @@ def _head(results: dict[str, Any]) -> str:
         f"{tuned['opt']}, {_rate(results.get('rates', {}))}falling by a cosine to {tuned['min_lr']:g}, weight decay "
         f"{tuned['weight_decay']:g}, label smoothing {tuned['smoothing']:g}, crops from {tuned['crop_scale']:g} of the "
         f"image, flips; {tuned['amp']}. Selectors are trained on {settings['distill_images']:,} training images "
-        f"without labels. Accuracy is measured in float32 on {settings['test_images']:,} test images. The calibrated "
+        f"without labels. Accuracy is measured in float32 on {settings['test_images']:,} test images. The matched "
         f"models take error curves from {settings['curve_images']} and their fit from "
         f"{settings['calibration_images']:,} training images, without labels.\n\n"
         f"A seed draws all these images and their order, and the weights of untrained selectors. The teacher is one "
@@ -125,7 +125,7 @@ def _accuracy(results: dict[str, Any]) -> str:
             continue
         speed = f"{speeds[variant.name]['images_per_second']:.0f}" if variant.name in speeds else ""
         macs = cost(own)
-        if variant.kind == "calibrated":
+        if variant.kind == "matched":
             starts = [run["start"] for run in own.values()]
             accuracy = [spread([start[key] for start in starts]) for key in ("top1", "top5")]
             rows.append([f"{variant.name}, not finetuned", *macs, *accuracy, "", speed])
@@ -141,7 +141,7 @@ def _accuracy(results: dict[str, Any]) -> str:
             "rate, selection and query rows. `random` and `previous` have that setting with chance, and with the map "
             "of the layer before, in the place of the trained selector, and so spend fewer MACs at the same keep "
             "rate. Merging is ToMe's and pruning EViT's, both by their papers, at the MACs of the ToSA model with "
-            "shared selection and all rows. MACs count selectors, matching and bypasses; the calibrated models choose "
+            "shared selection and all rows. MACs count selectors, matching and bypasses; the matched models choose "
             "layers and keep rates anew for each seed, so that theirs are a mean over the seeds too.",
             table(head, rows),
         ]
@@ -212,7 +212,7 @@ def _training(results: dict[str, Any]) -> str:
         "Images a second of finetuning, loading included, and the mean loss of the pass; runs that were interrupted "
         "and resumed count for the accuracy only. What was chosen is that of the first seed; pruning's keep rate is a "
         "share of the patches that are left, the others are shares of all tokens. Top-1 before finetuning "
-        f"is on {results['settings']['start_images']:,} test images evenly spread over the classes, of the calibrated "
+        f"is on {results['settings']['start_images']:,} test images evenly spread over the classes, of the matched "
         "models on all.",
         table(
             ["model", "runs", "top-1 before", "training images/s", "loss", "keep rates, or tokens merged or kept"], rows

@@ -20,14 +20,14 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks.fashion.lab import FashionLab
-from benchmarks.fashion.variants import LOW_CALIBRATED, LOW_RATE, Settings, Variant, tosa, variants
+from benchmarks.fashion.variants import LOW_MATCHED, LOW_RATE, Settings, Variant, tosa, variants
 from benchmarks.lab import FIGURES, HERE, WORK, run_module
 
 RESULTS = FIGURES / "fashion.json"
 TEACHER = FIGURES / "fashion_teacher"
 """The teacher that the results were made with: with another one they could not go on."""
 PARTS = ("teacher", "rates", "runs", "selectors", "speed", "pictures")
-PICTURES = (tosa(LOW_RATE).name, f"previous {LOW_RATE}", LOW_CALIBRATED)
+PICTURES = (tosa(LOW_RATE).name, f"previous {LOW_RATE}", LOW_MATCHED)
 """Models whose computed patches are drawn."""
 SHOWN = 5
 """Test images in each picture."""

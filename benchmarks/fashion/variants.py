@@ -10,10 +10,10 @@ PAPER_RATE, LOW_RATE = 0.8, 0.4
 """The paper's keep rate, and the one whose arithmetic gives about the 25.8 % that its Table 1 reports."""
 KEEP_RATES = (PAPER_RATE, LOW_RATE)
 PAPER_REDUCTION = 0.258
-LOW_CALIBRATED = f"calibrated, -{PAPER_REDUCTION:.1%}"
-"""Name of the calibrated model that saves that."""
-CALIBRATED = TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+affine", span=2)
-"""The preset `calibrated`; its layers and keep rates come from error curves."""
+LOW_MATCHED = f"matched, -{PAPER_REDUCTION:.1%}"
+"""Name of the matched model that saves that."""
+MATCHED = TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+affine", span=2)
+"""The preset `matched`; its layers and keep rates come from error curves."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Settings:
         curve_images: Training images of the error curves.
         calibration_images: Training images of the fit of a bypass.
         test_images: Test images of the accuracy after finetuning.
-        start_images: Test images of the accuracy without finetuning; the calibrated models take `test_images`.
+        start_images: Test images of the accuracy without finetuning; the matched models take `test_images`.
         selector_images: Test images that selectors are compared on.
         speed_batch: Images a batch where models are timed.
         speed_rounds: Turns of each model.
@@ -82,7 +82,7 @@ DISTILL: dict[str, Any] = {
 }
 """Selector training, the same for every model that needs it."""
 
-Kind = Literal["dense", "tosa", "calibrated", "merge", "prune"]
+Kind = Literal["dense", "tosa", "matched", "merge", "prune"]
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def variants() -> list[Variant]:
         for selector in ("random", "previous")
         for rate in KEEP_RATES
     ]
-    found += [Variant(f"calibrated, MACs of {PAPER_RATE}", "calibrated", rate=PAPER_RATE)]
-    found += [Variant(LOW_CALIBRATED, "calibrated")]
+    found += [Variant(f"matched, MACs of {PAPER_RATE}", "matched", rate=PAPER_RATE)]
+    found += [Variant(LOW_MATCHED, "matched")]
     found += [Variant(f"merging, MACs of {rate}", "merge", rate=rate) for rate in KEEP_RATES]
     found += [Variant(f"pruning, MACs of {rate}", "prune", rate=rate) for rate in KEEP_RATES]
     found += [tosa(rate, query_rows=16) for rate in KEEP_RATES]

@@ -54,9 +54,9 @@ PARTS = ("steps", "loading")
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "paper, keep rate 0.8": run_gpu.VARIANTS["paper, 0.8"],
-    "calibrated-like": run_gpu.VARIANTS["calibrated-like"],
+    "matched-like": run_gpu.VARIANTS["matched-like"],
 }
-"""The calibrated recipe chooses its layers on ImageNet; this is about what it chooses."""
+"""The matched recipe chooses its layers on ImageNet; this is about what it chooses."""
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ SETUPS = ((1, 8), (1, 32), (8, 64))
 RUNS = (
     ("paper: distill, 5 epochs", "selectors, paper", "distill", 5),
     ("paper: finetune, 30 epochs", "paper, keep rate 0.8", "finetune", 30),
-    ("calibrated: finetune, 30 epochs", "calibrated-like", "finetune", 30),
+    ("matched: finetune, 30 epochs", "matched-like", "finetune", 30),
     ("the dense model so finetuned", "dense", "finetune", 30),
 )
 """What, which figures of a step and of loading, and epochs."""

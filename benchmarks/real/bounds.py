@@ -20,8 +20,8 @@ def run_bounds(lab: RealLab) -> None:
     source = lab.source(224)
     settings: dict[str, Any] = {
         "five at 0.8, nearest+linear": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
-        "calibrated -25%": chosen(lab, 0.25),
-        "calibrated -40%": chosen(lab, 0.4),
+        "matched -25%": chosen(lab, 0.25),
+        "matched -40%": chosen(lab, 0.4),
     }
 
     def one(config: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ RESULTS = FIGURES / "results.json"
 SMALL = 224
 """The smaller of the two image sizes, in pixels."""
 ELEVEN = tuple(range(2, 13))
-CALIBRATED: Any = "nearest+affine"
-"""The bypass of the preset `calibrated`."""
+MATCHED: Any = "nearest+affine"
+"""The bypass of the preset `matched`."""
 SPAN = 2
 """Its span."""
 
@@ -141,8 +141,8 @@ def describe(model: Any, seconds: float, quality: dict[str, Any]) -> dict[str, A
     return {"reduction": flops.reduction, "added": added, "distill_seconds": seconds, **quality}
 
 
-def chosen(lab: RealLab, target: float, bypass: Any = CALIBRATED, span: int = SPAN) -> Any:
-    """The calibrated setting for a target, as it was chosen at 224."""
+def chosen(lab: RealLab, target: float, bypass: Any = MATCHED, span: int = SPAN) -> Any:
+    """The matched setting for a target, as it was chosen at 224."""
     from tosa_cli.config import TosaConfig
 
     rates = lab.results["budget"][f"auto {bypass}, span {span}, -{target:.0%}"]["keep_rates"]

@@ -100,7 +100,7 @@ def _seeds(seeds: dict[str, Any]) -> str:
         [
             "## Three draws of calibration photos: 224 x 224",
             "Selector `similarity`. 126 of 253 calibration crops drawn with a seed; mean and standard deviation over "
-            "the draws, 95 held-out crops. The preset `calibrated` is `auto nearest+affine, span 2`.",
+            "the draws, 95 held-out crops. The preset `matched` is `auto nearest+affine, span 2`.",
             table(["setting", "draws", "MACs saved", "patch", "class"], rows),
         ]
     )
@@ -116,7 +116,7 @@ def _large(large: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## 518 x 518",
-            "24 calibration crops, 16 held-out crops. Five layers with `nearest+linear`; the calibrated settings have "
+            "24 calibration crops, 16 held-out crops. Five layers with `nearest+linear`; the matched settings have "
             "the layers and keep rates chosen at 224, where they save 25 and 40 %: at 518 attention is a greater share "
             "of the MACs.",
             table(["setting", "MACs saved", "mean", "median", "calibration"], rows),
@@ -204,10 +204,10 @@ def _profile(profile: dict[str, Any]) -> str:
     if not profile:
         return ""
     names = list(dict.fromkeys(key.partition(": ")[0] for key in profile))
-    columns = [profile[f"{name}: {setting}"] for name in names for setting in ("dense", "calibrated -25%")]
+    columns = [profile[f"{name}: {setting}"] for name in names for setting in ("dense", "matched -25%")]
     rows = [[group, *(f"{column['groups_ms'][group]:.1f}" for column in columns)] for group in columns[0]["groups_ms"]]
     rows.append(["all", *(f"{column['total_ms']:.1f}" for column in columns)])
-    head = ["operations", *(text for name in names for text in (f"{name}: dense", "calibrated, -25 %"))]
+    head = ["operations", *(text for name in names for text in (f"{name}: dense", "matched, -25 %"))]
     return "\n\n".join(
         [
             "## Where the time goes",

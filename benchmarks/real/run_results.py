@@ -175,22 +175,22 @@ def run_large(lab: RealLab) -> None:
     settings = {
         "random identity, five at 0.8": TosaConfig(layers=FIVE, selector="random"),
         "five at 0.8": TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear"),
-        "calibrated -25%": chosen(lab, 0.25),
-        "calibrated -40%": chosen(lab, 0.4),
+        "matched -25%": chosen(lab, 0.25),
+        "matched -40%": chosen(lab, 0.4),
     }
     for name, config in settings.items():
         lab.measure("large", name, partial(one, config))
 
 
 def run_finetune(lab: RealLab) -> None:
-    """Label-free finetuning of the calibrated model at -25 %: the default of five epochs, at most 25 minutes."""
+    """Label-free finetuning of the matched model at -25 %: the default of five epochs, at most 25 minutes."""
     from tosa_cli.hub.checkpoint import load
     from tosa_cli.workflow.save import save
 
     def one() -> dict[str, Any]:
         model, _ = distilled(lab, lab.source(224), chosen(lab, 0.25), calibration=126)
         start = describe(model, 0.0, lab.quality(model, 95))
-        folder = lab.work / "results_calibrated"
+        folder = lab.work / "results_matched"
         save(model, folder, overwrite=True)
         command = [sys.executable, "-m", "tosa_cli.cli.app", "finetune", str(folder), "--objective", "features"]
         command += ["--data-dir", str(lab.work / "photos" / "calibration"), "--max-minutes", "25", "--json"]
@@ -204,7 +204,7 @@ def run_finetune(lab: RealLab) -> None:
             **describe(load(folder), 0.0, lab.quality(load(folder), 95)),
         }
 
-    lab.measure("finetune", "calibrated -25%", one)
+    lab.measure("finetune", "matched -25%", one)
 
 
 PARTS = {

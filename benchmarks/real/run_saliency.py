@@ -33,8 +33,8 @@ SHOWN = ("camera_00", "chelsea_00", "grass_00", "motorcycle_left_00", "rocket_00
 RANDOM = "random, identity: five at 0.8"
 PAPER = "paper without finetuning: five at 0.8"
 AFFINE = "similarity, nearest+affine: five at 0.8"
-CALIBRATED = "calibrated, layers by measurement: -25%"
-DRAWN = {PAPER: "paper, five at 0.8", AFFINE: "nearest+affine, five at 0.8", CALIBRATED: "calibrated, -25 %"}
+MATCHED = "matched, layers by measurement: -25%"
+DRAWN = {PAPER: "paper, five at 0.8", AFFINE: "nearest+affine, five at 0.8", MATCHED: "matched, -25 %"}
 
 
 def main() -> None:
@@ -165,8 +165,8 @@ def run_size(lab: SaliencyLab, size: int) -> None:
         "paper without finetuning, five layers: -25%": solve_keep_rate(
             source, TosaConfig(layers=FIVE, selector="attention"), 0.25
         ),
-        CALIBRATED: measured(lab, source, 0.25),
-        "calibrated, layers by measurement: -40%": measured(lab, source, 0.4),
+        MATCHED: measured(lab, source, 0.25),
+        "matched, layers by measurement: -40%": measured(lab, source, 0.4),
     }
 
     def one(name: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def run_size(lab: SaliencyLab, size: int) -> None:
 
 
 def measured(lab: SaliencyLab, source: Any, target: float) -> Any:
-    """The preset `calibrated` for a target: layers and keep rates by error curves measured at 224."""
+    """The preset `matched` for a target: layers and keep rates by error curves measured at 224."""
     from tosa_cli.config import TosaConfig
     from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
 

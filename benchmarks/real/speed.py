@@ -56,25 +56,25 @@ def run_speed(lab: RealLab, part: str = "speed") -> None:
         return {"reduction": flops.reduction, **report.to_dict()}
 
     small, tiny = "vit_small_patch14_dinov2", "deit_tiny_patch16_224"
-    calibrated = chosen(lab, 0.25)
+    matched = chosen(lab, 0.25)
     paper = partial(TosaConfig, layers=FIVE, selector="attention")
     eleven = partial(TosaConfig, layers=ELEVEN, selector="similarity")
     five = TosaConfig(layers=FIVE, selector="similarity", bypass="nearest+linear")
     float32, bfloat16 = torch.float32, torch.bfloat16
     cases = [
-        ("calibrated -25%", small, 224, 8, calibrated, float32, False),
-        ("calibrated -25%", tiny, 224, 16, calibrated, float32, False),
-        ("calibrated -40%", small, 224, 8, chosen(lab, 0.4), float32, False),
-        ("calibrated -40%", tiny, 224, 16, chosen(lab, 0.4), float32, False),
-        ("calibrated -25%, span 1", small, 224, 8, chosen(lab, 0.25, span=1), float32, False),
-        ("calibrated -25%, span 1", tiny, 224, 16, chosen(lab, 0.25, span=1), float32, False),
-        ("calibrated -25%", small, 224, 8, calibrated, bfloat16, False),
-        ("calibrated -25%", small, 224, 8, calibrated, float32, True),
-        ("calibrated -25%", tiny, 224, 16, calibrated, float32, True),
+        ("matched -25%", small, 224, 8, matched, float32, False),
+        ("matched -25%", tiny, 224, 16, matched, float32, False),
+        ("matched -40%", small, 224, 8, chosen(lab, 0.4), float32, False),
+        ("matched -40%", tiny, 224, 16, chosen(lab, 0.4), float32, False),
+        ("matched -25%, span 1", small, 224, 8, chosen(lab, 0.25, span=1), float32, False),
+        ("matched -25%, span 1", tiny, 224, 16, chosen(lab, 0.25, span=1), float32, False),
+        ("matched -25%", small, 224, 8, matched, bfloat16, False),
+        ("matched -25%", small, 224, 8, matched, float32, True),
+        ("matched -25%", tiny, 224, 16, matched, float32, True),
         ("five layers at 0.8", small, 224, 8, five, float32, False),
         ("eleven at 0.72, affine", small, 518, 2, eleven(keep_rate=0.72, bypass="nearest+affine"), float32, False),
         ("eleven at 0.6, affine", small, 518, 2, eleven(keep_rate=0.6, bypass="nearest+affine"), float32, False),
-        ("calibrated -25%", small, 518, 2, calibrated, float32, False),
+        ("matched -25%", small, 518, 2, matched, float32, False),
         ("paper at 0.4", tiny, 224, 16, paper(keep_rate=0.4), float32, False),
         ("paper at 0.8", tiny, 224, 16, paper(keep_rate=0.8), float32, False),
         ("paper at 0.8", small, 224, 8, paper(keep_rate=0.8), float32, False),
@@ -157,7 +157,7 @@ def run_profile(lab: RealLab) -> None:
         return {"total_ms": total, "groups_ms": {**groups, "all else": total - sum(groups.values())}}
 
     for what, name, batch in PROFILED:
-        for setting, converted in (("dense", False), ("calibrated -25%", True)):
+        for setting, converted in (("dense", False), ("matched -25%", True)):
             lab.measure("profile", f"{what}: {setting}", partial(one, name, batch, converted))
 
 

@@ -17,16 +17,16 @@ def run(abs_rel: float, d1: float) -> dict[str, Any]:
     return {**FIGURES, **COSTS, "abs_rel": abs_rel, "d1": d1}
 
 
-def page(calibrated: list[tuple[float, float]]) -> str:
+def page(matched: list[tuple[float, float]]) -> str:
     runs = {f"dense, seed {seed}": run(0.1, 0.9) for seed in range(2)}
-    runs |= {f"calibrated, -25 %, seed {seed}": run(*figures) for seed, figures in enumerate(calibrated)}
+    runs |= {f"matched, -25 %, seed {seed}": run(*figures) for seed, figures in enumerate(matched)}
     return run_depth.render({"machine": MACHINE, "settings": run_depth.SETTINGS, "dpt": runs})
 
 
 def test_encoders_are_compared_with_the_dense_one_of_the_same_seed() -> None:
     text = page([(0.101, 0.898), (0.103, 0.896)])
     assert "| dense | 6.000 | 0.0% | 2 | 0.1000 ± 0.0000 |" in text
-    assert "calibrated, -25 %: Abs Rel +2.0 ± 1.4 % (relative), δ<1.25 -0.0030 ± 0.0014; within 2 % and 0.005." in text
+    assert "matched, -25 %: Abs Rel +2.0 ± 1.4 % (relative), δ<1.25 -0.0030 ± 0.0014; within 2 % and 0.005." in text
 
 
 def test_the_page_is_that_of_the_committed_figures() -> None:
@@ -36,7 +36,7 @@ def test_the_page_is_that_of_the_committed_figures() -> None:
 
 def test_what_was_not_run_is_listed() -> None:
     text = page([(0.1, 0.9)])
-    assert "dpt on calibrated, -25 %, seed 1;" in text and "dpt on calibrated, -25 %, seed 0;" not in text
+    assert "dpt on matched, -25 %, seed 1;" in text and "dpt on matched, -25 %, seed 0;" not in text
 
 
 @pytest.mark.parametrize("figures", [(0.103, 0.9), (0.1, 0.894)])
@@ -66,7 +66,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 def test_what_was_measured_is_not_run_again(tmp_path: Path, commands: list[list[str]]) -> None:
     for _ in range(2):
         lab = run_depth.DepthLab(tmp_path, tmp_path / "depth.json")
-        lab.measure("dpt", "calibrated, -25 %", 0)
+        lab.measure("dpt", "matched, -25 %", 0)
     assert [command[0] for command in commands] == ["convert", "distill", "finetune", "eval"]
     assert "--resume" not in commands[2]
     rooms = {path.name for path in next(tmp_path.glob("depth_*/calibration_0")).iterdir()}

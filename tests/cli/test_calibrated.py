@@ -16,8 +16,32 @@ from tosa_cli import load
 CPU = "-b 4 -j 0 --device cpu"
 
 
-def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> None:
+def test_the_calibrated_preset_needs_one_command(work: Path, tosa: Tosa) -> None:
     done = tosa("convert dense --img-size 64 --preset calibrated --data-dir photos --max-samples 6")
+    assert done.code == 0, done.err
+    assert "Keep rates found on the whole model" in done.out and "Next: tosa eval" in done.err
+    model = load("dense-tosa")
+    assert (model.config.selector, model.config.bypass) == ("ward", "mean")
+    assert model.provenance.results["budget"]["search"]["images"] == 6
+    done = tosa(f"distill --preset calibrated --data-dir photos {CPU}")
+    assert done.code == 2 and "the model is ready to use" in done.err
+    assert tosa("convert --recipe dense-tosa/recipe.yaml -o again").code == 0
+    assert load("again").config == model.config
+
+
+def test_a_cosine_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tosa) -> None:
+    done = tosa("convert dense --img-size 64 --preset calibrated --data-dir photos --min-cosine 0.95")
+    assert done.code == 0, done.err
+    held = load("dense-tosa").provenance.results["budget"]["search"]["held"]
+    assert min(held["patch_cosine"], held["class_cosine"]) >= 0.95
+    assert f"Mean cosine on {held['images']} held-out images of patch tokens {held['patch_cosine']:.4f}" in done.err
+    assert "with 95 % confidence" in done.err
+    card = (work / "dense-tosa" / "README.md").read_text()
+    assert f"{held['patch_cosine']:.4f}" in card and f"{held['images']} held-out images" in card
+
+
+def test_the_matched_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> None:
+    done = tosa("convert dense --img-size 64 --preset matched --data-dir photos --max-samples 6")
     assert done.code == 0, done.err
     assert "chosen" in done.out and "Next: tosa distill" in done.err
     model = load("dense-tosa")
@@ -25,7 +49,7 @@ def test_the_calibrated_preset_goes_from_source_to_card(work: Path, tosa: Tosa) 
     assert model.provenance.results["budget"]["curves"][0]["layers"] == [1, 2]
     # On the images that it was made on a fit is kept.
     shutil.copytree("photos", "same")
-    done = tosa(f"distill --preset calibrated --data-dir photos --val-dir same {CPU} --json")
+    done = tosa(f"distill --preset matched --data-dir photos --val-dir same {CPU} --json")
     assert done.code == 0, done.err
     assert done.json["held_out"]["fit_kept"]
     assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)

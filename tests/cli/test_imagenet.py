@@ -20,7 +20,7 @@ from tosa_cli import load
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 
-PAPER, CALIBRATED = "deit_tiny_imagenet_paper", "deit_tiny_imagenet_calibrated"
+PAPER, MATCHED = "deit_tiny_imagenet_paper", "deit_tiny_imagenet_matched"
 CLASSES = ("n01440764", "n01443537", "n02102040", "n03028079")
 NUM_TRAIN, NUM_VALIDATION = 24, 12
 SMALL = "-b 4 -j 1 --device cpu"
@@ -77,7 +77,7 @@ def work(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def convert(tosa: Tosa, recipe: str, source: str, output: str) -> Any:
-    images = SOURCES[source] if recipe == CALIBRATED else ""
+    images = SOURCES[source] if recipe == MATCHED else ""
     done = tosa(f"convert dense --recipe {recipe} {images} --json -o {output}")
     assert done.code == 0, done.err
     return done.json
@@ -108,10 +108,10 @@ def check_accuracy(tosa: Tosa, folder: str, source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("recipe", [PAPER, CALIBRATED])
+@pytest.mark.parametrize("recipe", [PAPER, MATCHED])
 def test_a_recipe_runs_from_convert_to_eval(work: Path, tosa: Tosa, recipe: str, source: str) -> None:
     report = convert(tosa, recipe, source, "model")
-    if recipe == CALIBRATED:
+    if recipe == MATCHED:
         assert 0.258 <= report["reduction"] < 0.29
     done = tosa(f"distill model --recipe {recipe} {SOURCES[source]} {SHORT} --json")
     assert done.code == 0, done.err
@@ -126,7 +126,7 @@ def test_a_recipe_runs_from_convert_to_eval(work: Path, tosa: Tosa, recipe: str,
     check_accuracy(tosa, "model", source)
 
 
-@pytest.mark.parametrize(("source", "recipe"), [("folder", PAPER), ("hfds", CALIBRATED), ("wds", CALIBRATED)])
+@pytest.mark.parametrize(("source", "recipe"), [("folder", PAPER), ("hfds", MATCHED), ("wds", MATCHED)])
 def test_a_recipe_runs_in_two_processes(work: Path, tosa: Tosa, recipe: str, source: str) -> None:
     convert(tosa, recipe, source, "model")
     shutil.copytree("model", "alone")
@@ -138,7 +138,7 @@ def test_a_recipe_runs_in_two_processes(work: Path, tosa: Tosa, recipe: str, sou
         done = launch([*TOSA, *f"{command} model {words} --json".split()], work)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
-        is_fit = command == "distill" and recipe == CALIBRATED
+        is_fit = command == "distill" and recipe == MATCHED
         assert report["updates"] == (0 if is_fit else NUM_TRAIN // 4 // 2)
         assert report["held_out"]["samples"] == NUM_VALIDATION and not report["skipped"]
         if is_fit:  # what is fitted is what one process fits

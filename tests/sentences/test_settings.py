@@ -580,8 +580,8 @@ COMMANDS = [
     ("convert --layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
     (
         "convert dense --recipe nope",
-        "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_calibrated, "
-        "deit_tiny_imagenet_paper, dinov2_small_photos, grouped, kitti_newcrfs, nyu_newcrfs, paper; or give the "
+        "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_matched, "
+        "deit_tiny_imagenet_paper, dinov2_small_photos, kitti_newcrfs, matched, nyu_newcrfs, paper; or give the "
         "path of a .yaml file.",
     ),
     ("distill dense-tosa --epochs 0", "--epochs must be 1 or more, not 0."),
@@ -651,11 +651,24 @@ COMMANDS = [
         "layers as in --layers 2,4,6,8,10.",
     ),
     (
+        "convert dense --preset calibrated --data-dir photos --target-reduction 0.2 --min-cosine 0.9",
+        "Both --target-reduction and --min-cosine were given: pass one of them.",
+    ),
+    (
+        "convert dense --preset matched --data-dir photos --min-cosine 0.9",
+        "--min-cosine is for methods that put tokens into groups, for which `convert` leaves nothing to fit: pass "
+        "--selector ward --bypass mean, or --target-reduction 0.25 for the selector 'similarity'.",
+    ),
+    (
+        "convert dense --layers 2,4 --min-cosine 0.9",
+        "--min-cosine chooses the layers too: pass --layers auto, or leave it out.",
+    ),
+    (
         "convert dense --layers auto --data-dir photos",
         "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
         "--keep-rate.",
     ),
-    ("convert dense --preset mine", "--preset must be paper, calibrated or grouped, not 'mine'."),
+    ("convert dense --preset mine", "--preset must be paper, calibrated or matched, not 'mine'."),
     (
         "convert dense --preset paper --recipe deit_tiny_imagenet_paper",
         "Both --preset and --recipe were given: pass one of them.",

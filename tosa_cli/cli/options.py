@@ -21,7 +21,7 @@ STATE_FILE = Path(".tosa.json")
 WIDEST_LIST = 32
 """Characters of a list of choices that fit beside an option's help."""
 
-PRESETS = ("paper", "calibrated", "grouped")
+PRESETS = ("paper", "calibrated", "matched")
 
 ModelArgument = Annotated[
     str | None,
@@ -43,9 +43,9 @@ RecipeOption = Annotated[
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        help="paper: the paper's setting. calibrated: without finetuning, layers and keep rates chosen by "
-        "measurement, and a bypass that `tosa distill` fits. grouped: without finetuning and without a fit, tokens in "
-        "groups, keep rates found on the whole model. Each is a recipe.",
+        help="paper: the paper's setting. calibrated: without finetuning, tokens in groups whose means are computed, "
+        "keep rates found on the whole model; nothing to distill. matched: without finetuning, layers and keep rates "
+        "by error curves, and a bypass that `tosa distill` fits. Each is a recipe.",
         show_default=False,
     ),
 ]

@@ -11,6 +11,7 @@ from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.model.class_names import class_names
 from tosa_cli.model.flops import FlopsReport, count_flops
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.progress import counted
 from tosa_cli.provenance import Provenance
 from tosa_cli.recipe import command_lines
 
@@ -188,8 +189,30 @@ def _classes(model: TosaViT) -> str:
 def _measured(provenance: Provenance, measured: Sequence[str]) -> str:
     distilled: Any = provenance.results.get("distill") or {}
     selectors = [_selector_table(distilled)] if "layers" in distilled else []
-    parts = [*selectors, *measured]
+    budget: Any = provenance.results.get("budget") or {}
+    rates = [_rate_search(budget["search"])] if "search" in budget else []
+    parts = [*rates, *selectors, *measured]
     return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _rate_search(search: dict[str, Any]) -> str:
+    """On what the keep rates were found, and what held-out images say of them."""
+    found = (
+        f"Keep rates were found on {counted(search['images'], 'image')}, where 1 - cosine of the final tokens to the "
+        f"source's is {search['error']:.4f}."
+    )
+    held: Any = search.get("held")
+    if held is None:
+        return found
+    means = [
+        f"{kind} {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
+        for kind in ("patch", "class")
+        if held[f"{kind}_cosine"] is not None
+    ]
+    return (
+        f"{found} Mean cosine on {counted(held['images'], 'held-out image')}: {', '.join(means)} (± standard error). "
+        f"How much is saved was decided on these same images: on others it may be a little lower."
+    )
 
 
 def _selector_table(distilled: dict[str, Any]) -> str:

@@ -1,0 +1,163 @@
+"""Makes benchmarks/MERGING.md from the figures of `run_merging`."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.writer import speedup, table
+
+TARGETS = {224: (0.25, 0.4, 0.5), 518: (0.3, 0.45)}
+"""Shares of the MACs to save, by image size in pixels."""
+CALIBRATION = {224: 32, 518: 12}
+HELD_OUT = {224: 95, 518: 24}
+DRAWS = {224: 3, 518: 1}
+OURS = "calibrated"
+MERGE = "merge"
+NAMES = {
+    OURS: "`calibrated`",
+    "matched": "`matched`, 126 photos to fit",
+    MERGE: "token merging, un-merged once",
+    "merge-unmerge": "token merging, un-merged a layer",
+    "prune": "pruning (EViT)",
+    "smaller": "a smaller input",
+    "previous": "`previous` (A-MoD)",
+    "random": "`random`",
+}
+BATCHES = (1, 8)
+
+
+def key(size: int, target: float, *more: Any) -> str:
+    """Name of a setting in the results."""
+    return " ".join(map(str, (size, f"-{target:.0%}", *more)))
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page, from the committed figures."""
+    setting = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    parts = [
+        "# Beside token merging, at equal MACs and on the clock",
+        "Made by `python -m benchmarks.real.run_merging` from `results/merging.json`; nothing here is typed by hand. "
+        f"DINOv2 ViT-S/14, no labels, no finetuning; {setting}.",
+        "Every model gives all tokens at its end: merged tokens are un-merged, pruned ones stand for what they were "
+        "fused from, those of a smaller input are resized. MACs are counted with all that choosing and matching take. "
+        "Errors are 1 - cosine of final tokens to the dense model's, times 1000, on held-out photos: `mean` over them, "
+        "`median`, and what nine of ten are below. `saliency` is the mean correlation of the maps of a trained head. "
+        f"The keep rates of `calibrated` are found on calibration photos ({CALIBRATION[224]} at 224, "
+        f"{CALIBRATION[518]} at 518), of which {DRAWS[224]} draws are made at 224: mean ± standard deviation.",
+        *sections(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(results: dict[str, Any]) -> Iterator[str]:
+    """A part for each image size and saving."""
+    for size, targets in TARGETS.items():
+        for target in targets:
+            rows = {name: draws_of(results["quality"], key(size, target, name)) for name in NAMES}
+            rows = {name: found for name, found in rows.items() if found}
+            if OURS not in rows or MERGE not in rows:
+                continue
+            yield f"## {size} pixels, {target:.0%} fewer MACs ({rows[OURS][0]['photos']} photos)"
+            yield quality_table(rows)
+            ratios = [mean(rows[OURS], part) / mean(rows[MERGE], part) for part in ("patch", "class")]
+            medians = [
+                mean(rows[OURS], f"{part}_median") / mean(rows[MERGE], f"{part}_median") for part in ("patch", "class")
+            ]
+            yield (
+                f"Errors of `calibrated` as a share of token merging's, patch / class: {ratios[0]:.2f} / "
+                f"{ratios[1]:.2f} by the mean, {medians[0]:.2f} / {medians[1]:.2f} by the median."
+            )
+            for batch in BATCHES:
+                speed = results.get("speed", {}).get(key(size, target, "batch", batch))
+                if speed:
+                    yield speed_table(speed, size, batch)
+    yield from equal_time(results)
+
+
+def draws_of(quality: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The measurements of a model: one, or one a draw of calibration photos."""
+    return [found for other, found in quality.items() if other == name or other.startswith(f"{name} ")]
+
+
+def mean(found: list[dict[str, Any]], part: str) -> float:
+    """Mean over draws."""
+    return statistics.mean(one[part] for one in found)
+
+
+def quality_table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Errors of the models."""
+
+    def cell(found: list[dict[str, Any]], part: str, scale: float, digits: int) -> str:
+        values = [one[part] * scale for one in found]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}"
+
+    columns = ["patch", "patch_median", "patch_worst_tenth", "class", "class_median", "class_worst_tenth"]
+    head = [
+        "",
+        "MACs",
+        *(name.replace("_", ", ").replace("worst, tenth", "nine of ten") for name in columns),
+        "saliency",
+    ]
+    return table(
+        head,
+        [
+            [
+                NAMES[name],
+                f"-{mean(found, 'reduction'):.1%}",
+                *(cell(found, column, 1000, 2) for column in columns),
+                cell(found, "saliency", 1, 4),
+            ]
+            for name, found in rows.items()
+        ],
+    )
+
+
+def speed_table(speed: dict[str, Any], size: int, batch: int) -> str:
+    """Time of the models."""
+    rows = [
+        [NAMES.get(name, name), f"{row['median_s'] * 1e3:.1f}", speedup(row), f"{row['peak_memory_mb']:.0f}"]
+        for name, row in speed["models"].items()
+    ]
+    head = [f"batch {batch} at {size}, eager, float32, {speed['threads']} threads", "ms", "speed", "peak MiB of a pass"]
+    return table(head, rows)
+
+
+def equal_time(results: dict[str, Any]) -> Iterator[str]:
+    """What token merging's error is where it takes as long as `calibrated`, between the savings measured."""
+    lines = []
+    for batch in BATCHES:
+        rows = []
+        for target in TARGETS[224]:
+            speed = results.get("speed", {}).get(key(224, target, "batch", batch))
+            if speed:
+                found = {name: draws_of(results["quality"], key(224, target, name)) for name in (OURS, MERGE)}
+                times = {name: speed["models"][name]["speedup"] for name in found}
+                rows.append(
+                    (times, {name: {p: mean(each, p) for p in ("patch", "class")} for name, each in found.items()})
+                )
+        for times, errors in rows:
+            ratios = []
+            for part in ("patch", "class"):
+                points = sorted((other[MERGE], math.log(found[MERGE][part])) for other, found in rows)
+                at = interpolate(points, times[OURS])
+                ratios.append("outside" if at is None else f"{errors[OURS][part] / math.exp(at):.2f}")
+            lines.append([f"batch {batch}, {times[OURS]:.2f}x", *ratios])
+    if lines:
+        yield "## At equal time"
+        yield (
+            "Errors of `calibrated` at 224 as a share of token merging's at the same speed, whose error there lies on "
+            "a line between the logarithms of the errors measured; `outside` is where it was not measured so fast or "
+            "so slow."
+        )
+        yield table(["speed beside the dense model", "patch", "class"], lines)
+
+
+def interpolate(points: list[tuple[float, float]], x: float) -> float | None:
+    """The value at x on the line through points (x, y), which rise in x; None outside of them."""
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return None

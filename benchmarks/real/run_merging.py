@@ -1,0 +1,164 @@
+"""The preset `calibrated` beside token merging and the other peers: tokens, a saliency head, and the clock.
+
+    python -m benchmarks.real.run_merging [--work FOLDER] [--sizes 224 518] [--speed]
+    python -m benchmarks.real.run_merging --render
+
+Every model is compared by all tokens at its end, at equal MACs with matching counted, on held-out photos; keep rates of
+`calibrated` are found on calibration photos, of which several draws are made. `--speed` times all in turns in one
+process, and wants the machine alone. It writes benchmarks/results/merging.json after each measurement and goes on where
+it stopped; from that file it makes benchmarks/MERGING.md.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lab import FIGURES, HERE, WORK
+from benchmarks.real.lab import distilled, fetch
+from benchmarks.real.render_merging import (
+    BATCHES,
+    CALIBRATION,
+    DRAWS,
+    OURS,
+    TARGETS,
+    key,
+    render,
+)
+from benchmarks.real.run_saliency import SaliencyLab, correlation
+from benchmarks.writer import machine
+
+RESULTS = FIGURES / "merging.json"
+PAGE = HERE / "MERGING.md"
+
+
+def main() -> None:
+    """Measure what is not in the results yet, and render the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=WORK, help="where checkpoint and photos go")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--speed", action="store_true", help="time the models, on a machine that does nothing else")
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    if not args.render:
+        fetch(args.work)
+        lab = MergingLab(args.work)
+        for size in args.sizes:
+            for target in TARGETS[size]:
+                run_quality(lab, size, target)
+                if args.speed:
+                    run_speed(lab, size, target)
+    PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    print(f"Wrote {PAGE}")
+
+
+class MergingLab(SaliencyLab):
+    """The checkpoint with its saliency head, the photos, and the results so far."""
+
+    def __init__(self, work: Path) -> None:  # noqa: D107
+        super().__init__(work)
+        self.path, self.results = RESULTS, {}
+        self.read()
+        self.results["machine"] = machine()
+
+    def rates(self, size: int, target: float, draw: int) -> dict[int, float]:
+        """Keep rates of `calibrated`, found on one draw of calibration photos."""
+        from tosa_cli.config import Method
+        from tosa_cli.fit.rates import search_rates
+
+        def one() -> dict[str, Any]:
+            source = self.source(size)
+            photos = self.photos("calibration", source, CALIBRATION[size], draw)
+            method = Method(selector="ward", bypass="mean")
+            return search_rates(self.accelerator, source, method, photos, target).to_dict()
+
+        name = key(size, target, draw)
+        self.measure("rates", name, one)
+        return {int(layer): rate for layer, rate in self.results["rates"][name]["keep_rates"].items()}
+
+    def ours(self, size: int, target: float, draw: int) -> Any:
+        """A model by the preset `calibrated`."""
+        from tosa_cli.config import Method
+        from tosa_cli.model.convert import insert_selectors
+
+        rates = self.rates(size, target, draw)
+        config = Method(selector="ward", bypass="mean").at(rates, rates.values())
+        return insert_selectors(self.source(size), config).eval()
+
+    def matched(self, size: int, target: float) -> Any:
+        """A model by the preset `matched`: layers and keep rates as in results.json, fitted on 126 photos."""
+        from benchmarks.real.lab import RealLab, chosen
+
+        config = chosen(RealLab(self.work), target)
+        return distilled(self, self.source(size), config, 126)[0]
+
+    def near(self, model: Any, size: int) -> dict[str, Any]:
+        """1 - cosine of final tokens, and correlation of the saliency maps, on held-out photos."""
+        import torch
+        from torch.nn import functional as F
+
+        errors, correlations = [], []
+        with torch.inference_mode():
+            for images, dense_maps, dense_tokens in self.held_out(size):
+                maps, tokens = self.map_and_tokens(model, images)
+                errors.append(1 - F.cosine_similarity(tokens, dense_tokens, dim=-1))
+                correlations.append(correlation(dense_maps.flatten(1).double(), maps.flatten(1).double()))
+        error = torch.cat(errors)
+        parts = {"patch": error[:, 1:].mean(1), "class": error[:, 0]}
+        found: dict[str, Any] = {"photos": len(error), "saliency": torch.cat(correlations).mean().item()}
+        for name, values in parts.items():
+            found |= {name: values.mean().item(), f"{name}_median": values.median().item()}
+            found[f"{name}_worst_tenth"] = values.quantile(0.9).item()
+        return found
+
+    def keep(self, names: list[str], what: str, batches: list[Any]) -> None:
+        """Nothing: this page has no picture."""
+
+
+def run_quality(lab: MergingLab, size: int, target: float) -> None:
+    """Every model at one size and one saving."""
+    import torch
+
+    from tosa_cli.model.flops import count_flops
+    from tosa_cli.peers.compare import build_peers
+
+    def one(model: Any) -> dict[str, Any]:
+        return {"reduction": count_flops(model).reduction, **lab.near(model, size)}
+
+    for draw in range(DRAWS[size]):
+        lab.measure("quality", key(size, target, OURS, draw), lambda draw=draw: one(lab.ours(size, target, draw)))
+    if size == 224 and target < 0.5:
+        lab.measure("quality", key(size, target, "matched"), lambda: one(lab.matched(size, target)))
+    torch.manual_seed(0)  # the selector `random` draws
+    peers, _ = build_peers(lab.source(size), target)
+    for name, peer in peers.items():
+        measured = partial(lambda peer: {"reduction": peer.reduction, **lab.near(peer.model.eval(), size)}, peer)
+        lab.measure("quality", key(size, target, name), measured)
+
+
+def run_speed(lab: MergingLab, size: int, target: float) -> None:
+    """Time of every model at one size and one saving, all in turns."""
+    import torch
+
+    from tosa_cli.measure.speed import time_in_turns
+    from tosa_cli.peers.compare import build_peers
+
+    def one(batch: int) -> dict[str, Any]:
+        dense = lab.source(size).eval()
+        models: dict[str, Any] = {"dense": dense, OURS: lab.ours(size, target, 0)}
+        if size == 224 and target < 0.5:
+            models["matched"] = lab.matched(size, target)
+        models |= {name: peer.model.eval() for name, peer in build_peers(dense, target)[0].items()}
+        report = time_in_turns(models, torch.randn(batch, 3, size, size), rounds=15, seconds=0.3)
+        return {
+            "threads": torch.get_num_threads(),
+            "models": {name: {**vars(report.timings[name]), **vars(report.speedups[name])} for name in models},
+        }
+
+    for batch in BATCHES if size == 224 else (1,):
+        lab.measure("speed", key(size, target, "batch", batch), partial(one, batch))
+
+
+if __name__ == "__main__":
+    main()
