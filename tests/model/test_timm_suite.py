@@ -31,7 +31,7 @@ FAMILIES = {
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "dense": None,
     "paper": {"layers": (2, 4), "keep_rate": 0.6},
-    "calibrated": {
+    "matched": {
         "layers": (1, 2, 3, 4),
         "keep_rate": 0.6,
         "selector": "similarity",
@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
         "neighbors": 4,
         "span": 2,
     },
-    "grouped": {"layers": (2, 3, 4), "keep_rate": (0.9, 0.7, 0.5), "selector": "ward", "bypass": "mean"},
+    "calibrated": {"layers": (2, 3, 4), "keep_rate": (0.9, 0.7, 0.5), "selector": "ward", "bypass": "mean"},
 }
 """The presets, with layers and keep rates for four layers."""
 

@@ -9,8 +9,8 @@ from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
-    from tosa_cli.fit.rates import RateSearch
     from tosa_cli.fit.nearness import Nearness
+    from tosa_cli.fit.rates import RateSearch
 
 
 def show_curves(curves: "Sequence[ErrorCurve]", config: TosaConfig | None = None) -> None:

@@ -18,8 +18,8 @@ from tosa_cli.config import Method
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibration import Calibration
-from tosa_cli.fit.schedules import Schedules
 from tosa_cli.fit.nearness import Nearness, WholeModel
+from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.families import Backbone
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress

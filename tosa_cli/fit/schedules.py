@@ -24,13 +24,15 @@ class Schedules:
     Args:
         backbone: The dense model.
         method: A method that puts tokens into groups.
+        layers: Layers in which tokens can be selected; None takes all that are eligible.
 
     Raises:
         ConfigError: If tokens can be selected in no layer.
     """
 
-    def __init__(self, backbone: Backbone, method: Method) -> None:
-        layers = eligible_layers(backbone, method.selection, method.reads_maps)
+    def __init__(self, backbone: Backbone, method: Method, layers: Sequence[int] | None = None) -> None:
+        if layers is None:
+            layers = eligible_layers(backbone, method.selection, method.reads_maps)
         if not layers:
             raise ConfigError(
                 f"The selector {method.selector!r} can select tokens in no layer of the model: take another."

@@ -13,7 +13,7 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibrate import CalibrationReport, fit
 from tosa_cli.fit.calibration import KeptTokens
-from tosa_cli.fit.rates import BEGINNINGS, RISES, Schedules
+from tosa_cli.fit.schedules import Schedules
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families import why_ineligible
 from tosa_cli.model.families.transformers_vit import parameters
@@ -185,11 +185,13 @@ def choose_run_rates(
     model.eval()
     run = insert_run(found, method.at(layers, 1.0), measure_patches(found, call_on(model, batches[0])))
     try:
-        schedules: Any = _RunSchedules(run, method, layers, target_reduction)  # type: ignore[arg-type]
-        tries = [schedules.rising(rise, first) for first in range(min(BEGINNINGS, len(layers))) for rise in RISES]
+        schedules: Any = _RunSchedules(run, method, layers)  # type: ignore[arg-type]
+        schedules.check(target_reduction)
+        able = [shares for shares in schedules.all() if schedules.reaches(shares, target_reduction)]
+        tries = [schedules.keep_rates(shares, target_reduction) for shares in able]
         with BatchTokens(model, found, batches, progress) as kept:
             kept.progress.start(len(batches) * (1 + len(tries)), 0)
-            best, _ = min(_measured(kept, schedules, tries), key=lambda pair: pair[1])
+            best, _ = min(_measured(kept, tries), key=lambda pair: pair[1])
         config: TosaConfig = schedules.config(best)
         return config
     finally:
@@ -197,9 +199,7 @@ def choose_run_rates(
         model.train(mode)
 
 
-def _measured(
-    kept: BatchTokens, schedules: Schedules, tries: list[list[float]]
-) -> Iterator[tuple[dict[int, float], float]]:
+def _measured(kept: BatchTokens, tries: list[dict[int, float]]) -> Iterator[tuple[dict[int, float], float]]:
     """Keep rates, and how far the tokens behind the last layer are from the dense model's with them."""
     run = kept.model
 
@@ -217,11 +217,9 @@ def _measured(
             yield {"error": {"root": _errors(values["final"], stream.tokens).sqrt().sum().cpu()}}
 
     kept.sum_up(dense_pass())
-    for shares in tries:
-        rates = schedules.keep_rates(shares)
-        if schedules.reduction(rates) >= schedules.target:
-            run.keep_rates.update(rates)
-            yield rates, kept.sum_up(error_pass())["error"]["root"].item()
+    for rates in tries:
+        run.keep_rates.update(rates)
+        yield rates, kept.sum_up(error_pass())["error"]["root"].item()
 
 
 def _errors(dense: Tensor, tokens: Tensor) -> Tensor:
