@@ -157,6 +157,12 @@ def split_weights(folder: Path, parts: int = 3) -> Path:
     return folder
 
 
+def test_a_source_is_loaded_in_inference_mode_too(tmp_path: Path, vit: nn.Module) -> None:
+    folder = write_folder(tmp_path / "dense", vit)
+    with torch.inference_mode():
+        assert_same(load_source(str(folder)), vit)
+
+
 def test_weights_that_are_split_are_read_by_their_index(tmp_path: Path, vit: nn.Module) -> None:
     folder = split_weights(write_folder(tmp_path / "dense", vit))
     assert_same(load_source(str(folder)), vit)

@@ -151,10 +151,11 @@ def _fit(state: Mapping[str, Tensor], model: Any, own_size: tuple[int, int] | No
     size = tuple(own_size or model.patch_embed.img_size)
     before = model.__dict__.get("pretrained_model_args")
     model.pretrained_model_args = {**(before or {}), "img_size": size}  # from where the filter reads the old grid
-    leaves = {key: value.detach().requires_grad_(value.is_floating_point()) for key, value in state.items()}
     try:
-        # The filter prints what it cannot use, and stdout is for reports.
-        with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
+        # The filter prints what it cannot use, and stdout is for reports. Who loads a model may be in inference mode.
+        with torch.inference_mode(False), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
+            values = {key: value.clone() if value.is_inference() else value.detach() for key, value in state.items()}
+            leaves = {key: value.requires_grad_(value.is_floating_point()) for key, value in values.items()}
             fitted = family_of(model).fit_checkpoint(dict(leaves), model, adapt_layer_scale=True)
     finally:
         if before is None:
