@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_depth_model_goes_all_the_way(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cheap"
-    tosa("convert", str(source), "--preset", "calibrated", "-o", str(folder))
+    tosa("convert", str(source), "--preset", "matched", "-o", str(folder))
     tosa("distill", str(folder), "--data-dir", str(photos))
     found = json.loads(tosa("eval", str(folder), "--data-dir", str(photos), "--update-card", "--json").out)
     assert found["samples"] == 3
@@ -59,7 +59,7 @@ def test_a_depth_model_goes_all_the_way(tosa: Tosa, source: Path, photos: Path, 
 
 def test_rates_are_measured_on_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "grouped"
-    options = ["--preset", "grouped", "--data-dir", str(photos)]
+    options = ["--preset", "calibrated", "--data-dir", str(photos)]
     found = json.loads(tosa("convert", str(source), *options, "-o", str(folder), "--json").out)
     assert found["kind"] == "DepthAnythingForDepthEstimation"
     model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)

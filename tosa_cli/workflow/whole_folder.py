@@ -132,7 +132,7 @@ def load_converted(name: str) -> WholeModel:
     """
     whole = load_whole(name)
     if not is_converted(whole.model):
-        raise InputError(f"{name} is not converted yet: run `tosa convert {name} --preset grouped` first.")
+        raise InputError(f"{name} is not converted yet: run `tosa convert {name} --preset calibrated` first.")
     return whole
 
 
