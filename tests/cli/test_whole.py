@@ -78,6 +78,8 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
         assert "whole model of transformers" in failed.err
     assert "leave out --batch-size" in tosa("eval", str(folder), "--batch-size", "2").err
     assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
+    held = ["--preset", "calibrated", "--min-cosine", "0.9", "--data-dir", str(photos), "-o", f"{folder}-2"]
+    assert "--min-cosine is for encoders" in tosa("convert", str(source), *held).err
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
             raise ConfigError(
                 f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
             )
+    if config.min_cosine is not None:
+        raise ConfigError("--min-cosine is for encoders, not for a whole model yet: pass --target-reduction 0.25.")
     whole = load_whole(config.source, config.pretrained)
     tosa = _layers_for(whole, config, listener)
     convert_whole(whole.model, tosa)
