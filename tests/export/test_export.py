@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from torch import Tensor, nn
 
@@ -211,6 +212,15 @@ def test_random_selection_is_compared_given_the_tokens_it_selected(tmp_path: Pat
     check = export_model(tiny_tosa(selector="random"), tmp_path / "model.onnx").check
     assert check.random and check.tied_difference is not None and check.tied_difference < 1e-4
     assert check.tied_difference_own is not None and check.tied_difference_own > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"selector": "ward", "bypass": "mean"}, {"selector": "similarity"}], ids=str)
+def test_the_evaluator_that_comes_with_onnx_runs_a_file(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model, path, images = tiny_tosa(**settings), tmp_path / "model.onnx", images_of(2)
+    onnx_file.write_onnx(model, path, ["logits"], images=images, dynamic_batch=True, opset=20)
+    found = ReferenceEvaluator(str(path)).run(None, {"pixel_values": images.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-4)
 
 
 # ---------------------------------------------------------------- torch.export

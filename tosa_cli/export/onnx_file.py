@@ -82,6 +82,7 @@ def write_onnx(
                 opset_version=opset,
                 input_names=[INPUT],
                 output_names=[*outputs, *choices],
+                custom_translation_table={torch.ops.aten.gather.default: _gather},
             )
             written.save(path, external_data=weights > SINGLE_FILE_BYTES)
     except OSError:
@@ -93,6 +94,16 @@ def write_onnx(
             f"PyTorch {torch.__version__} could not say this model in ONNX ({type(cause).__name__}: {reason}). "
             f"Try --format pt2."
         ) from error
+
+
+def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    """`torch.gather`; of rows of numbers as `GatherND`, as onnx's own evaluator misreads the other beyond 31 a row."""
+    from onnxscript import opset18
+
+    if len(values.shape) == 2 and dim in (1, -1):
+        last = opset18.Constant(value_ints=[-1])
+        return opset18.GatherND(values, opset18.Unsqueeze(index, last), batch_dims=1)
+    return opset18.GatherElements(values, index, axis=dim)
 
 
 def data_file(path: Path) -> Path:
