@@ -97,11 +97,11 @@ def write_onnx(
 
 
 def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
-    """`torch.gather`; of rows of numbers as `GatherND`, as onnx's own evaluator misreads the other beyond 31 a row."""
+    """`torch.gather`; of rows of numbers as `GatherND`, as onnx's own evaluator misreads the other in long rows."""
     from onnxscript import opset18
 
     if len(values.shape) == 2 and dim in (1, -1):
-        last = opset18.Constant(value_ints=[-1])
+        last: Any = opset18.Constant(value_ints=[-1])
         return opset18.GatherND(values, opset18.Unsqueeze(index, last), batch_dims=1)
     return opset18.GatherElements(values, index, axis=dim)
 
