@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import transformers
@@ -72,7 +73,7 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
     folder = tmp_path / "whole"
     grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]
     tosa("convert", str(source), *grouped, "-o", str(folder))
-    for command in (["bench"], ["export"], ["inspect"], ["finetune", "--data-dir", str(photos)]):
+    for command in (["bench"], ["inspect"], ["finetune", "--data-dir", str(photos)]):
         failed = tosa(command[0], str(folder), *command[1:])
         assert failed.code in (1, 2)
         assert "whole model of transformers" in failed.err
@@ -80,6 +81,19 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
     assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
     held = ["--preset", "calibrated", "--min-cosine", "0.9", "--data-dir", str(photos), "-o", f"{folder}-2"]
     assert "--min-cosine is for encoders" in tosa("convert", str(source), *held).err
+
+
+def test_a_whole_model_becomes_one_checked_file(tosa: Tosa, source: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "whole", tmp_path / "whole.onnx"
+    tosa("convert", str(source), "--layers", "2,3", "--selector", "ward", "--bypass", "mean", "-o", str(folder))
+    report = json.loads(tosa("export", str(folder), "-o", str(file), "--json").out)
+    assert report["outputs"] == ["predicted_depth"]
+    assert report["difference"] < 1e-4
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
+    images = torch.randn(1, 3, 56, 56)
+    (depth,) = onnxruntime.InferenceSession(file).run(None, {"pixel_values": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(depth, model(images).predicted_depth.numpy(), atol=1e-4)
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

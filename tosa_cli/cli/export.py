@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model, with_settings
 from tosa_cli.data.images import read_img_size
+from tosa_cli.errors import ConfigError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.hub.names import stem_of
 from tosa_cli.progress import counted
@@ -53,6 +54,13 @@ def export(
     if chosen == "onnx":
         check_installed()
     check_target(path, chosen, overwrite)
+
+    if whole.is_whole(name):
+        if chosen != "onnx":
+            raise ConfigError("A whole model is written as ONNX alone: leave out --format.")
+        whole.check_given("export", {**settings, "img_size": img_size}, "atol")
+        whole.export(name, path, config.atol, json)
+        return
 
     from tosa_cli.hub.checkpoint import load
 

@@ -121,6 +121,25 @@ def evaluate(name: str, given: Mapping[str, Any], update_card: bool, json: bool)
         console.say(f"Wrote the result into {folder}.")
 
 
+def export(name: str, path: Path, atol: float, json: bool) -> None:
+    """`tosa export` of a whole model: one ONNX file for one image of its own size."""
+    from tosa_cli.export.whole import export_whole
+    from tosa_cli.workflow.whole_folder import image_part, load_converted
+
+    model = load_converted(name).model
+    part = image_part(model)
+    report = export_whole(part, path, atol)
+    if json:
+        console.print_json(report.to_dict())
+        return
+    shape = "x".join(map(str, report.input))
+    console.print_line(
+        f"{report.file}: {report.size_mb:.1f} MB; {type(part).__name__}, takes {shape}; gives "
+        f"{', '.join(report.outputs)}."
+    )
+    console.print_line(f"It was run on random images: outputs differ by {report.difference:.2g} at most.")
+
+
 def show_flops(report: "WholeFlops") -> None:
     """Print the table of a report."""
     rows = flops_rows(report.layers)
