@@ -85,8 +85,8 @@ def export_whole(model: nn.Module, path: Path, atol: float) -> WholeExportReport
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise ExportError(
-            f"PyTorch {torch.__version__} could not say this model in ONNX ({type(error).__name__}: {reason}). A model "
-            f"converted with --preset grouped may be."
+            f"PyTorch {torch.__version__} could not say this model in ONNX ({type(error).__name__}: {reason}): "
+            f"call torch.export or torch.jit.trace on it from Python."
         ) from error
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
