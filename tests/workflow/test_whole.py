@@ -13,6 +13,7 @@ import tosa_cli
 from tests.model.whole_models import batch_for, clip, depth_anything, vitpose, yolos
 from tosa_cli import TosaConfig
 from tosa_cli.errors import ConfigError, DataError, UnsupportedModelError
+from tosa_cli.measure.agreement import compare_depth
 from tosa_cli.model.runs import converted_runs
 
 NEAREST = TosaConfig(layers=(2, 3, 4), keep_rate=0.6, selector="similarity", bypass="nearest+affine", neighbors=1)
@@ -106,3 +107,12 @@ def test_what_is_missing_is_told() -> None:
         tosa_cli.calibrate(model, [])
     with pytest.raises(ConfigError, match="converted already"):
         tosa_cli.convert(model, NEAREST)
+
+
+def test_depth_is_compared_by_form_and_not_by_scale_and_shift() -> None:
+    depth = torch.linspace(0, 4, 64).reshape(1, 8, 8)
+    figures = compare_depth(depth, 3 * depth + 2)
+    assert figures["abs_rel"].item() == pytest.approx(0, abs=1e-6)
+    assert figures["delta1"].item() == figures["correlation"].item() == pytest.approx(1)
+    noisy = depth + torch.where(torch.arange(64).reshape(1, 8, 8) % 2 == 0, 0.5, -0.5)
+    assert 0 < compare_depth(depth, noisy)["abs_rel"].item() < 1
