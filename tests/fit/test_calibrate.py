@@ -420,6 +420,33 @@ def test_a_fit_is_kept_only_if_the_held_out_images_say_so(
     assert watch.best.update == better == report.fit_kept
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ((0.02, -0.05, 0.01), True),  # a little worse in all, and three images cannot tell
+        ((-0.02, -0.03, -0.02), False),  # worse on every one
+        ((0.01, 0.02, 0.01), True),
+        ((0.01, float("nan"), 0.01), False),
+    ],
+)
+def test_a_fit_is_dropped_by_the_differences_image_by_image(
+    photos: Path, tmp_path: Path, changes: tuple[float, ...], kept: bool
+) -> None:
+    model = tiny_tosa(selector="similarity", bypass="nearest+linear")
+    start, before = weights(model, "bypasses"), (0.9, 0.2, 0.5)
+    images = [before, tuple(one + change for one, change in zip(before, changes, strict=True))]
+
+    def measure() -> HeldOut:
+        scores = images.pop(0)
+        return HeldOut(len(scores), sum(scores) / len(scores), {"cosine": sum(scores)}, scores=scores)
+
+    watch = Watch(measure, every=0, keep_best=True)
+    report = train_and_fit(model, photos, tmp_path / "checkpoint", watch=watch)
+    assert report.fit_kept == kept and same(start, weights(model, "bypasses")) != kept
+    assert watch.best.update == kept
+    assert report.change is not None and report.change.mean == pytest.approx(sum(changes) / 3, nan_ok=True)
+
+
 @pytest.mark.parametrize("better", [True, False])
 def test_beside_trained_selectors_the_first_figure_is_of_neither_and_the_fit_is_judged_alone(
     photos: Path, tmp_path: Path, better: bool

@@ -80,16 +80,24 @@ def describe_conditions(measured: Mapping[str, Any]) -> str:
 
 def how_chosen(done: Mapping[str, Any]) -> str:
     """What the held-out images decided that give the figures of `tosa distill` or `tosa finetune`, as a sentence."""
-    if done.get("fit_kept") is False:
-        return "The fit was not kept, as it did no better on these images."
-    if done.get("fit_kept"):
-        return "The fit was kept as it did better on these same images: on others it may gain less."
+    if done.get("fit_kept") is not None:
+        return _why_kept(done["fit_kept"], done.get("fit_change"), done.get("fit_change_error"))
     if done.get("best_step") is not None:
         return (
             f"The weights are the best of {done.get('measurements', 'several')} measurements on these same "
             f"images, the start included: on others they may gain less."
         )
     return ""
+
+
+def _why_kept(kept: bool, change: float | None, error: float | None) -> str:
+    """Why a fit was kept or not, by what it changed image by image."""
+    by_image = "" if change is None else f" Image by image the cosine changed by {change:+.4f} ± {error:.4f}."
+    if not kept:
+        return f"The fit was not kept, as it did no better on these images.{by_image}"
+    if change is None or change > 0:
+        return f"The fit was kept as it did better on these same images: on others it may gain less.{by_image}"
+    return f"The fit was kept, as these images do not show that it does worse.{by_image}"
 
 
 def describe_base(provenance: Provenance) -> str:

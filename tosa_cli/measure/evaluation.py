@@ -36,6 +36,10 @@ class Measure(ABC, Generic[Figures]):
             DataError: If a target is wrong.
         """
 
+    def scores(self) -> tuple[float, ...]:
+        """One number an image, larger is better, in the order of the images; none where only all have one."""
+        return ()
+
     @abstractmethod
     def figures(self, samples: int) -> dict[str, Figures]:
         """The figures of the models that are measured, by name, after so many images."""

@@ -172,9 +172,10 @@ class Task(ABC):
     def held_out(self, model: Any, teacher: Any, images: Any, device: torch.device, config: Any) -> HeldOut:
         """Measure a model on held-out images, beside its teacher if there is one; the score ranks its weights."""
         models = {"tosa": model} if teacher is None else {"tosa": model, "dense": teacher}
-        found = measure_models(models, images, self.measure(model), device=device, amp=config.amp, strict=config.strict)
+        measure = self.measure(model)
+        found = measure_models(models, images, measure, device=device, amp=config.amp, strict=config.strict)
         figures = {key: value for key, value in vars(found.models["tosa"]).items() if value is not None}
-        return HeldOut(found.samples, self.score(figures), figures)
+        return HeldOut(found.samples, self.score(figures), figures, scores=measure.scores())
 
     def doing(self, config: Any) -> str:
         """What finetuning does, in words."""

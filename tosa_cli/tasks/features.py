@@ -141,6 +141,7 @@ class CosineMeasure(Measure[Cosines]):
         self.num_prefix = model.num_prefix_tokens
         self.has_class_token = has_class_token(model.backbone)
         self.patches = self.classes = 0.0
+        self._scores: list[float] = []
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """The final normalised tokens."""
@@ -149,8 +150,14 @@ class CosineMeasure(Measure[Cosines]):
     def add(self, images: Any, targets: Any, outputs: Mapping[str, Tensor]) -> None:
         """Sum up the cosines of each image."""
         cosine = F.cosine_similarity(outputs["dense"].float(), outputs["tosa"].float(), dim=-1)
-        self.patches += cosine[:, self.num_prefix :].mean(dim=1).sum().item()
-        self.classes += cosine[:, 0].sum().item()
+        patches, classes = cosine[:, self.num_prefix :].mean(dim=1), cosine[:, 0]
+        self.patches += patches.sum().item()
+        self.classes += classes.sum().item()
+        self._scores += ((patches + classes) / 2 if self.has_class_token else patches).tolist()
+
+    def scores(self) -> tuple[float, ...]:
+        """The mean of the cosines of each image."""
+        return tuple(self._scores)
 
     def figures(self, samples: int) -> dict[str, Cosines]:
         """The means over the images."""

@@ -1,8 +1,10 @@
 """The weights that finetuning trains, their running average, and the best of them by held-out images."""
 
+import math
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -51,12 +53,45 @@ class HeldOut:
         score: The one number, larger is better, by which weights are ranked.
         figures: What was measured, by name.
         update: Optimizer steps before it.
+        scores: The score of each image, in their order; empty where only all of them have one.
     """
 
     samples: int
     score: float
     figures: dict[str, float]
     update: int = 0
+    scores: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the scores of the same images changed, image by image.
+
+    Attributes:
+        mean: Mean of the differences.
+        error: Standard error of that mean; infinite for a single image.
+    """
+
+    mean: float
+    error: float
+
+    @classmethod
+    def between(cls, before: HeldOut, after: HeldOut) -> "Change":
+        """The change of the scores of the images; of the one score of all where they have none of their own."""
+        pairs = list(zip(before.scores, after.scores, strict=True)) or [(before.score, after.score)]
+        differences = [later - earlier for earlier, later in pairs]
+        if len(differences) == 1:
+            return cls(differences[0], math.inf if before.scores else 0.0)
+        return cls(statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is a change to the worse with 95 % confidence, or no number."""
+        return not self.mean + SURE * self.error >= 0
+
+
+SURE = 1.645
+"""Standard errors above a mean of which 95 % of all means of so many images are at least."""
 
 
 @dataclass
@@ -77,6 +112,7 @@ class Watch:
     history: list[HeldOut] = field(default_factory=list)
     seconds: float = 0.0
     _num_before: int = field(default=0, init=False, repr=False)
+    _keeps_last: bool = field(default=False, init=False, repr=False)
 
     def attach(self, accelerator: Accelerator, parts: nn.Module, average: Average | None, seed: int) -> None:
         """Say what trains: the parts, whose weights are the start, and their average, which goes before them.
@@ -104,7 +140,12 @@ class Watch:
     @property
     def best(self) -> HeldOut:
         """The best of the candidates, or the last if the last weights are kept; of equal ones the earliest."""
-        return max(self.candidates, key=_score) if self.keep_best else self.history[-1]
+        return max(self.candidates, key=_score) if self.keep_best and not self._keeps_last else self.history[-1]
+
+    def keep_last(self) -> None:
+        """Hand back the weights as they were measured last, whatever their score."""
+        self._keeps_last = True
+        self._best = _copy(self._parts) if self.keep_best else {}
 
     def is_due(self, update: int) -> bool:
         """Whether to measure after this optimizer step."""
@@ -127,7 +168,7 @@ class Watch:
             for module, training in modes:
                 module.training = training
         measured: HeldOut = self._main.tell(found)
-        measured = HeldOut(measured.samples, measured.score, measured.figures, update)
+        measured = replace(measured, update=update)
         self.history.append(measured)
         if self.keep_best and self.best is measured and update:
             self._best = _copy(self._parts)
