@@ -437,7 +437,7 @@ def test_a_fit_is_dropped_by_the_differences_image_by_image(
     images = [before, tuple(one + change for one, change in zip(before, changes, strict=True))]
 
     def measure() -> HeldOut:
-        scores = images.pop(0)
+        scores = list(images.pop(0))
         return HeldOut(len(scores), sum(scores) / len(scores), {"cosine": sum(scores)}, scores=scores)
 
     watch = Watch(measure, every=0, keep_best=True)

@@ -36,9 +36,9 @@ class Measure(ABC, Generic[Figures]):
             DataError: If a target is wrong.
         """
 
-    def scores(self) -> tuple[float, ...]:
+    def scores(self) -> list[float]:
         """One number an image, larger is better, in the order of the images; none where only all have one."""
-        return ()
+        return []
 
     @abstractmethod
     def figures(self, samples: int) -> dict[str, Figures]:

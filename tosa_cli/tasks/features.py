@@ -155,9 +155,9 @@ class CosineMeasure(Measure[Cosines]):
         self.classes += classes.sum().item()
         self._scores += ((patches + classes) / 2 if self.has_class_token else patches).tolist()
 
-    def scores(self) -> tuple[float, ...]:
+    def scores(self) -> list[float]:
         """The mean of the cosines of each image."""
-        return tuple(self._scores)
+        return list(self._scores)
 
     def figures(self, samples: int) -> dict[str, Cosines]:
         """The means over the images."""

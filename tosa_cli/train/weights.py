@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -60,7 +60,7 @@ class HeldOut:
     score: float
     figures: dict[str, float]
     update: int = 0
-    scores: Sequence[float] = ()
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
