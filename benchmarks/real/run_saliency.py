@@ -11,6 +11,7 @@ folder the picture.
 
 import argparse
 import json
+import math
 import statistics
 from functools import partial
 from pathlib import Path
@@ -70,9 +71,9 @@ class SaliencyLab(RealLab):
     def map_and_tokens(self, model: Any, images: Any) -> tuple[Any, Any]:
         """Saliency maps (B, H, W), and the final tokens (B, N, D) that they are made of."""
         tokens = model.forward_features(images)
-        patch = model.patch_embed.patch_size[0]
-        grid = tokens[:, model.num_prefix_tokens :].transpose(1, 2)
-        return self.head(grid.unflatten(2, (images.shape[-2] // patch, images.shape[-1] // patch)))[:, 0], tokens
+        patches = tokens[:, 1:].transpose(1, 2)  # of square images, behind one class token
+        side = math.isqrt(patches.shape[2])
+        return self.head(patches.unflatten(2, (side, side)))[:, 0], tokens
 
     def held_out(self, size: int) -> list[tuple[Any, Any, Any]]:
         """Images, and the dense encoder's maps and tokens of them, batch by batch; read once."""

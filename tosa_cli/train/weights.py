@@ -1,7 +1,6 @@
 """The weights that finetuning trains, their running average, and the best of them by held-out images."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -79,10 +78,10 @@ class Change:
     def between(cls, before: HeldOut, after: HeldOut) -> "Change":
         """The change of the scores of the images; of the one score of all where they have none of their own."""
         pairs = list(zip(before.scores, after.scores, strict=True)) or [(before.score, after.score)]
-        differences = [later - earlier for earlier, later in pairs]
-        if len(differences) == 1:
-            return cls(differences[0], math.inf if before.scores else 0.0)
-        return cls(statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+        differences = torch.tensor([later - earlier for earlier, later in pairs], dtype=torch.float64)
+        if len(pairs) == 1:
+            return cls(differences.item(), math.inf if before.scores else 0.0)
+        return cls(differences.mean().item(), differences.std().item() / math.sqrt(len(pairs)))
 
     @property
     def is_worse(self) -> bool:
