@@ -140,7 +140,7 @@ def join_groups(
     lengths = _lengths(means)
     true_means = group_means(means * coherence.unsqueeze(-1).to(means.dtype), sizes, position, grown_sizes)
     length = torch.zeros_like(grown_sizes).scatter_add(1, position, lengths * sizes) / grown_sizes
-    shortened = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1)
+    shortened = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
     return true_means / shortened.unsqueeze(-1).to(true_means.dtype), shortened
 
 
