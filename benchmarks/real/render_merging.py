@@ -19,6 +19,7 @@ NAMES = {
     OURS: "`calibrated`",
     "matched": "`matched`, 126 photos to fit",
     MERGE: "token merging, un-merged once",
+    "merge-decreasing": "token merging, fewer a layer with the depth",
     "merge-unmerge": "token merging, un-merged a layer",
     "prune": "pruning (EViT)",
     "smaller": "a smaller input",

@@ -1,5 +1,6 @@
 """Peers stand at the same true MACs as the model, and what cannot be had is told."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -73,6 +74,16 @@ def test_the_schedule_saves_what_is_asked_for_and_hardly_more(name: str, target:
     reduction = 1 - count_merged_macs(dense, mode, schedule) / dense_macs
     assert target <= reduction < target + 0.02
     assert max(schedule) - min(schedule) <= 1 or mode == "merge"
+
+
+@pytest.mark.parametrize("target", [0.2, 0.35])
+def test_the_decreasing_schedule_falls_to_none_and_saves_what_is_asked_for(target: float) -> None:
+    dense = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    schedule = solve_num_merged(dense, "merge", target, decreasing=True)
+    reduction = 1 - count_merged_macs(dense, "merge", schedule) / (count_flops(dense).dense_gmacs * 1e9)
+    assert target <= reduction < target + 0.01
+    falls = [before - after for before, after in itertools.pairwise(schedule)]
+    assert min(falls) >= -1 and schedule[0] > 1.5 * sum(schedule) / len(schedule) and schedule[-1] <= schedule[0] / 8
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,8 +1,9 @@
 """Other ways to spare tokens, beside a converted model: at the same true MACs, in turns, on the same images.
 
-Token merging, un-merged once at the end (`merge`) or in every layer (`merge-unmerge`), EViT's pruning by the class
-token's attention (`prune`), a smaller input whose tokens are resized (`smaller`), A-MoD's routing by the layer before
-(`previous`) and chance (`random`). Each gives every token, so all are compared by all tokens.
+Token merging, un-merged once at the end, by both of its schedules (`merge`, `merge-decreasing`), or in every layer
+(`merge-unmerge`), EViT's pruning by the class token's attention (`prune`), a smaller input whose tokens are resized
+(`smaller`), A-MoD's routing by the layer before (`previous`) and chance (`random`). Each gives every token, so all are
+compared by all tokens.
 """
 
 import dataclasses
@@ -22,12 +23,12 @@ from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.flops import GIGA, count_flops, solve_keep_rate
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
-from tosa_cli.peers.merging import MergedViT
+from tosa_cli.peers.merging import MergedViT, MergeMode
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
 from tosa_cli.peers.smaller import SmallerInput, solve_img_size
 
-PeerName = Literal["merge", "merge-unmerge", "prune", "smaller", "previous", "random"]
+PeerName = Literal["merge", "merge-decreasing", "merge-unmerge", "prune", "smaller", "previous", "random"]
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 
@@ -128,10 +129,11 @@ def make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
         ConfigError: If the reduction is out of its reach.
         UnsupportedModelError: If it cannot be made of this model.
     """
-    if name == "merge" or name == "merge-unmerge":
-        num_merged = solve_num_merged(dense, name, target_reduction)
-        macs = count_merged_macs(dense, name, num_merged)
-        return _shrunk_peer(dense, MergedViT(dense, name, num_merged), macs, {"num_merged": list(num_merged)})
+    if name in ("merge", "merge-decreasing", "merge-unmerge"):
+        mode: MergeMode = "merge-unmerge" if name == "merge-unmerge" else "merge"
+        num_merged = solve_num_merged(dense, mode, target_reduction, decreasing=name == "merge-decreasing")
+        macs = count_merged_macs(dense, mode, num_merged)
+        return _shrunk_peer(dense, MergedViT(dense, mode, num_merged), macs, {"num_merged": list(num_merged)})
     if name == "prune":
         layers = paper_layers(len(dense.blocks))
         keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)

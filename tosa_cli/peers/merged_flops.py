@@ -21,15 +21,19 @@ def count_merged_macs(backbone: Backbone, mode: MergeMode, num_merged: Sequence[
     return _MergedMacs(backbone, mode).count(num_merged)
 
 
-def solve_num_merged(backbone: Backbone, mode: MergeMode, target_reduction: float) -> tuple[int, ...]:
+def solve_num_merged(
+    backbone: Backbone, mode: MergeMode, target_reduction: float, *, decreasing: bool = False
+) -> tuple[int, ...]:
     """Find how many tokens to merge in each layer to save a share of the dense MACs, matching included.
 
-    The number is the same in every layer but for rounding, as in ToMe; a layer with fewer tokens merges half of them.
+    The number is the same in every layer but for rounding, or falls steadily to none, ToMe's two schedules; a layer
+    with fewer tokens merges half of them.
 
     Args:
         backbone: A dense timm ViT.
         mode: `merge` or `merge-unmerge`.
         target_reduction: Share of the dense MACs to save, as 0.25 for 25 %.
+        decreasing: Merge twice the mean in the first layer, and less and less behind it.
 
     Returns:
         The smallest numbers that save at least as much.
@@ -42,7 +46,7 @@ def solve_num_merged(backbone: Backbone, mode: MergeMode, target_reduction: floa
     macs = _MergedMacs(backbone, mode)
     most = 0.0
     for total in range(macs.depth * (macs.tokens + 1)):
-        num_merged = macs.schedule(total)
+        num_merged = macs.schedule(total, decreasing)
         reduction = 1 - macs.count(num_merged) / macs.dense
         if reduction >= target_reduction:
             return num_merged
@@ -87,12 +91,17 @@ class _MergedMacs(DenseMacs):
         blocks: Any = backbone.blocks
         self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in blocks]
 
-    def schedule(self, total: int) -> tuple[int, ...]:
-        """Spread a number of tokens evenly over the layers; no layer merges more than it can."""
+    def schedule(self, total: int, decreasing: bool) -> tuple[int, ...]:
+        """Spread a number of tokens over the layers, evenly or falling; no layer merges more than it can."""
+
+        def merged_by(layer: int) -> int:
+            if decreasing:
+                return (2 * self.depth - layer) * layer * total // self.depth**2
+            return layer * total // self.depth
+
         tokens, schedule = self.tokens, []
         for layer in range(self.depth):
-            even = (layer + 1) * total // self.depth - layer * total // self.depth
-            merged = min(even, num_mergeable(tokens, self.prefix))
+            merged = min(merged_by(layer + 1) - merged_by(layer), num_mergeable(tokens, self.prefix))
             schedule.append(merged)
             tokens -= merged if self.mode == "merge" else 0
         return tuple(schedule)
