@@ -210,9 +210,9 @@ def test_an_export_that_is_killed_leaves_the_old_file_or_the_new_one(
     content, report = Path("dense-tosa.pt2").read_bytes(), exported.json
     check = exports.CheckReport(**report["check"])
 
-    def write(job: Any, path: Path) -> tuple[Path, Any, None]:
+    def write(job: Any, path: Path) -> tuple[Path, Any, None, None]:
         path.write_bytes(content + b"new")
-        return path, check, None
+        return path, check, None, None
 
     monkeypatch.setattr(exports, "_export_pt2", write)
     assert check_every_kill(tosa, "export dense-tosa --format pt2 --overwrite", Path("dense-tosa.pt2"), bool) > 4
