@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 CLASSES = 7
 SETTINGS: dict[str, dict[str, object]] = {
     "paper": {"layers": (2, 4), "keep_rate": 0.5},
-    "calibrated": {
+    "matched": {
         "layers": (2, 3, 4, 5),
         "keep_rate": 0.5,
         "selector": "similarity",
@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, object]] = {
         "span": 2,
     },
 }
-"""The two presets, as far as six layers allow."""
+"""Two of the presets, as far as six layers allow."""
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"selector": "attention"},
     "paper, all query rows": {"selector": "attention", "query_rows": "all", "layers": (2, 5)},
     "probe": {"selector": "probe", "bypass": "linear", "layers": (1, 2, 3)},
-    "calibrated": {"selector": "similarity", "bypass": "nearest+affine", "span": 2, "layers": (1, 2, 3, 4, 6)},
+    "matched": {"selector": "similarity", "bypass": "nearest+affine", "span": 2, "layers": (1, 2, 3, 4, 6)},
     "previous, nearest": {"selector": "previous", "bypass": "nearest"},
     "random": {"selector": "random"},
 }
@@ -103,7 +103,7 @@ def test_maps_have_the_dense_models_form_at_any_size(kind: str, setting: str) ->
 @torch.no_grad()
 def test_a_model_that_is_set_to_another_size_has_the_maps_of_that_size(kind: str) -> None:
     for height, width in sizes_of(kind):
-        dense, model = make_pair(kind, "calibrated")
+        dense, model = make_pair(kind, "matched")
         for one in (dense, model):
             one.set_input_size((height, width))
         images = make_images(size=(height, width))
@@ -112,7 +112,7 @@ def test_a_model_that_is_set_to_another_size_has_the_maps_of_that_size(kind: str
 
 @torch.no_grad()
 def test_padding_to_whole_patches_is_timms() -> None:
-    dense, model = make_pair("test_vit", "calibrated", dynamic_img_size=True, dynamic_img_pad=True)
+    dense, model = make_pair("test_vit", "matched", dynamic_img_size=True, dynamic_img_pad=True)
     images = make_images(size=(70, 45))
     maps = model.forward_intermediates(images, indices=2, intermediates_only=True)
     assert_same_form(maps, dense.forward_intermediates(images, indices=2, intermediates_only=True))
@@ -121,7 +121,7 @@ def test_padding_to_whole_patches_is_timms() -> None:
 
 @torch.no_grad()
 def test_one_size_leaves_nothing_behind_for_the_next() -> None:
-    _, model = make_pair("test_vit2", "calibrated", dynamic_img_size=True)
+    _, model = make_pair("test_vit2", "matched", dynamic_img_size=True)
     first, second = make_images(size=(64, 96)), make_images(size=(128, 32))
     expected = model.forward_intermediates(second, intermediates_only=True)
     model.forward_intermediates(first)
@@ -159,7 +159,7 @@ OPTIONS: list[dict[str, Any]] = [
 @torch.no_grad()
 def test_every_option_means_what_it_means_to_timm(kind: str) -> None:
     images = make_images(size=make_predictor(kind).patch_embed.img_size)
-    for setting in ("paper", "calibrated"):
+    for setting in ("paper", "matched"):
         dense, model = make_pair(kind, setting)
         _, whole = make_pair(kind, setting, keep_rate=1.0)
         for options in OPTIONS:
@@ -186,8 +186,8 @@ def test_the_options_hold_for_selection_a_head(name: str) -> None:
 @torch.no_grad()
 def test_the_older_interface_of_dino_means_what_it_means_to_timm(kind: str) -> None:
     images = make_images(size=make_predictor(kind).patch_embed.img_size)
-    dense, model = make_pair(kind, "calibrated")
-    _, whole = make_pair(kind, "calibrated", keep_rate=1.0)
+    dense, model = make_pair(kind, "matched")
+    _, whole = make_pair(kind, "matched", keep_rate=1.0)
     for n in (1, 3, [0, 4], (1, -1)):
         for reshape in (False, True):
             for norm in (False, True):
@@ -236,7 +236,7 @@ def extractor_of(dense: Any, model: Any, kind: str, out_indices: Any, **args: An
 @pytest.mark.parametrize("out_indices", [[1, 3], (0, 2, 4, 5), 2, [-2]], ids=str)
 @torch.no_grad()
 def test_features_only_is_that_of_the_dense_architecture(kind: str, out_indices: Any) -> None:
-    for setting in ("paper", "calibrated"):
+    for setting in ("paper", "matched"):
         dense, model = make_pair(kind, setting)
         theirs, ours = extractor_of(dense, model, kind, out_indices)
         for trait in ("channels", "reduction", "module_name"):
@@ -252,7 +252,7 @@ def test_features_only_is_that_of_the_dense_architecture(kind: str, out_indices:
 
 @torch.no_grad()
 def test_a_saved_model_is_an_encoder_at_another_size(tmp_path: Any) -> None:
-    dense, model = make_pair("test_vit2", "calibrated")
+    dense, model = make_pair("test_vit2", "matched")
     save(model, tmp_path / "model")
     options: dict[str, Any] = {"pretrained": True, "features_only": True, "out_indices": [1, 4]}
     for args in ({"img_size": (96, 64)}, {"dynamic_img_size": True}):
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
 
 
 @kinds
-@pytest.mark.parametrize("setting", ["paper", "calibrated"])
+@pytest.mark.parametrize("setting", ["paper", "matched"])
 def test_a_decoder_written_for_the_dense_encoder_takes_the_converted_one(kind: str, setting: str) -> None:
     outputs = {}
     for keep_rate in (1.0, 0.5):
@@ -304,7 +304,7 @@ def test_a_decoder_written_for_the_dense_encoder_takes_the_converted_one(kind: s
 
 @kinds
 def test_gradients_of_a_decoder_reach_every_weight_of_the_encoder(kind: str) -> None:
-    for setting in ("paper", "calibrated"):
+    for setting in ("paper", "matched"):
         dense, model = make_pair(kind, setting)
         _, ours = extractor_of(dense, model, kind, [2, 5])
         Decoder(ours)(make_images(size=dense.patch_embed.img_size)).square().mean().backward()
@@ -321,7 +321,7 @@ def test_gradients_of_a_decoder_reach_every_weight_of_the_encoder(kind: str) -> 
 def test_recomputing_layers_in_the_backward_pass_gives_the_same_gradients() -> None:
     gradients = []
     for recompute in (False, True):
-        _, model = make_pair("test_vit2", "calibrated")
+        _, model = make_pair("test_vit2", "matched")
         model.set_grad_checkpointing(recompute)
         model.train()
         maps = model.forward_intermediates(make_images(size=64), indices=[1, 4], intermediates_only=True)

@@ -15,7 +15,7 @@ from tosa_cli.model.regression import Sums
 from tosa_cli.model.stream import Stream, run_all
 
 SURE = 1.645
-"""Standard errors below a mean of which 95 % of all means of so many images are at most."""
+"""So many standard errors from a mean is the bound, below or above, that holds with 95 % confidence."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from tosa_cli.bisection import largest
 from tosa_cli.config import Method
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
@@ -156,13 +157,8 @@ def _measured(
 
 def best_shares(whole: WholeModel, schedules: Schedules, target_reduction: float) -> list[float]:
     """The schedule for a saving that has the smallest mean of the roots of the errors of the images."""
-
-    def error(shares: list[float]) -> float:
-        return whole.at(schedules.keep_rates(shares, target_reduction)).root
-
-    steady, *others = schedules.all()
-    able = [each for each in others if schedules.reaches(each, target_reduction)]
-    return min([steady, *able], key=error)
+    shares, _ = min(schedules.able(target_reduction), key=lambda each: whole.at(each[1]).root)
+    return shares
 
 
 def largest_saving(schedules: Schedules, judge: WholeModel, shares: list[float], min_cosine: float) -> float:
@@ -171,11 +167,7 @@ def largest_saving(schedules: Schedules, judge: WholeModel, shares: list[float],
     def holds(percent: int) -> bool:
         return judge.at(schedules.keep_rates(shares, percent / 100)).least >= min_cosine
 
-    low, high = 0, int(schedules.most * 100)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low / 100
+    return largest(0, int(schedules.most * 100), holds) / 100
 
 
 def _report(whole: WholeModel, schedules: Schedules, shares: list[float], target_reduction: float) -> RateSearch:

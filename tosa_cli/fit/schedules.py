@@ -98,9 +98,10 @@ class Schedules:
             rates[layer] = round(max(least, round(self.tokens - merged)) / self.tokens, 5)
         return rates
 
-    def reaches(self, shares: Sequence[float], target_reduction: float) -> bool:
-        """Whether so much can be saved with these shares."""
-        return self.reduction(self.keep_rates(shares, target_reduction)) >= target_reduction
+    def able(self, target_reduction: float) -> list[tuple[list[float], dict[int, float]]]:
+        """Those of all schedules that can save so much, the steady ones first: shares, and the keep rates for it."""
+        tries = [(shares, self.keep_rates(shares, target_reduction)) for shares in self.all()]
+        return [(shares, rates) for shares, rates in tries if self.reduction(rates) >= target_reduction]
 
     def reduction(self, keep_rates: dict[int, float]) -> float:
         """Share of the dense MACs that keep rates save."""

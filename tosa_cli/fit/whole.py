@@ -15,7 +15,6 @@ from tosa_cli.fit.calibrate import CalibrationReport, fit
 from tosa_cli.fit.calibration import KeptTokens
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.methods import SELECTORS
-from tosa_cli.model.families import why_ineligible
 from tosa_cli.model.families.transformers_vit import parameters
 from tosa_cli.model.places import CallPlaces, Places
 from tosa_cli.model.regression import Sums
@@ -181,14 +180,13 @@ def choose_run_rates(
     if not batches:
         raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")
     found, mode = check_runs(model)[0], model.training
-    layers = [i for i, block in enumerate(found.blocks, start=1) if why_ineligible(block, "shared") is None]
+    layers = found.eligible_layers
     model.eval()
     run = insert_run(found, method.at(layers, 1.0), measure_patches(found, call_on(model, batches[0])))
     try:
         schedules: Any = _RunSchedules(run, method, layers)  # type: ignore[arg-type]
         schedules.check(target_reduction)
-        able = [shares for shares in schedules.all() if schedules.reaches(shares, target_reduction)]
-        tries = [schedules.keep_rates(shares, target_reduction) for shares in able]
+        tries = [rates for _, rates in schedules.able(target_reduction)]
         with BatchTokens(model, found, batches, progress) as kept:
             kept.progress.start(len(batches) * (1 + len(tries)), 0)
             best, _ = min(_measured(kept, tries), key=lambda pair: pair[1])

@@ -15,6 +15,7 @@ from timm.layers import AttentionPoolLatent, PatchEmbed, RmsNorm, RmsNorm2d
 from torch import nn
 
 from tosa_cli import methods
+from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.bypasses import BYPASSES
@@ -172,11 +173,8 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
             f"The target reduction {target_reduction:.1%} cannot be reached: layers "
             f"{','.join(map(str, config.layers))} save at most {reduction(1):.1%}. Name more layers."
         )
-    low, high = 1, 1000
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if reduction(middle) >= target_reduction else (low, middle - 1)
-    return dataclasses.replace(config, keep_rate=low / 1000)
+    thousandths = largest(1, 1000, lambda rate: reduction(rate) >= target_reduction)
+    return dataclasses.replace(config, keep_rate=thousandths / 1000)
 
 
 def count_layers(

@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from tosa_cli.fit.nearness import SURE
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.train.processes import MainProcess
 
@@ -87,10 +88,6 @@ class Change:
     def is_worse(self) -> bool:
         """Whether it is a change to the worse with 95 % confidence, or no number."""
         return not self.mean + SURE * self.error >= 0
-
-
-SURE = 1.645
-"""Standard errors above a mean of which 95 % of all means of so many images are at least."""
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos
@@ -19,7 +20,6 @@ from tosa_cli.hub.download import cached_commit
 from tosa_cli.hub.source import from_anywhere
 from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
-from tosa_cli.model.families import why_ineligible
 from tosa_cli.model.runs.calls import example_call, image_tower
 from tosa_cli.model.runs.find import check_runs, converted_runs
 from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
@@ -158,15 +158,13 @@ def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) ->
         return _at_target(whole.model, config, config.layers, config.target_reduction, listener)
     assert config.layers == AUTO and config.target_reduction is not None
     if not config.groups_tokens:
-        found = check_runs(whole.model)[0]
-        layers = [i for i, block in enumerate(found.blocks, start=1) if why_ineligible(block, "shared") is None]
+        layers = check_runs(whole.model)[0].eligible_layers
         listener.say("Without a measurement of single layers, all but the first get one keep rate.")
-        return _at_target(whole.model, config, tuple(layers[1:]), config.target_reduction, listener)
+        return _at_target(whole.model, config, layers[1:], config.target_reduction, listener)
     photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=config.max_samples or DEFAULT_SAMPLES)
     listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')} of {config.data_dir} ...")
-    method = Method(**{name: getattr(config, name) for name in Method.field_names()})
     with listener.progress("Measuring") as bar:
-        return choose_run_rates(image_part(whole.model), photos, config.target_reduction, method, bar)
+        return choose_run_rates(image_part(whole.model), photos, config.target_reduction, config, bar)
 
 
 @torch.no_grad()
@@ -186,11 +184,8 @@ def _at_target(
                 f"The target reduction {target:.1%} cannot be reached: these layers save at most {saved(1):.1%}. Name "
                 f"more layers."
             )
-        low, high = 1, 1000
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if saved(middle) >= target else (low, middle - 1)
+        keep_rate = largest(1, 1000, lambda thousandths: saved(thousandths) >= target) / 1000
     finally:
         remove_run(found)
-    listener.say(f"Keep rate {low / 1000} reaches the target.")
-    return method.at(layers, low / 1000)
+    listener.say(f"Keep rate {keep_rate} reaches the target.")
+    return method.at(layers, keep_rate)

@@ -40,6 +40,12 @@ class ImageRun:
         return [_source(layer) for layer in self.layers]
 
     @property
+    def eligible_layers(self) -> tuple[int, ...]:
+        """The layers, from 1, that can be ToSA layers, with a selector that reads no maps."""
+        blocks = enumerate(self.blocks, start=1)
+        return tuple(layer for layer, block in blocks if why_ineligible(block, "shared") is None)
+
+    @property
     def run(self) -> Run | None:
         """What was added by a conversion; None without one."""
         first = next(iter(self.layers), None)
