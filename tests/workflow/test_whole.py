@@ -87,6 +87,17 @@ def test_chosen_rates_save_the_share_asked_for() -> None:
     assert count_whole(tosa_cli.convert(model, config)).encoder_reduction >= 0.2
 
 
+def test_a_cosine_holds_on_batches_held_out() -> None:
+    model = random_model(yolos)
+    batches = [{"pixel_values": torch.randn(2, 3, 56, 70)} for _ in range(3)]
+    rates = {target: tosa_cli.choose_rates(model, batches, min_cosine=target).keep_rates for target in (0.9, 0.99)}
+    assert sum(rates[0.99].values()) > sum(rates[0.9].values())
+    with pytest.raises(DataError, match="held out"):
+        tosa_cli.choose_rates(model, batches[:1], min_cosine=0.9)
+    with pytest.raises(ConfigError, match="pass one"):
+        tosa_cli.choose_rates(model, batches)
+
+
 def test_somebodys_own_model_with_known_blocks_is_converted() -> None:
     model = OwnViT().eval()
     image = torch.randn(2, 3, 64, 64)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tosa_cli.cli import console
+from tosa_cli.cli.curves import show_search
 from tosa_cli.cli.flops import flops_rows, share
 from tosa_cli.cli.options import remember_model
 from tosa_cli.convert_config import ConvertConfig
@@ -47,8 +48,11 @@ def convert(config: ConvertConfig, folder: Path, overwrite: bool, dry_run: bool,
         whole_folder.save(report.whole, folder, overwrite)
         remember_model(folder)
     if json:
-        console.print_json({**report.flops.to_dict(), "kind": kind})
+        found = {"search": report.search.to_dict()} if report.search is not None else {}
+        console.print_json({**report.flops.to_dict(), "kind": kind, **found})
     else:
+        if report.search is not None:
+            show_search(report.search)
         show_flops(report.flops)
     if dry_run:
         console.say("Dry run: nothing was written.")

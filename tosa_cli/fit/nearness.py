@@ -1,7 +1,7 @@
-"""The whole model measured at any keep rates: how near its final tokens are to the dense model's."""
+"""Final tokens measured at any keep rates: how near they are to the dense model's, whatever the layers are inside of."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tosa_cli.fit.calibration import Calibration
-from tosa_cli.model.families import has_class_token
+from tosa_cli.fit.calibration import KeptTokens
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.stream import Stream, run_all
 
@@ -64,15 +63,19 @@ class Nearness:
         return {name: value for name, value in asdict(self).items() if name != "root"}
 
 
-class WholeModel:
-    """A model whose final tokens are compared with the dense model's on the same images, at one setting after another.
+class FinalTokens:
+    """The final tokens of a model beside the dense model's on the same images, at one setting after another.
 
     Args:
-        run: The images, and a model with every layer that can select tokens.
+        run: The images, and the layers of the model, with every one converted that can select tokens.
+        norm: What tokens (B, N, D) behind the last layer go through before they are compared.
+        class_token: Place of the class token; None for a model without one.
     """
 
-    def __init__(self, run: Calibration) -> None:
+    def __init__(self, run: KeptTokens, norm: Callable[[Tensor], Tensor], class_token: int | None) -> None:
         self.run = run
+        self.norm = norm
+        self.class_token = class_token
         self.found: dict[tuple[tuple[int, float], ...], Nearness] = {}
 
     def read(self) -> None:
@@ -93,7 +96,7 @@ class WholeModel:
         for number, tokens in self.run.read():
             stream = Stream(tokens, self.run.places)
             run_all(model.dense_layers(stream))
-            self.run.keep(number, {"tokens": tokens, "final": model.norm(stream.tokens)})
+            self.run.keep(number, {"tokens": tokens, "final": self.norm(stream.tokens)})
             yield {}
 
     @torch.no_grad()
@@ -103,11 +106,11 @@ class WholeModel:
         for _, kept in self.run.kept():
             stream = Stream(kept["tokens"], self.run.places)
             run_all(model.layers(stream))
-            cosine = F.cosine_similarity(kept["final"].float(), model.norm(stream.tokens).float(), dim=-1)
+            cosine = F.cosine_similarity(kept["final"].float(), self.norm(stream.tokens).float(), dim=-1)
             errors = (1 - cosine).double().clamp_min(0).cpu()
             parts = {"patch": errors[:, prefix:].mean(1)}
-            if has_class_token(model.backbone):
-                parts["class"] = errors[:, 0]
+            if self.class_token is not None:
+                parts["class"] = errors[:, self.class_token]
             both = torch.stack([*parts.values()]).mean(0)
             sums: dict[Any, Sums] = {name: _moments(values) for name, values in parts.items()}
             yield {**sums, "root": {"sum": both.sqrt().sum()}}

@@ -19,9 +19,9 @@ from tosa_cli.config import Method
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibration import Calibration
-from tosa_cli.fit.nearness import Nearness, WholeModel
+from tosa_cli.fit.nearness import FinalTokens, Nearness
 from tosa_cli.fit.schedules import Schedules
-from tosa_cli.model.families import Backbone
+from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
 
@@ -82,9 +82,8 @@ def search_rates(
     """
     schedules = Schedules(backbone, method)
     schedules.check(target_reduction)
-    with _measured(accelerator, backbone, schedules, images, strict, progress, len(schedules.all())) as whole:
-        shares = best_shares(whole, schedules, target_reduction)
-        return _report(whole, schedules, shares, target_reduction)
+    with _measured(accelerator, backbone, schedules, images, strict, progress, len(schedules.all())) as tuning:
+        return search_on(tuning, schedules, target_reduction)
 
 
 def hold_cosine(
@@ -119,21 +118,47 @@ def hold_cosine(
     schedules = Schedules(backbone, method)
     tries = 2 * len(schedules.all())
     with (
-        _measured(accelerator, backbone, schedules, images, strict, progress, tries) as whole,
+        _measured(accelerator, backbone, schedules, images, strict, progress, tries) as tuning,
         _measured(accelerator, backbone, schedules, held_out, strict, progress, 0) as judge,
     ):
-        first = best_shares(whole, schedules, min(FIRST_GUESS, schedules.most))
-        most, shares = largest_saving(schedules, judge, first, min_cosine), first
-        if most:  # a saving of its own has a schedule of its own, which may hold further
-            second = best_shares(whole, schedules, most)
-            most, shares = max((most, first), (largest_saving(schedules, judge, second, min_cosine), second))
-        held = judge.at(schedules.keep_rates(shares, most or 0.01))
-        if not most:
-            raise ConfigError(
-                f"A cosine of {min_cosine} is not held on {held.images} held-out images even where 1% of the MACs are "
-                f"saved: there it is {held.least:.4f}. Ask for less with --min-cosine."
-            )
-        return dataclasses.replace(_report(whole, schedules, shares, most), held=held)
+        return hold_on(tuning, judge, schedules, min_cosine)
+
+
+def search_on(tuning: FinalTokens, schedules: Schedules, target_reduction: float) -> RateSearch:
+    """Find the keep rates for a saving that can be reached, on images that the dense model has read.
+
+    Args:
+        tuning: The images.
+        schedules: What is tried.
+        target_reduction: The saving.
+    """
+    return _report(tuning, schedules, best_shares(tuning, schedules, target_reduction), target_reduction)
+
+
+def hold_on(tuning: FinalTokens, judge: FinalTokens, schedules: Schedules, min_cosine: float) -> RateSearch:
+    """Find the keep rates that save most while a cosine holds, on images that the dense model has read.
+
+    Args:
+        tuning: Images on which schedules are compared.
+        judge: Others, on which the cosine has to hold.
+        schedules: What is tried.
+        min_cosine: The cosine.
+
+    Raises:
+        ConfigError: If it holds at no saving.
+    """
+    first = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most))
+    most, shares = largest_saving(schedules, judge, first, min_cosine), first
+    if most:  # a saving of its own has a schedule of its own, which may hold further
+        second = best_shares(tuning, schedules, most)
+        most, shares = max((most, first), (largest_saving(schedules, judge, second, min_cosine), second))
+    held = judge.at(schedules.keep_rates(shares, most or 0.01))
+    if not most:
+        raise ConfigError(
+            f"A cosine of {min_cosine} is not held on {held.images} held-out images even where 1% of the MACs are "
+            f"saved: there it is {held.least:.4f}. Ask for less with --min-cosine."
+        )
+    return dataclasses.replace(_report(tuning, schedules, shares, most), held=held)
 
 
 @contextmanager
@@ -145,23 +170,23 @@ def _measured(
     strict: bool,
     progress: Progress | None,
     passes: int,
-) -> Iterator[WholeModel]:
-    """The whole model on images that the dense model has read; `passes` are told to the progress bar before."""
+) -> Iterator[FinalTokens]:
+    """The model's final tokens of images that the dense model has read; `passes` are told to the progress bar."""
     model = TosaViT(backbone, schedules.method.at(schedules.layers, 1.0))
     with Calibration(accelerator, model, images, strict, progress or NoProgress()) as run:
         run.progress.start(run.num_batches * (1 + passes), 0)
-        whole = WholeModel(run)
-        whole.read()
-        yield whole
+        final = FinalTokens(run, model.norm, 0 if has_class_token(backbone) else None)
+        final.read()
+        yield final
 
 
-def best_shares(whole: WholeModel, schedules: Schedules, target_reduction: float) -> list[float]:
+def best_shares(tuning: FinalTokens, schedules: Schedules, target_reduction: float) -> list[float]:
     """The schedule for a saving that has the smallest mean of the roots of the errors of the images."""
-    shares, _ = min(schedules.able(target_reduction), key=lambda each: whole.at(each[1]).root)
+    shares, _ = min(schedules.able(target_reduction), key=lambda each: tuning.at(each[1]).root)
     return shares
 
 
-def largest_saving(schedules: Schedules, judge: WholeModel, shares: list[float], min_cosine: float) -> float:
+def largest_saving(schedules: Schedules, judge: FinalTokens, shares: list[float], min_cosine: float) -> float:
     """The largest whole percentage of the MACs that can be saved while a cosine holds; 0 if none."""
 
     def holds(percent: int) -> bool:
@@ -170,8 +195,8 @@ def largest_saving(schedules: Schedules, judge: WholeModel, shares: list[float],
     return largest(0, int(schedules.most * 100), holds) / 100
 
 
-def _report(whole: WholeModel, schedules: Schedules, shares: list[float], target_reduction: float) -> RateSearch:
+def _report(tuning: FinalTokens, schedules: Schedules, shares: list[float], target_reduction: float) -> RateSearch:
     rates = schedules.keep_rates(shares, target_reduction)
-    found, steady = whole.at(rates), whole.at(schedules.keep_rates(schedules.all()[0], target_reduction))
+    found, steady = tuning.at(rates), tuning.at(schedules.keep_rates(schedules.all()[0], target_reduction))
     kept = schedules.config(rates).keep_rates
-    return RateSearch(kept, found.error, steady.error, found.images, len(whole.found))
+    return RateSearch(kept, found.error, steady.error, found.images, len(tuning.found))

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,17 +14,17 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibrate import CalibrationReport, fit
 from tosa_cli.fit.calibration import KeptTokens
+from tosa_cli.fit.nearness import FinalTokens
+from tosa_cli.fit.rates import RateSearch, hold_on, search_on
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families.transformers_vit import parameters
 from tosa_cli.model.places import CallPlaces, Places
-from tosa_cli.model.regression import Sums
 from tosa_cli.model.runs import ImageRun, Run, converted_runs, insert_run
 from tosa_cli.model.runs.calls import call_on
 from tosa_cli.model.runs.find import check_runs
 from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
-from tosa_cli.model.stream import Stream, run_all
 from tosa_cli.progress import Progress
 
 
@@ -151,76 +152,78 @@ class _RunSchedules(Schedules):
 def choose_run_rates(
     model: nn.Module,
     batches: Iterable[Any],
-    target_reduction: float,
     method: Method,
+    *,
+    target_reduction: float | None = None,
+    min_cosine: float | None = None,
     progress: Progress | None = None,
-) -> TosaConfig:
+) -> tuple[TosaConfig, RateSearch]:
     """Find the keep rates with which the tokens behind the encoder are nearest to the dense model's.
 
     Args:
         model: The model, not converted yet; it is as it was at the end.
-        batches: What it is called with; a few tens of images are enough.
-        target_reduction: Share of the MACs of the encoder's layers to save.
+        batches: What it is called with; a few tens of images are enough. With a cosine two of three are held out.
         method: A method that puts tokens into groups.
+        target_reduction: Share of the MACs of the encoder's layers to save.
+        min_cosine: Or the mean cosine of the tokens of the held-out batches that is to hold, of patch and class tokens.
         progress: Told about the advance.
 
     Returns:
-        The settings of the conversion.
+        The settings of the conversion, and how they were found.
 
     Raises:
-        ConfigError: If the method puts tokens into no groups, the model is converted, or as much cannot be saved.
+        ConfigError: If the method puts tokens into no groups, the model is converted, not one of target and cosine is
+            given, as much cannot be saved, or the cosine holds at no saving.
         UnsupportedModelError: If the model cannot be converted.
-        DataError: If there is no batch.
+        DataError: If there is no batch; for a cosine, if there is none to hold out.
     """
     if not method.groups_tokens:
         raise ConfigError("Keep rates are found for tokens in groups: take the selector 'ward' and the bypass 'mean'.")
+    if (target_reduction is None) == (min_cosine is None):
+        raise ConfigError("Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one.")
     if converted_runs(model):
         raise ConfigError("The model is converted already: rates are found before.")
     batches = list(batches)
     if not batches:
         raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")
+    if min_cosine is not None and len(batches) == 1:
+        raise DataError("A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more.")
     found, mode = check_runs(model)[0], model.training
     layers = found.eligible_layers
     model.eval()
     run = insert_run(found, method.at(layers, 1.0), measure_patches(found, call_on(model, batches[0])))
     try:
         schedules: Any = _RunSchedules(run, method, layers)  # type: ignore[arg-type]
-        schedules.check(target_reduction)
-        tries = [rates for _, rates in schedules.able(target_reduction)]
-        with BatchTokens(model, found, batches, progress) as kept:
-            kept.progress.start(len(batches) * (1 + len(tries)), 0)
-            best, _ = min(_measured(kept, tries), key=lambda pair: pair[1])
-        config: TosaConfig = schedules.config(best)
-        return config
+        tries = len(schedules.all())
+        if target_reduction is not None:
+            schedules.check(target_reduction)
+            with _measured(model, found, batches, progress, tries) as tuning:
+                search = search_on(tuning, schedules, target_reduction)
+        else:
+            others = [batch for place, batch in enumerate(batches) if place % 3]
+            with (
+                _measured(model, found, batches[::3], progress, 2 * tries) as tuning,
+                _measured(model, found, others, progress, 0) as judge,
+            ):
+                search = hold_on(tuning, judge, schedules, cast(float, min_cosine))
+        return method.at(search.keep_rates, search.keep_rates.values()), search
     finally:
         remove_run(found)
         model.train(mode)
 
 
-def _measured(kept: BatchTokens, tries: list[dict[int, float]]) -> Iterator[tuple[dict[int, float], float]]:
-    """Keep rates, and how far the tokens behind the last layer are from the dense model's with them."""
-    run = kept.model
-
-    def dense_pass() -> Iterator[dict[Any, Sums]]:
-        for number, tokens in kept.read():
-            stream = Stream(tokens, kept.places)
-            run_all(run.dense_layers(stream))
-            kept.keep(number, {"tokens": tokens, "final": stream.tokens})
-            yield {}
-
-    def error_pass() -> Iterator[dict[Any, Sums]]:
-        for _, values in kept.kept():
-            stream = Stream(values["tokens"], kept.places)
-            run_all(run.layers(stream))
-            yield {"error": {"root": _errors(values["final"], stream.tokens).sqrt().sum().cpu()}}
-
-    kept.sum_up(dense_pass())
-    for rates in tries:
-        run.keep_rates.update(rates)
-        yield rates, kept.sum_up(error_pass())["error"]["root"].item()
+@contextmanager
+def _measured(
+    model: nn.Module, found: ImageRun, batches: list[Any], progress: Progress | None, passes: int
+) -> Iterator[FinalTokens]:
+    """The tokens behind a run, of batches that the dense model has read; `passes` are told to the progress bar."""
+    with BatchTokens(model, found, batches, progress) as kept:
+        kept.progress.start(len(batches) * (1 + passes), 0)
+        final = FinalTokens(kept, _normalised, kept.model.class_token)
+        final.read()
+        yield final
 
 
-def _errors(dense: Tensor, tokens: Tensor) -> Tensor:
-    """1 - cosine of the tokens of each image, normalised as a last norm would, without its weights: (B,)."""
-    expected, made = (F.layer_norm(each.float(), each.shape[-1:]) for each in (dense, tokens))
-    return (1 - F.cosine_similarity(expected, made, dim=-1)).mean(dim=1).double().clamp_min(0)
+def _normalised(tokens: Tensor) -> Tensor:
+    """Tokens (B, N, D) normalised as a last norm would, without its weights: which norm comes is the model's matter."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:])

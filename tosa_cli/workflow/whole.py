@@ -59,23 +59,33 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> list[CalibrationRepor
 
 
 def choose_rates(
-    model: nn.Module, batches: Iterable[Any], target_reduction: float, method: Method | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    target_reduction: float | None = None,
+    method: Method | None = None,
+    *,
+    min_cosine: float | None = None,
 ) -> TosaConfig:
-    """Find keep rates that save a share of the MACs of the encoder's layers, with the whole encoder measured.
+    """Find keep rates by what they do to the whole encoder: for a share of the MACs to save, or for a cosine to hold.
 
     Args:
         model: A model that `convert` can convert in place; it is not changed.
-        batches: What it is called with; a few tens of images are enough.
-        target_reduction: The share, as 0.25.
+        batches: What it is called with; a few tens of images are enough. With a cosine two of three batches are held
+            out, and the cosine holds on these.
+        target_reduction: Share of the MACs of the encoder's layers to save, as 0.25.
         method: A method that puts tokens into groups; None takes the selector `ward` with the bypass `mean`.
+        min_cosine: Instead, the mean cosine to hold between the encoder's tokens and the dense model's, as 0.99.
 
     Returns:
         The settings, for `convert`.
 
     Raises:
-        TosaError: If the model cannot be converted, there is no batch, or as much cannot be saved.
+        TosaError: If the model cannot be converted, there is no batch, as much cannot be saved, or the cosine holds at
+            no saving.
     """
-    return choose_run_rates(model, batches, target_reduction, method or Method(selector="ward", bypass="mean"))
+    method = method or Method(selector="ward", bypass="mean")
+    config, _ = choose_run_rates(model, batches, method, target_reduction=target_reduction, min_cosine=min_cosine)
+    return config
 
 
 def compare(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[Any]) -> AgreementReport:

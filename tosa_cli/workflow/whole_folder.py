@@ -15,6 +15,7 @@ from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos
 from tosa_cli.errors import ConfigError, InputError
 from tosa_cli.fit.calibrate import CalibrationReport
+from tosa_cli.fit.rates import RateSearch
 from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
 from tosa_cli.hub.download import cached_commit
 from tosa_cli.hub.source import from_anywhere
@@ -26,9 +27,8 @@ from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.provenance import Provenance
+from tosa_cli.workflow.convert import DEFAULT_HELD_OUT, DEFAULT_SAMPLES
 from tosa_cli.workflow.whole import convert_whole
-
-DEFAULT_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class WholeReport:
         whole: The model.
         flops: Its MACs.
         config: How its encoder is converted.
+        search: How keep rates were found, where they were sought.
     """
 
     whole: WholeModel
     flops: WholeFlops
     config: TosaConfig
+    search: RateSearch | None = None
 
 
 def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None = None) -> WholeReport:
@@ -63,10 +65,8 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
             raise ConfigError(
                 f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
             )
-    if config.min_cosine is not None:
-        raise ConfigError("--min-cosine is for encoders, not for a whole model yet: pass --target-reduction 0.25.")
     whole = load_whole(config.source, config.pretrained)
-    tosa = _layers_for(whole, config, listener)
+    tosa, search = _layers_for(whole, config, listener)
     convert_whole(whole.model, tosa)
     hub_id, _, revision = config.source.removeprefix("hf-hub:").partition("@")
     of_hub = "/" in hub_id and not Path(config.source).exists()
@@ -77,8 +77,9 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
         base_revision=revision or (cached_commit(hub_id, ["config.json"]) if of_hub else None),
     )
     settings = {"source": provenance.source, **tosa.to_dict()}
-    whole = dataclasses.replace(whole, provenance=provenance.after("converted", settings))
-    return WholeReport(whole, count_whole(whole.model, name=name), tosa)
+    results = {"budget": {"search": search.to_dict()}} if search is not None else {}
+    whole = dataclasses.replace(whole, provenance=provenance.after("converted", settings, results))
+    return WholeReport(whole, count_whole(whole.model, name=name), tosa, search)
 
 
 def distill(
@@ -150,21 +151,38 @@ def save(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path:
     return save_whole(whole, folder, overwrite)
 
 
-def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) -> TosaConfig:
+def _layers_for(
+    whole: WholeModel, config: ConvertConfig, listener: Listener
+) -> tuple[TosaConfig, RateSearch | None]:
     if isinstance(config.layers, tuple):
         tosa = config.at(config.layers, config.keep_rate)
         if config.target_reduction is None:
-            return tosa
-        return _at_target(whole.model, config, config.layers, config.target_reduction, listener)
-    assert config.layers == AUTO and config.target_reduction is not None
+            return tosa, None
+        return _at_target(whole.model, config, config.layers, config.target_reduction, listener), None
+    assert config.layers == AUTO
     if not config.groups_tokens:
+        assert config.target_reduction is not None
         layers = check_runs(whole.model)[0].eligible_layers
         listener.say("Without a measurement of single layers, all but the first get one keep rate.")
-        return _at_target(whole.model, config, layers[1:], config.target_reduction, listener)
-    photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=config.max_samples or DEFAULT_SAMPLES)
-    listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')} of {config.data_dir} ...")
+        return _at_target(whole.model, config, layers[1:], config.target_reduction, listener), None
+    default = DEFAULT_SAMPLES if config.min_cosine is None else DEFAULT_SAMPLES + DEFAULT_HELD_OUT
+    photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=config.max_samples or default)
+    if config.min_cosine is not None:
+        photos.batch_size = max(1, min(photos.batch_size, len(photos.files) // 3))
+    held = ", two thirds of them held out," if config.min_cosine is not None else ""
+    listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')}{held} of {config.data_dir} ...")
     with listener.progress("Measuring") as bar:
-        return choose_run_rates(image_part(whole.model), photos, config.target_reduction, config, bar)
+        found = choose_run_rates(
+            image_part(whole.model),
+            photos,
+            config,
+            target_reduction=config.target_reduction,
+            min_cosine=config.min_cosine,
+            progress=bar,
+        )
+    for skipped in photos.skipped:
+        listener.warn(f"Skipped {skipped}.")
+    return found
 
 
 @torch.no_grad()

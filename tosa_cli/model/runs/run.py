@@ -120,6 +120,11 @@ class Run(TosaLayers, nn.Module):
             raise CheckpointError(f"The ToSA settings of the model have no {error}.") from None
         return TosaConfig.from_dict(values), patches
 
+    @property
+    def class_token(self) -> int | None:
+        """Place of the class token among the tokens that a layer is given; None where none comes before the patches."""
+        return self.patch_embed.num_last_tokens if self.patch_embed.num_prefix_tokens else None
+
     # ------------------------------------------------------------------ forward
 
     def forward_layer(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
