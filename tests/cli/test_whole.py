@@ -16,6 +16,16 @@ from PIL import Image
 from tests.cli.conftest import Tosa
 from tests.model.whole_models import clip, depth_anything, hf
 
+SAM = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_dim": 32,
+    "image_size": 64,
+    "patch_size": 16,
+    "output_channels": 32,
+}
+
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -69,7 +79,9 @@ def test_rates_are_measured_on_photos(tosa: Tosa, source: Path, photos: Path, tm
     assert "preprocessor_config.json" in plan
 
 
-def test_a_cosine_that_is_asked_for_is_held_on_other_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_cosine_that_is_asked_for_is_held_on_other_photos(
+    tosa: Tosa, source: Path, photos: Path, tmp_path: Path
+) -> None:
     options = ["--preset", "calibrated", "--min-cosine", "0.9", "--data-dir", str(photos)]
     found = json.loads(tosa("convert", str(source), *options, "-o", str(tmp_path / "held"), "--json").out)
     held = found["search"]["held"]
@@ -82,12 +94,24 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
     folder = tmp_path / "whole"
     grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]
     tosa("convert", str(source), *grouped, "-o", str(folder))
-    for command in (["bench"], ["inspect"], ["finetune", "--data-dir", str(photos)]):
+    assert "converted already" in tosa("inspect", str(folder)).err
+    for command in (["finetune", "--data-dir", str(photos)],):
         failed = tosa(command[0], str(folder), *command[1:])
         assert failed.code in (1, 2)
         assert "whole model of transformers" in failed.err
     assert "leave out --batch-size" in tosa("eval", str(folder), "--batch-size", "2").err
     assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
+
+
+def test_what_a_conversion_would_save_is_told(tosa: Tosa, source: Path, tmp_path: Path) -> None:
+    found = json.loads(tosa("inspect", str(source), "--json").out)
+    assert (found["kind"], found["depth"], found["tokens"]) == ("DepthAnythingForDepthEstimation", 4, 17)
+    half = next(row["reduction"] for row in found["savings"] if row["target_reduction"] == 0.5)
+    assert half == pytest.approx(0.5 * found["encoder_gmacs"] / found["dense_gmacs"])
+    assert "can be converted as a whole" in tosa("inspect", str(source)).out
+    assert "leave out --selector" in tosa("inspect", str(source), "--selector", "ward").err
+    hf.SamModel(hf.SamConfig(vision_config=SAM)).save_pretrained(tmp_path / "sam")
+    assert "attends in windows" in tosa("inspect", str(tmp_path / "sam")).err
 
 
 def test_a_whole_model_becomes_one_checked_file(tosa: Tosa, source: Path, tmp_path: Path) -> None:
@@ -99,8 +123,36 @@ def test_a_whole_model_becomes_one_checked_file(tosa: Tosa, source: Path, tmp_pa
     model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
     images = torch.randn(1, 3, 56, 56)
     (depth,) = onnxruntime.InferenceSession(file).run(None, {"pixel_values": images.numpy()})
+    assert report["input"] == ["batch", 3, 56, 56]
     with torch.no_grad():
         np.testing.assert_allclose(depth, model(images).predicted_depth.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [["int8"], ["static", "-b", "1", "--max-samples", "2"]])
+def test_a_quantised_file_is_compared_by_its_outputs(
+    tosa: Tosa, source: Path, photos: Path, tmp_path: Path, how: list[str]
+) -> None:
+    folder, file = tmp_path / "whole", tmp_path / "small.onnx"
+    tosa("convert", str(source), "--layers", "2,3", "--selector", "ward", "--bypass", "mean", "-o", str(folder))
+    images = ["--data-dir", str(photos)] if how[0] == "static" else []
+    report = json.loads(tosa("export", str(folder), "-o", str(file), "--quantize", *how, *images, "--json").out)
+    assert set(report["quantized"]["outputs"]["predicted_depth"]) == {"abs_rel", "delta1", "correlation"}
+    assert report["quantized"]["size_mb"] < report["size_mb"]
+    (depth,) = onnxruntime.InferenceSession(file).run(None, {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})
+    assert np.isfinite(depth).all()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_a_whole_model_is_timed_beside_the_dense_one(tosa: Tosa, source: Path, tmp_path: Path, runtime: str) -> None:
+    folder = tmp_path / "whole"
+    tosa("convert", str(source), "--layers", "2,3", "--selector", "ward", "--bypass", "mean", "-o", str(folder))
+    fast = ["-b", "1", "--rounds", "1", "--device", "cpu", "--runtime", runtime]
+    report = json.loads(tosa("bench", str(folder), *fast, "--json").out)
+    assert report["img_size"] == [56, 56]
+    assert report["speedup"] > 0 and report["ideal_speedup"] > 1
+    assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
+    for option in ("--peers", "--sweep", "--img-size=70"):
+        assert "leave out" in tosa("bench", str(folder), option).err
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

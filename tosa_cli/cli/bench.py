@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
@@ -92,6 +92,10 @@ def bench(
             raise ConfigError("--img-size and --img-sizes were given together: give one of them.")
         sizes = list(_parse_list(img_sizes, _parse_size, "--img-sizes", "sizes in pixels, as in 224,336 or 224x320"))
     name = resolve_model(model)
+    if (peers or sweep) and whole.is_whole(name):
+        raise ConfigError(
+            "A whole model is timed against itself with every token computed: leave out --peers and --sweep."
+        )
 
     # torch reads it at import: its profiler, which measures the memory, would log to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -127,34 +131,33 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime", "openv
 
     from tosa_cli.cli.timing import say_conditions, spread
     from tosa_cli.measure.speed import compare_speed
-    from tosa_cli.model.flops import count_flops
 
     compare: Callable[..., SpeedReport] = partial(compare_speed, compiled=setup.compile)
     version = ""
     if runtime != "torch":
-        from tosa_cli.export.config import ExportConfig
         from tosa_cli.export.onnx_file import runtime_name
         from tosa_cli.export.openvino_file import default_precision, openvino_name
         from tosa_cli.export.speed import compare_onnx_speed
 
         precision = str(setup.dtype).removeprefix("torch.")
-        compare = partial(compare_onnx_speed, opset=ExportConfig().opset, runtime=runtime, precision=precision)
+        compare = partial(compare_onnx_speed, runtime=runtime, precision=precision)
         version = runtime_name() if runtime == "onnxruntime" else openvino_name()
         setup = dataclasses.replace(setup, dtype=torch.float32)
         if runtime == "openvino" and default_precision() != precision:
             console.say(f"OpenVINO's default on this CPU is {default_precision()}: --dtype {default_precision()}.")
 
-    dense, converted = setup.load(setup.img_size)
-    flops = count_flops(converted)
-    images = torch.randn(setup.batch_size, converted.in_chans, *flops.img_size, device=setup.device, dtype=setup.dtype)
+    pair = setup.pair()
+    if runtime != "torch":
+        compare = partial(compare, write=pair.write)
+    images = torch.randn(setup.batch_size, *pair.shape, device=setup.device, dtype=setup.dtype)
     console.say(f"Timing {setup.rounds} turns of each model ...")
     with console.progress("Timing") as bar:
         bar.start(2 * setup.rounds, 0)
         report = compare(
-            dense,
-            converted,
+            pair.dense,
+            pair.tosa,
             images,
-            ideal_speedup=flops.dense_gmacs / flops.gmacs,
+            ideal_speedup=pair.ideal_speedup,
             rounds=setup.rounds,
             advance=bar.advance,
         )
@@ -172,7 +175,7 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime", "openv
         for which, timing in (("dense", report.dense), ("tosa", report.tosa))
     ]
     console.print_table(
-        f"{setup.name}, batch of {setup.batch_size} at {flops.img_size[0]}x{flops.img_size[1]}",
+        f"{setup.name}, batch of {setup.batch_size} at {pair.shape[1]}x{pair.shape[2]}",
         ["", "median ms", "spread ms", "images/s", "peak MiB"],
         rows,
     )

@@ -58,8 +58,9 @@ def export(
     if whole.is_whole(name):
         if chosen != "onnx":
             raise ConfigError("A whole model is written as ONNX alone: leave out --format.")
-        whole.check_given("export", {**settings, "img_size": img_size}, "atol")
-        whole.export(name, path, config.atol, json)
+        taken = ("atol", "batch_size", "opset", "quantize", "data_dir", "max_samples")
+        whole.check_given("export", {**settings, "img_size": img_size}, *taken)
+        whole.export(name, path, config, json)
         return
 
     from tosa_cli.hub.checkpoint import load

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.curves import show_curves
 from tosa_cli.cli.options import ArchitectureOption, ImgSizeOption, JsonOption, WeightsKeyOption
 from tosa_cli.config import Method
@@ -26,10 +26,16 @@ def inspect(
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Measure on so many of them. [default: 32]", show_default=False)
     ] = None,
-    selector: Annotated[Selector, typer.Option(help="What ranks the tokens, in the measurement.")] = "similarity",
+    selector: Annotated[
+        Selector | None,
+        typer.Option(help="What ranks the tokens, in the measurement. [default: similarity]", show_default=False),
+    ] = None,
     bypass: Annotated[
-        Bypass, typer.Option(help="What a skipped token becomes, in the measurement.")
-    ] = "nearest+linear",
+        Bypass | None,
+        typer.Option(
+            help="What a skipped token becomes, in the measurement. [default: nearest+linear]", show_default=False
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the measured curves into this PNG.", show_default=False)
     ] = None,
@@ -48,6 +54,14 @@ def inspect(
         if not data_dir:
             raise InputError("--plot draws what is measured on images: pass --data-dir PHOTOS too.")
         check_can_plot(plot, overwrite)
+    given = {
+        "img_size": img_size, "architecture": architecture, "weights_key": weights_key, "data_dir": data_dir or None,
+        "max_samples": max_samples, "selector": selector, "bypass": bypass,
+    }  # fmt: skip
+    if whole.is_source(source):
+        whole.inspect(source, given, json)
+        return
+    selector, bypass = selector or "similarity", bypass or "nearest+linear"
     method = Method(selector=selector, bypass=bypass)
 
     from tosa_cli.workflow.inspect import KEEP_RATES, inspect

@@ -1,6 +1,9 @@
 """What the ways of `tosa bench` share: what is measured and how, and what is said of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +11,34 @@ from torch import nn
 
 from tosa_cli.cli import console
 from tosa_cli.data.images import ImgSize
+from tosa_cli.errors import ConfigError
+from tosa_cli.export.config import ExportConfig
+from tosa_cli.export.onnx_file import write_onnx
+from tosa_cli.export.program import TRACED_BATCH
 from tosa_cli.hub.checkpoint import load
+from tosa_cli.hub.kind import find_kind
 from tosa_cli.hub.original import dense_model
+from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A dense and a converted model, as they are measured.
+
+    Attributes:
+        dense: The dense one.
+        tosa: The converted one.
+        shape: Channels, height and width of an image.
+        ideal_speedup: Ratio of the MACs.
+        write: Writes either of them as an ONNX file.
+    """
+
+    dense: nn.Module
+    tosa: nn.Module
+    shape: tuple[int, int, int]
+    ideal_speedup: float
+    write: Callable[[nn.Module, Path], object]
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,37 @@ class Setup:
         if dense.note:
             console.say(dense.note)
         return dense.model.to(self.device, self.dtype).eval(), converted.to(self.device, self.dtype).eval()
+
+    def pair(self) -> Pair:
+        """Both models, whatever they are.
+
+        Raises:
+            ConfigError: If another image size is asked for than a whole model is made for.
+        """
+        if find_kind(self.name) == "whole":
+            return self._whole_pair()
+        dense, tosa = self.load(self.img_size)
+        flops = count_flops(tosa)
+        outputs = ["logits"] if tosa.num_classes else ["last_hidden_state"]
+        shape = (tosa.in_chans, *flops.img_size)
+        sample = torch.zeros(TRACED_BATCH, *shape)
+        opset = ExportConfig().opset
+        write = partial(write_onnx, outputs=outputs, images=sample, dynamic_batch=True, opset=opset)
+        return Pair(dense, tosa, shape, flops.dense_gmacs / flops.gmacs, write)
+
+    def _whole_pair(self) -> Pair:
+        if self.img_size is not None:
+            raise ConfigError("A whole model is timed at its own image size: leave out --img-size.")
+        from tosa_cli.export.whole import own_shape, write_whole
+        from tosa_cli.model.runs.flops import count_whole
+        from tosa_cli.model.runs.insert import dense_copy
+        from tosa_cli.workflow.whole_folder import image_part, load_converted
+
+        model = load_converted(self.name).model.to(self.device, self.dtype)
+        part = image_part(model)
+        flops, shape = count_whole(part), own_shape(part)
+        write = partial(write_whole, batch_size=self.batch_size, opset=ExportConfig().opset, shape=shape)
+        return Pair(dense_copy(part), part, shape, flops.dense_gmacs / flops.gmacs, write)
 
 
 def spread(timing: Any) -> str:

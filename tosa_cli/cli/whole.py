@@ -13,6 +13,7 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.settings import option_name
 
 if TYPE_CHECKING:
+    from tosa_cli.export.config import ExportConfig
     from tosa_cli.model.runs.flops import WholeFlops
 
 
@@ -23,6 +24,13 @@ def is_whole(name: str) -> bool:
     return find_kind(name) == "whole"
 
 
+def is_source(name: str) -> bool:
+    """Whether a folder or Hub repository holds a model of transformers that is, or was, converted as a whole."""
+    from tosa_cli.hub.whole import is_whole_source
+
+    return is_whole(name) or is_whole_source(name)
+
+
 def check_given(command: str, given: Mapping[str, Any], *taken: str) -> None:
     """Check that a command was given nothing that it does not take for a whole model.
 
@@ -31,10 +39,8 @@ def check_given(command: str, given: Mapping[str, Any], *taken: str) -> None:
     """
     names = [option_name(name) for name, value in given.items() if name not in taken and value is not None]
     if names:
-        raise ConfigError(
-            f"`tosa {command}` of a whole model takes {', '.join(option_name(name) for name in taken)}: leave out "
-            f"{' and '.join(names)}."
-        )
+        takes = ", ".join(map(option_name, taken)) or "nothing but its name"
+        raise ConfigError(f"`tosa {command}` of a whole model takes {takes}: leave out {' and '.join(names)}.")
 
 
 def convert(config: ConvertConfig, folder: Path, overwrite: bool, dry_run: bool, json: bool) -> None:
@@ -59,6 +65,35 @@ def convert(config: ConvertConfig, folder: Path, overwrite: bool, dry_run: bool,
         return
     console.say(f"Wrote {folder}: after `import tosa_cli`, {kind}.from_pretrained({str(folder)!r}) loads it.")
     console.next_command("tosa", "distill" if report.config.is_fitted else "eval", "--data-dir", "PHOTOS")
+
+
+def inspect(source: str, given: Mapping[str, Any], json: bool) -> None:
+    """`tosa inspect` of a model of transformers that is converted as a whole."""
+    check_given("inspect", given)
+
+    from tosa_cli.workflow.whole_inspect import inspect_whole
+
+    report = inspect_whole(source)
+    if json:
+        console.print_json(report.to_dict())
+        return
+    facts, (height, width) = report.facts, report.facts["img_size"]
+    encoder = facts["encoder_gmacs"] / facts["dense_gmacs"]
+    console.print_line(
+        f"{source}, a {facts['kind']}, can be converted as a whole: {facts['depth']} layers of {facts['block']} in "
+        f"{facts['encoder']}, {facts['tokens']} tokens ({facts['num_prefix_tokens']} of them prefix tokens) of width "
+        f"{facts['embed_dim']}, {facts['num_heads']} heads."
+    )
+    console.print_line(
+        f"{facts['counted']} takes {facts['dense_gmacs']:.3f} GMACs at {height}x{width}; {share(encoder)} of them are "
+        f"in these layers, the rest stays as it is."
+    )
+    console.print_table(
+        "MACs saved of the whole, by --target-reduction, which is of the layers",
+        [f"{target:.0%}" for target in report.savings],
+        [[share(saved) for saved in report.savings.values()]],
+    )
+    console.next_command("tosa", "convert", source, "--preset", "calibrated", "--data-dir", "PHOTOS")
 
 
 def flops(name: str, json: bool) -> None:
@@ -110,38 +145,47 @@ def evaluate(name: str, given: Mapping[str, Any], update_card: bool, json: bool)
     if json:
         console.print_json(report.to_dict())
     else:
-        console.print_table(
-            f"Outputs of {name} against those with every token computed, {report.samples} images",
-            ["output", "figure", "mean"],
-            [
-                [output, figure, f"{value:.4f}"]
-                for output, figures in report.outputs.items()
-                for figure, value in figures.items()
-            ],
-        )
+        title = f"Outputs of {name} against those with every token computed, {report.samples} images"
+        show_agreement(title, report.outputs)
     if update_card:
         folder = Path(name.removeprefix("local-dir:"))
         whole_folder.record(name, folder, report)
         console.say(f"Wrote the result into {folder}.")
 
 
-def export(name: str, path: Path, atol: float, json: bool) -> None:
-    """`tosa export` of a whole model: one ONNX file for one image of its own size."""
-    from tosa_cli.export.whole import export_whole
-    from tosa_cli.workflow.whole_folder import image_part, load_converted
+def export(name: str, path: Path, config: "ExportConfig", json: bool) -> None:
+    """`tosa export` of a whole model: one ONNX file for images of its own size."""
+    from tosa_cli.workflow import whole_folder
 
-    model = load_converted(name).model
-    part = image_part(model)
-    report = export_whole(part, path, atol)
+    kind, report = whole_folder.export(name, path, config, console)
     if json:
         console.print_json(report.to_dict())
         return
-    shape = "x".join(map(str, report.input))
+    shape, quantized = "x".join(map(str, report.input)), report.quantized
     console.print_line(
-        f"{report.file}: {report.size_mb:.1f} MB; {type(part).__name__}, takes {shape}; gives "
+        f"{report.file}: {(quantized or report).size_mb:.1f} MB; {kind}, takes {shape}; gives "
         f"{', '.join(report.outputs)}."
     )
-    console.print_line(f"It was run on random images: outputs differ by {report.difference:.2g} at most.")
+    console.print_line(
+        f"{'Before quantisation it was' if quantized else 'It was'} run on random images: outputs differ by "
+        f"{report.difference:.2g} at most."
+    )
+    if quantized is not None:
+        show_agreement(f"int8 against float32, {quantized.images} pieces of photos", quantized.outputs)
+        console.print_line(
+            f"{quantized.size_mb:.1f} MB against {report.size_mb:.1f}; {quantized.speedup:.2f}x the speed of float32 "
+            f"(turn by turn {quantized.speedup_min:.2f} to {quantized.speedup_max:.2f}; {quantized.threads} threads)."
+        )
+    console.next_command("tosa", "bench", name, "-b", "1", "--runtime", "onnxruntime")
+
+
+def show_agreement(title: str, outputs: "Mapping[str, Mapping[str, float]]") -> None:
+    """Print how near outputs are to others."""
+    console.print_table(
+        title,
+        ["output", "figure", "mean"],
+        [[output, figure, f"{value:.4f}"] for output, figures in outputs.items() for figure, value in figures.items()],
+    )
 
 
 def show_flops(report: "WholeFlops") -> None:

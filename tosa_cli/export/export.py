@@ -110,7 +110,7 @@ def export_model(
     with _evaluating(model), staging_folder(path) as folder:
         export = _export_onnx if config.format == "onnx" else _export_pt2
         exported, check, quantized, openvino = export(job, folder / path.name)
-        _move(exported, path)
+        move_files(exported, path)
     beside = [file for file in _files(path)[1:] if file.exists()]
     return ExportReport(
         file=str(path),
@@ -295,7 +295,8 @@ def _evaluating(model: TosaViT) -> Iterator[None]:
         model.train(training)
 
 
-def _move(exported: Path, path: Path) -> None:
+def move_files(exported: Path, path: Path) -> None:
+    """Put an exported file, and the weights beside it, into their place, where another may stand."""
     # The file names the weights beside it, so they have their last name already. They come first, and an old file goes
     # before them: a file that is there is never without its weights, nor beside those of another.
     weights = exported.with_name(data_file(path).name)

@@ -25,7 +25,24 @@ def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
     Returns:
         Images (B, C, height, width) in float32.
     """
-    target = list(model.patch_embed.img_size)
+    batch = photo_pieces((model.in_chans, *model.patch_embed.img_size), count, seed)
+    config = resolve_data_config({}, model=model)
+    mean, std = (_per_channel(config[key], model.in_chans) for key in ("mean", "std"))
+    return ((batch - mean) / std).contiguous()
+
+
+def photo_pieces(shape: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
+    """Pieces of photos, of many sizes and places.
+
+    Args:
+        shape: Channels C, height and width of each.
+        count: Number of images B.
+        seed: Seed of the pieces.
+
+    Returns:
+        Images (B, C, height, width) in float32, of values in 0..1.
+    """
+    channels, *target = shape
     photos = [_read(path) for path in PHOTOS]
     generator = torch.Generator().manual_seed(seed)
     images = []
@@ -37,11 +54,7 @@ def sample_images(model: TosaViT, count: int, seed: int = 0) -> Tensor:
         corner = [int(place * (side - part)) for place, side, part in zip(places, sides, size, strict=True)]
         images.append(T.resized_crop(photo, *corner, *size, target, antialias=True))
     batch = torch.stack(images)
-    if model.in_chans != batch.shape[1]:
-        batch = batch.mean(1, keepdim=True).expand(-1, model.in_chans, -1, -1)
-    config = resolve_data_config({}, model=model)
-    mean, std = (_per_channel(config[key], model.in_chans) for key in ("mean", "std"))
-    return ((batch - mean) / std).contiguous()
+    return batch if channels == batch.shape[1] else batch.mean(1, keepdim=True).expand(-1, channels, -1, -1)
 
 
 def _read(path: Path) -> Tensor:

@@ -8,36 +8,37 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tosa_cli.export.onnx_file import OnnxModule, write_onnx
+from tosa_cli.export.onnx_file import OnnxModule
 from tosa_cli.export.openvino_file import OpenVinoModule
-from tosa_cli.export.program import TRACED_BATCH
 from tosa_cli.measure.speed import SpeedReport, compare_speed
-from tosa_cli.model.tosa_vit import TosaViT
 
 Runtime = Literal["onnxruntime", "openvino"]
+
+Write = Callable[[nn.Module, Path], object]
+"""Writes a model as an ONNX file."""
 
 
 def compare_onnx_speed(
     dense: nn.Module,
-    tosa: TosaViT,
+    tosa: nn.Module,
     images: Tensor,
     *,
+    write: Write,
     ideal_speedup: float,
-    opset: int,
     runtime: Runtime = "onnxruntime",
     precision: str = "float32",
     rounds: int = 15,
     seconds: float = 0.5,
     advance: Callable[[int], None] = lambda num_images: None,
 ) -> SpeedReport:
-    """Export both models for any number of images, and time the files in turns in one process.
+    """Export both models in the same way, and time the files in turns in one process.
 
     Args:
         dense: The source model, in evaluation mode on the CPU.
         tosa: The converted model, likewise.
         images: A batch (B, C, height, width) in float32.
+        write: Writes either of them.
         ideal_speedup: Ratio of the MACs.
-        opset: Opset of both files.
         runtime: What runs them.
         precision: Type of numbers that OpenVINO computes in.
         rounds: Turns of each model.
@@ -47,13 +48,11 @@ def compare_onnx_speed(
     Raises:
         ExportError: If a model cannot be exported, or the runtime does not take the file.
     """
-    outputs = ["logits"] if tosa.num_classes else ["last_hidden_state"]
-    sample = images[:1].repeat(TRACED_BATCH, 1, 1, 1)
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, model in {"dense": dense, "tosa": tosa}.items():
             path = Path(folder) / f"{name}.onnx"
-            write_onnx(model, path, outputs, images=sample, dynamic_batch=True, opset=opset)
+            write(model, path)
             sessions[name] = OnnxModule(path) if runtime == "onnxruntime" else OpenVinoModule(path, precision)
         report = compare_speed(
             sessions["dense"],

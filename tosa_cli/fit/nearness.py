@@ -1,4 +1,4 @@
-"""Final tokens measured at any keep rates: how near they are to the dense model's, whatever the layers are inside of."""
+"""Final tokens measured at any keep rates: how near they are to the dense model's, wherever the layers are."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

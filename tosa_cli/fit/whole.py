@@ -180,14 +180,18 @@ def choose_run_rates(
     if not method.groups_tokens:
         raise ConfigError("Keep rates are found for tokens in groups: take the selector 'ward' and the bypass 'mean'.")
     if (target_reduction is None) == (min_cosine is None):
-        raise ConfigError("Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one.")
+        raise ConfigError(
+            "Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one."
+        )
     if converted_runs(model):
         raise ConfigError("The model is converted already: rates are found before.")
     batches = list(batches)
     if not batches:
         raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")
     if min_cosine is not None and len(batches) == 1:
-        raise DataError("A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more.")
+        raise DataError(
+            "A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more."
+        )
     found, mode = check_runs(model)[0], model.training
     layers = found.eligible_layers
     model.eval()

@@ -68,7 +68,7 @@ def is_model_folder(folder: Path) -> bool:
 def claims_model(folder: Path) -> bool:
     """Whether a folder is meant as a model, whoever wrote it, even where it is broken."""
     try:
-        return "architecture" in read_json(folder / CONFIG)
+        return not {"architecture", "model_type"}.isdisjoint(read_json(folder / CONFIG))
     except CheckpointError:
         return (folder / CONFIG).is_file()
 

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos
-from tosa_cli.errors import ConfigError, InputError
+from tosa_cli.errors import ConfigError, DataError, InputError
+from tosa_cli.export.config import ExportConfig
+from tosa_cli.export.whole import WholeExportReport, export_whole, own_shape
 from tosa_cli.fit.calibrate import CalibrationReport
 from tosa_cli.fit.rates import RateSearch
 from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
@@ -127,6 +130,31 @@ def record(name: str, folder: Path, report: AgreementReport) -> None:
     save_whole(whole, folder, overwrite=True)
 
 
+def export(name: str, path: Path, config: ExportConfig, listener: Listener) -> tuple[str, WholeExportReport]:
+    """Write a whole model as one ONNX file, by photos of its own processor where ranges are taken from some.
+
+    Returns:
+        The class of the model, or of the part of it that takes images alone; and what was written.
+
+    Raises:
+        TosaError: If it is not converted, there are no photos where they are needed, or it cannot be exported.
+    """
+    whole = load_converted(name)
+    part = image_part(whole.model)
+    photos: list[Tensor] = []
+    if config.quantize == "static":
+        size, batch = own_shape(part)[1:], config.batch_size or 1
+        read = ProcessedPhotos(config.data_dir, whole.processor, batch, config.max_samples)
+        sized = (F.interpolate(each["pixel_values"], size, mode="bilinear", antialias=True) for each in read)
+        photos = [each for each in torch.cat(list(sized)).split(batch) if len(each) == batch]
+        if not photos:
+            raise DataError(f"{config.data_dir} holds fewer images than one batch, {batch}: add images.")
+    processor = getattr(whole.processor, "image_processor", whole.processor)
+    names = {"mean": "image_mean", "std": "image_std"}
+    norm = {key: getattr(processor, each) for key, each in names.items() if getattr(processor, each, None)}
+    return type(part).__name__, export_whole(part, path, config, photos=photos, say=listener.say, **norm)
+
+
 def load_converted(name: str) -> WholeModel:
     """Load a converted whole model.
 
@@ -151,9 +179,7 @@ def save(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path:
     return save_whole(whole, folder, overwrite)
 
 
-def _layers_for(
-    whole: WholeModel, config: ConvertConfig, listener: Listener
-) -> tuple[TosaConfig, RateSearch | None]:
+def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) -> tuple[TosaConfig, RateSearch | None]:
     if isinstance(config.layers, tuple):
         tosa = config.at(config.layers, config.keep_rate)
         if config.target_reduction is None:

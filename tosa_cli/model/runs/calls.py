@@ -42,10 +42,10 @@ def call_on(model: nn.Module, batch: Any) -> Call:
         model: Any model.
         batch: Images (B, C, height, width), a tuple of what the model is called with, or a dictionary of it by name.
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), None)
 
     def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if parameter is None or not isinstance(value, Tensor):
             return value
         return value.to(parameter) if value.is_floating_point() else value.to(parameter.device)
 

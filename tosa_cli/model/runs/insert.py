@@ -1,6 +1,7 @@
 """Converts the runs of a model in place: check first, then insert, then prove that nothing else changed."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -110,6 +111,15 @@ def dense(model: nn.Module) -> Iterator[None]:
         for run, enabled in zip(runs, before, strict=True):
             if run is not None:
                 run.enabled = enabled
+
+
+def dense_copy(model: nn.Module) -> nn.Module:
+    """The source of a converted model: a copy without what the conversion added, which shares its weights."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    source = copy.deepcopy(model, shared)
+    for found in converted_runs(source):
+        remove_run(found)
+    return source
 
 
 def measure_patches(found: ImageRun, call: Call) -> Patches:
