@@ -13,8 +13,13 @@ import torch
 import transformers
 from PIL import Image
 
+import tosa_cli
 from tests.cli.conftest import Tosa
-from tests.model.whole_models import clip, depth_anything, hf
+from tests.model.whole_models import CONVERTED, clip, clipseg, depth_anything, hf, upernet, vitpose, yolos
+from tosa_cli import TosaConfig
+from tosa_cli.model.runs import converted_runs
+
+deit = CONVERTED["deit"][0]
 
 SAM = {
     "hidden_size": 32,
@@ -153,6 +158,22 @@ def test_a_whole_model_is_timed_beside_the_dense_one(tosa: Tosa, source: Path, t
     assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
     for option in ("--peers", "--sweep", "--img-size=70"):
         assert "leave out" in tosa("bench", str(folder), option).err
+
+
+@pytest.mark.parametrize("make", [depth_anything, vitpose, yolos, upernet, clipseg, deit])
+def test_outputs_are_drawn_beside_those_with_every_token(tosa: Tosa, photos: Path, tmp_path: Path, make: Any) -> None:
+    folder, picture = tmp_path / "whole", tmp_path / "picture.png"
+    torch.manual_seed(0)
+    model = tosa_cli.convert(make().eval(), TosaConfig(layers=(2, 3), keep_rate=0.5, selector="ward", bypass="mean"))
+    height, width = converted_runs(model)[0].run.patch_embed.img_size
+    model.save_pretrained(folder)
+    hf.ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
+    found = json.loads(tosa("viz", str(folder), str(photos / "0.png"), "-o", str(picture), "--json").out)
+    assert Image.open(picture).width > 300
+    assert [layer["layer"] for layer in found["images"][0]["layers"]] == [2, 3]
+    assert all(0 < layer["kept_share"] < 1 for layer in found["images"][0]["layers"])
+    assert found["images"][0]["outputs"]
+    assert "Wrote" in tosa("viz", str(folder), str(photos), "-o", str(tmp_path / "page"), "--layers", "3").err
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def viz(
 ) -> None:
     """Draw which patches each ToSA layer computed and which it skipped, with the scores, as in the paper's Fig. 4.
 
-    Of a model with a decoder the depth or the classes that it predicts are drawn as well. Writes a PNG for each image,
+    Of a model with a decoder the depth or the classes that it predicts are drawn as well, and of a whole model what
+    comes out, beside the same with every token computed. Writes a PNG for each image,
     and for several one HTML page that holds all of them.
     """
     model_name, paths = split_names(names)
@@ -79,12 +80,12 @@ def viz(
 
     from tosa_cli.data.photos import find_photos
     from tosa_cli.draw.selection_figure import require_matplotlib
-    from tosa_cli.hub.predictor import is_predictor
+    from tosa_cli.hub.kind import find_kind
     from tosa_cli.hub.writing import write_file
 
     require_matplotlib()
     photos = find_photos(paths)
-    ending = "maps" if is_predictor(name) else "selection"
+    ending = {"predictor": "maps", "whole": "outputs"}.get(find_kind(name) or "", "selection")
     target = plan_output(photos, any(path.is_dir() for path in paths), output, name, ending, overwrite)
     subject = load_subject(name, wanted, size, compare, device)
     reports: list[dict[str, Any]] = []

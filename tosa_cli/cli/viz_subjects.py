@@ -1,4 +1,4 @@
-"""What `tosa viz` draws: a converted model, or one with a decoder."""
+"""What `tosa viz` draws: a converted model, one with a decoder, or a whole one of transformers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tosa_cli.draw.picture import Picture
+    from tosa_cli.model.runs import Run
     from tosa_cli.model.tosa_vit import TosaViT
 
 ALL_THERE = "Patches as in the image are computed, dimmed ones skip the layer; all of them are there at the end."
@@ -58,8 +59,11 @@ def load_subject(
         TosaError: If the model cannot be loaded, or has no such layers or nothing to be compared with.
     """
     from tosa_cli.device import pick_device
+    from tosa_cli.hub.kind import find_kind
     from tosa_cli.hub.predictor import is_predictor
 
+    if find_kind(name) == "whole":
+        return _whole(name, layers, img_size, compare, pick_device(device))
     load = _with_decoder if is_predictor(name) else _converted
     return load(name, layers, img_size, compare, pick_device(device))
 
@@ -94,6 +98,8 @@ def report_picture(photo: Path, written: Path, picture: "Picture") -> dict[str, 
         }
     elif maps is not None:
         report |= {"class_shares": class_shares(maps.converted), "equal_pixels": maps.equal_pixels}
+    if picture.outputs:
+        report["outputs"] = {name: dict(figures) for name, figures in picture.outputs.items()}
     return report
 
 
@@ -107,6 +113,9 @@ def figures_of(report: dict[str, Any]) -> dict[str, str]:
     for key, heading in (("depth_difference", "depth differs by"), ("equal_pixels", "equal pixels")):
         if report.get(key) is not None:
             figures[heading] = f"{report[key]:.2%}"
+    for output, found in report.get("outputs", {}).items():
+        for name, value in found.items():
+            figures[f"{output}: {name}".replace("_", " ")] = f"{value:.4f}"
     return figures
 
 
@@ -223,7 +232,40 @@ def _with_decoder(
     return Subject(draw, f"{shows} by {Path(name).name}", about, shows, facts)
 
 
-def _settings(model: "TosaViT") -> str:
+def _whole(name: str, layers: Iterable[int] | None, img_size: ImgSize, compare: bool | None, device: Any) -> Subject:
+    from tosa_cli.data.processed import prepare, shown_pixels
+    from tosa_cli.draw.selection_maps import check_layers
+    from tosa_cli.draw.whole_picture import converted_run, make_whole_picture
+    from tosa_cli.model.runs.flops import count_whole
+    from tosa_cli.workflow.whole_folder import image_part, load_converted
+
+    if img_size is not None:
+        raise ConfigError("Images of a whole model are as large as its processor makes them: leave out --img-size.")
+    if compare is False:
+        raise ConfigError("A whole model is drawn beside itself with every token computed: leave out --no-compare.")
+    whole = load_converted(name)
+    part = image_part(whole.model).to(device)
+    run = converted_run(part)
+    check_layers(run, layers or ())
+    flops = count_whole(part)
+    labels = getattr(getattr(part, "config", None), "id2label", None)
+
+    def draw(photo: Path) -> "Picture":
+        images = prepare(photo, whole.processor)
+        pixels = shown_pixels(images, whole.processor)
+        return make_whole_picture(part, images, pixels, layers=layers, labels=labels, title=photo.name)
+
+    height, width = flops.img_size
+    about = [
+        f"{flops.counted} takes {flops.gmacs:.3f} GMACs at {height}x{width}, {flops.reduction:.1%} less than with "
+        f"every token, {flops.encoder_reduction:.1%} less in the layers of its encoder. {_settings(run)}.",
+        ALL_THERE,
+        "Below: what comes out with every token computed in every layer, with the same weights, and as converted.",
+    ]
+    return Subject(draw, f"Outputs of {Path(name).name}", about, "Outputs", {"kind": type(whole.model).__name__})
+
+
+def _settings(model: "TosaViT | Run") -> str:
     config = model.config
     rates = sorted(set(config.keep_rates.values()))
     shown = f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g}"

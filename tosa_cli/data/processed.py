@@ -10,8 +10,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tosa_cli.data.photos import find_photos
-from tosa_cli.errors import InputError
+from tosa_cli.errors import DataError, InputError
 from tosa_cli.progress import NoProgress, Progress
+
+NO_PROCESSOR = (
+    "The model has no processor of images beside it, so photos cannot be prepared for it: save it there with "
+    "processor.save_pretrained(FOLDER), or call tosa_cli from Python on your own batches."
+)
 
 
 class ProcessedPhotos:
@@ -33,10 +38,7 @@ class ProcessedPhotos:
 
     def __init__(self, folder: str | Path, processor: Any, batch_size: int = 8, max_samples: int | None = None) -> None:
         if processor is None:
-            raise InputError(
-                "The model has no processor of images beside it, so photos cannot be prepared for it: save it there "
-                "with processor.save_pretrained(FOLDER), or call tosa_cli from Python on your own batches."
-            )
+            raise InputError(NO_PROCESSOR)
         if not folder:
             raise InputError("No photos were named: pass --data-dir PHOTOS.")
         self.processor = getattr(processor, "image_processor", processor)
@@ -54,10 +56,9 @@ class ProcessedPhotos:
         self.skipped = []
         waiting: list[Tensor] = []
         for file in self.files:
-            image = self._read(file)
-            if image is None:
+            pixels = self._read(file)
+            if pixels is None:
                 continue
-            pixels = self._process(image)
             if waiting and (len(waiting) == self.batch_size or waiting[0].shape != pixels.shape):
                 yield {"pixel_values": torch.cat(waiting)}
                 waiting = []
@@ -65,17 +66,48 @@ class ProcessedPhotos:
         if waiting:
             yield {"pixel_values": torch.cat(waiting)}
 
-    def _read(self, file: Path) -> Image.Image | None:
+    def _read(self, file: Path) -> Tensor | None:
         try:
-            with Image.open(file) as opened:
-                return ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            self.skipped.append(f"{file} ({' '.join(str(error).split())})")
+            return prepare(file, self.processor)
+        except DataError as error:
+            self.skipped.append(str(error))
             return None
 
-    def _process(self, image: Image.Image) -> Tensor:
-        options: dict[str, Any] = {}
-        if "boxes" in inspect.signature(self.processor.preprocess).parameters:
-            options["boxes"] = [[[0.0, 0.0, float(image.width), float(image.height)]]]  # the whole image
-        pixels: Tensor = self.processor(images=[image], return_tensors="pt", **options)["pixel_values"]
-        return pixels
+
+def prepare(file: Path, processor: Any) -> Tensor:
+    """One photo as a model is given it, (1, C, height, width).
+
+    Args:
+        file: The photo.
+        processor: The model's processor.
+
+    Raises:
+        DataError: If it cannot be read.
+        InputError: If there is no processor.
+    """
+    if processor is None:
+        raise InputError(NO_PROCESSOR)
+    processor = getattr(processor, "image_processor", processor)
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"{file} ({' '.join(str(error).split())})") from error
+    options: dict[str, Any] = {}
+    if "boxes" in inspect.signature(processor.preprocess).parameters:
+        options["boxes"] = [[[0.0, 0.0, float(image.width), float(image.height)]]]  # the whole image
+    pixels: Tensor = processor(images=[image], return_tensors="pt", **options)["pixel_values"]
+    return pixels
+
+
+def norm_of(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel by which a processor normalises; 0.5 where it says nothing."""
+    processor = getattr(processor, "image_processor", processor)
+    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+    return list(mean or (0.5, 0.5, 0.5)), list(std or (0.5, 0.5, 0.5))
+
+
+def shown_pixels(images: Tensor, processor: Any) -> Tensor:
+    """One prepared image (1, 3, height, width) to look at, (height, width, 3) in 0..1."""
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in norm_of(processor))
+    return (images[0].cpu() * std + mean).clamp(0, 1).permute(1, 2, 0)

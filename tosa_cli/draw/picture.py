@@ -1,7 +1,7 @@
 """Runs a model on an image and draws what it did (paper, Fig. 4)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -24,12 +24,14 @@ class Picture:
         maps: What each layer selected.
         tokens: Features beside the dense model's; None if they were not compared.
         predicted: What a model with a decoder predicts; None without one.
+        outputs: Of a whole model, how near each output is to that with every token computed, by name and figure.
     """
 
     png: bytes
     maps: list[SelectionMap]
     tokens: TokenMaps | None
     predicted: PredictedMaps | None = None
+    outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def make_picture(

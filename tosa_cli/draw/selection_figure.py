@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tosa_cli.draw.draw_maps import SCALE_SHARES, draw_maps, num_panels
+from tosa_cli.draw.outputs import PANELS, ComparedOutput, draw_output
 from tosa_cli.draw.panels import label, show
 from tosa_cli.draw.predicted_maps import PredictedMaps
 from tosa_cli.draw.selection_maps import SelectionMap, TokenMaps
@@ -47,7 +48,7 @@ def draw_selection(
     pixels: Tensor,
     maps: Sequence[SelectionMap],
     tokens: TokenMaps | None = None,
-    predicted: PredictedMaps | None = None,
+    predicted: PredictedMaps | ComparedOutput | None = None,
     *,
     title: str = "",
     footer: str = "",
@@ -61,7 +62,7 @@ def draw_selection(
         pixels: The image as the model sees it, (height, width, 3) in 0..1.
         maps: What each layer selected.
         tokens: Features of the dense and of the converted model; None leaves them out.
-        predicted: Maps of a model with a decoder; None leaves them out.
+        predicted: Maps of a model with a decoder, or an output of a whole model; None leaves them out.
         title: Line above the picture.
         footer: Line below it, such as what the scores mean.
         ratio: Height over width to draw the image at; None is its own.
@@ -83,10 +84,10 @@ def draw_selection(
         columns,
         MIN_COLUMNS if bands else 1,
         4 if tokens is not None else 1,
-        num_panels(predicted) + beside if predicted is not None else 1,
+        _panels(predicted) + beside,
     )
     shares = [1.0] * columns
-    if predicted is not None and beside:
+    if isinstance(predicted, PredictedMaps) and beside:
         shares[1] = SCALE_SHARES[predicted.task]
     wider = min(2.0, math.sqrt(max(1.0, WIDE_RATIO / ratio))) * min(1.0, MAX_PANEL_HEIGHT / ratio)
     width = (PANEL_INCHES if bands else LONE_PANEL_INCHES) * wider
@@ -115,7 +116,9 @@ def draw_selection(
     if tokens is not None:
         _draw_tokens(axes[row], tokens, ratio, names)
         row += 1
-    if predicted is not None:
+    if isinstance(predicted, ComparedOutput):
+        draw_output(axes[row][int(beside) :], predicted, pixels, ratio)
+    elif predicted is not None:
         draw_maps(axes[row][int(beside) :], predicted, pixels, ratio, narrow=beside)
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)  # a name may hold dollars
@@ -149,6 +152,12 @@ def require_matplotlib() -> Any:
     except ImportError:
         raise InputError("Drawing pictures needs matplotlib: run `pip install 'tosa-cli[plot]'`.") from None
     return Figure
+
+
+def _panels(predicted: PredictedMaps | ComparedOutput | None) -> int:
+    if predicted is None:
+        return 1
+    return PANELS if isinstance(predicted, ComparedOutput) else num_panels(predicted)
 
 
 def _bands(maps: Sequence[SelectionMap]) -> list[Sequence[SelectionMap]]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import has_class_token
 from tosa_cli.model.matching import Choice
+from tosa_cli.model.runs import Run
 from tosa_cli.model.selectors import Entry
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_vit import TosaViT
@@ -85,7 +86,7 @@ def read_selection(model: TosaViT, images: Tensor, layers: Iterable[int] | None 
     maps = []
     for layer in model.layers(stream, max(wanted), choose):
         if layer in wanted and stream.choice is not None:
-            kept = _kept_map(stream.choice.keep_indices, length, model.num_prefix_tokens).unflatten(0, grid).cpu()
+            kept = kept_map(stream.choice.keep_indices, length, model.num_prefix_tokens).unflatten(0, grid).cpu()
             maps.append(SelectionMap(layer, model.keep_rates[layer], kept, shown[model.choosing_layers[layer]]))
     return maps
 
@@ -115,7 +116,7 @@ def compare_tokens(model: TosaViT, dense: nn.Module, images: Tensor) -> TokenMap
     )
 
 
-def check_layers(model: TosaViT, layers: Iterable[int]) -> None:
+def check_layers(model: TosaViT | Run, layers: Iterable[int]) -> None:
     """Check that these are ToSA layers of a model.
 
     Raises:
@@ -127,7 +128,7 @@ def check_layers(model: TosaViT, layers: Iterable[int]) -> None:
             raise ConfigError(f"Layer {layer} is not a ToSA layer of this model: choose among {known}.")
 
 
-def _kept_map(keep_indices: Tensor, length: int, prefix: int) -> Tensor:
+def kept_map(keep_indices: Tensor, length: int, prefix: int) -> Tensor:
     """Share of the heads that selected each patch, (N - prefix), by indices (1, K) or (1, H, K)."""
     sets = keep_indices.reshape(-1, keep_indices.shape[-1])
     kept = torch.zeros(len(sets), length, device=sets.device).scatter_(1, sets, 1.0)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
-from tosa_cli.data.processed import ProcessedPhotos
+from tosa_cli.data.processed import ProcessedPhotos, norm_of
 from tosa_cli.errors import ConfigError, DataError, InputError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.whole import WholeExportReport, export_whole, own_shape
@@ -149,10 +149,8 @@ def export(name: str, path: Path, config: ExportConfig, listener: Listener) -> t
         photos = [each for each in torch.cat(list(sized)).split(batch) if len(each) == batch]
         if not photos:
             raise DataError(f"{config.data_dir} holds fewer images than one batch, {batch}: add images.")
-    processor = getattr(whole.processor, "image_processor", whole.processor)
-    names = {"mean": "image_mean", "std": "image_std"}
-    norm = {key: getattr(processor, each) for key, each in names.items() if getattr(processor, each, None)}
-    return type(part).__name__, export_whole(part, path, config, photos=photos, say=listener.say, **norm)
+    mean, std = norm_of(whole.processor)
+    return type(part).__name__, export_whole(part, path, config, photos=photos, mean=mean, std=std, say=listener.say)
 
 
 def load_converted(name: str) -> WholeModel:
