@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import tokenizers
 import torch
 import transformers
 from PIL import Image
 
 import tosa_cli
 from tests.cli.conftest import Tosa
-from tests.model.whole_models import CONVERTED, clip, clipseg, depth_anything, hf, upernet, vitpose, yolos
+from tests.model.whole_models import CONVERTED, clip, clipseg, depth_anything, hf, owlvit, upernet, vitpose, yolos
 from tosa_cli import TosaConfig
 from tosa_cli.model.runs import converted_runs
 
 deit = CONVERTED["deit"][0]
+GROUPS = ["--selector", "ward", "--bypass", "mean"]
 
 SAM = {
     "hidden_size": 32,
@@ -100,10 +102,9 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
     grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]
     tosa("convert", str(source), *grouped, "-o", str(folder))
     assert "converted already" in tosa("inspect", str(folder)).err
-    for command in (["finetune", "--data-dir", str(photos)],):
-        failed = tosa(command[0], str(folder), *command[1:])
-        assert failed.code in (1, 2)
-        assert "whole model of transformers" in failed.err
+    assert "pass --objective features" in tosa("finetune", str(folder), "--data-dir", str(photos)).err
+    assert "reads no text" in tosa("eval", str(folder), "--data-dir", str(photos), "--texts", "a cat").err
+    assert "leave out --task" in tosa("finetune", str(folder), "--task", "depth").err
     assert "leave out --batch-size" in tosa("eval", str(folder), "--batch-size", "2").err
     assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
 
@@ -174,6 +175,60 @@ def test_outputs_are_drawn_beside_those_with_every_token(tosa: Tosa, photos: Pat
     assert all(0 < layer["kept_share"] < 1 for layer in found["images"][0]["layers"])
     assert found["images"][0]["outputs"]
     assert "Wrote" in tosa("viz", str(folder), str(photos), "-o", str(tmp_path / "page"), "--layers", "3").err
+
+
+def test_a_model_learns_to_be_its_dense_self_again_without_labels(tosa: Tosa, source: Path, tmp_path: Path) -> None:
+    folder, photos, numbers = tmp_path / "whole", tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for number in range(20):
+        Image.fromarray(numbers.integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(photos / f"{number}.png")
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(source)
+    torch.manual_seed(0)
+    for parameter in model.backbone.parameters():
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(source)
+    tosa("convert", str(source), "--layers", "2,3", "--keep-rate", "0.4", *GROUPS, "-o", str(folder))
+    before = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
+    how = ["--objective", "features", "--epochs", "40", "--lr", "1e-3", "-b", "4", "-j", "0", "--device", "cpu"]
+    more = ["--feature-layers", "1", "--no-model-ema", "--grad-checkpointing", "--crop-scale", "0.9"]
+    done = tosa("finetune", str(folder), "--data-dir", str(photos), *how, *more, "--json")
+    found = json.loads(done.out)["held_out"]
+    assert found["patch_cosine_after"] > found["patch_cosine_before"]
+    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
+    weights, others = model.state_dict(), before.state_dict()
+    changed = {name for name in weights if not torch.equal(weights[name], others[name])}
+    assert changed and all(".layer.1." in name or ".layer.2." in name or ".layer.3." in name for name in changed)
+    assert "finetune" in (folder / "README.md").read_text()
+    assert "was finetuned already" in tosa("finetune", str(folder), "--data-dir", str(photos), *how).err
+    told = tosa("eval", str(folder), "--data-dir", str(photos), "--max-samples", "2")
+    assert str(source) in told.err
+
+
+@pytest.mark.parametrize(
+    ("make", "output", "figures"),
+    [
+        (clip, "logits_per_image", {"top1_agreement", "kl"}),
+        (clipseg, "logits", {"iou", "correlation"}),
+        (owlvit, "pred_boxes", {"matched_iou", "score_difference"}),
+    ],
+)
+def test_a_model_that_reads_texts_is_measured_with_them(
+    tosa: Tosa, photos: Path, tmp_path: Path, make: Any, output: str, figures: set[str]
+) -> None:
+    folder = tmp_path / "whole"
+    model = tosa_cli.convert(make().eval(), TosaConfig(layers=(2, 3), keep_rate=0.5, selector="ward", bypass="mean"))
+    model.save_pretrained(folder)
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3, "cat": 4, "dog": 5}
+    tokens = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    tokens.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="</s>")
+    sizes = {"size": {"height": 56, "width": 56}, "crop_size": {"height": 56, "width": 56}, "do_center_crop": False}
+    hf.CLIPProcessor(hf.CLIPImageProcessor(**sizes), tokenizer).save_pretrained(folder)
+    asked = tosa("eval", str(folder), "--data-dir", str(photos), "--texts", "a cat, a dog", "--json")
+    assert asked.code == 0, asked.err
+    assert set(json.loads(asked.out)["outputs"][output]) == figures
+    plain = tosa("eval", str(folder), "--data-dir", str(photos))
+    assert "To measure the whole, pass --texts" in plain.err
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

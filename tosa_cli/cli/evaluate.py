@@ -19,13 +19,21 @@ def evaluate(
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the result into the model's folder.")
     ] = False,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a whole model that reads texts as well, as CLIP does: what it is asked, with commas.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a model: top-1 and top-5 accuracy, GMACs and images a second.
 
     A model without a head is measured by the cosine of its final tokens to the dense model's, which needs no labels.
     One with a decoder is measured by the errors of its depth maps, or by the mean intersection over union. A whole
-    model of transformers is measured by how near its outputs are to those with every token computed.
+    model of transformers is measured by how near its outputs are to those with every token computed; one that was
+    finetuned, to its source's.
 
     --compare sets the dense source beside the model. Where the source is none, as for a decoder or, once it is
     finetuned, for a new head or weights that started at random, it is the same weights with every token computed.
@@ -36,8 +44,11 @@ def evaluate(
     if update_card and not folder.is_dir():
         raise InputError(f"{name} is not a local folder, so its card cannot be updated: leave out --update-card.")
     if whole.is_whole(name):
-        whole.evaluate(name, settings, update_card, json)
+        asked = [text.strip() for text in (texts or "").split(",") if text.strip()]
+        whole.evaluate(name, settings, asked, update_card, json)
         return
+    if texts is not None:
+        raise InputError(f"{name} reads no text: leave out --texts.")
     if update_card and config.selector == "oracle":
         raise InputError("What the oracle reaches is not the model's own result: leave out --update-card.")
 

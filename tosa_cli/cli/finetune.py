@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tosa_cli.cli import console
+from tosa_cli.cli import console, whole
 from tosa_cli.cli.distill import ResumeOption
 from tosa_cli.cli.options import (
     JsonOption,
@@ -54,10 +54,14 @@ def finetune(
     weights by held-out images are kept, the start included. With --task depth or segmentation a decoder is put on the
     model, or on a dense source, and both learn from images with depth maps or masks (paper 3.3); the result is a folder
     of its own. Otherwise, without -o, the model folder is brought to its next stage, the old weights in place until the
-    new ones are whole.
+    new ones are whole. A whole model of transformers learns by --objective features alone, from its encoder's tokens.
     """
     values = settings_from("finetune", preset_recipe(preset, recipe), {**settings, "task": task})
     name = resolve_model(model)
+
+    if whole.is_whole(name):
+        whole.finetune(name, values, output, overwrite, resume, json)
+        return
 
     from tosa_cli.workflow.finetune import finetune as run
 
@@ -67,7 +71,7 @@ def finetune(
     elif report.watch is not None and report.task is not None:
         _show(report, report.watch, report.task)
     if report.watch is not None:
-        _tell_best(report.watch)
+        tell_best(report.watch)
     console.say(f"Wrote {report.folder}.")
     words = report.task.next_words(report.config) if report.task is not None else []
     console.next_command("tosa", "eval", report.folder, "--data-dir", "IMAGES", *words)
@@ -92,7 +96,8 @@ def _show(report: "RunReport", watch: "Watch", task: "Task") -> None:
     )
 
 
-def _tell_best(watch: "Watch") -> None:
+def tell_best(watch: "Watch") -> None:
+    """Tell which weights were kept, if the best ones were."""
     if not watch.keep_best:
         return
     if watch.best.update == 0:

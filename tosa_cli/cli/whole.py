@@ -1,6 +1,6 @@
 """What commands do with a whole model of transformers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,17 +135,54 @@ def distill(name: str, given: Mapping[str, Any], output: Path | None, overwrite:
     console.next_command("tosa", "eval", folder, "--data-dir", "PHOTOS")
 
 
-def evaluate(name: str, given: Mapping[str, Any], update_card: bool, json: bool) -> None:
-    """`tosa eval` of a whole model: how near its outputs are to those with every token computed."""
+FINETUNED_BY = (
+    "data_dir", "max_samples", "objective", "epochs", "batch_size", "grad_accum_steps", "lr", "opt", "sched",
+    "warmup_epochs", "min_lr", "weight_decay", "clip_grad", "amp", "workers", "seed", "strict", "device",
+    "checkpoint_every", "max_minutes", "feature_layers", "eval_every", "hflip", "crop_scale", "model_ema",
+    "model_ema_decay", "grad_checkpointing",
+)  # fmt: skip
+"""Settings of `tosa finetune` that mean something for a whole model."""
+
+
+def finetune(
+    name: str, given: Mapping[str, Any], output: Path | None, overwrite: bool, resume: bool, json: bool
+) -> None:
+    """`tosa finetune` of a whole model: without labels, by its own dense self."""
+    check_given("finetune", given, *FINETUNED_BY)
+
+    from tosa_cli.cli.finetune import tell_best
+    from tosa_cli.train.config import FinetuneConfig
+    from tosa_cli.workflow.whole_finetune import finetune
+
+    config = FinetuneConfig.from_dict({key: value for key, value in given.items() if value is not None})
+    report = finetune(name, config, output=output, overwrite=overwrite, resume=resume, listener=console)
+    if json:
+        console.print_json(report.to_dict())
+    else:
+        found = report.held_out
+        kinds = [kind for kind in ("patch", "class") if f"{kind}_cosine_after" in found]
+        console.print_table(
+            f"Cosine of the encoder's tokens to the dense model's, on {found['samples']} held-out images",
+            ["", *kinds],
+            [[when, *(f"{found[f'{kind}_cosine_{when}']:.4f}" for kind in kinds)] for when in ("before", "after")],
+        )
+    assert report.watch is not None
+    tell_best(report.watch)
+    console.say(f"Wrote {report.folder}.")
+    console.next_command("tosa", "eval", report.folder, "--data-dir", "PHOTOS")
+
+
+def evaluate(name: str, given: Mapping[str, Any], texts: Sequence[str], update_card: bool, json: bool) -> None:
+    """`tosa eval` of a whole model: how near its outputs are to the dense model's."""
     check_given("eval", given, "data_dir", "max_samples")
 
     from tosa_cli.workflow import whole_folder
 
-    report = whole_folder.evaluate(name, given.get("data_dir", ""), given.get("max_samples"), console)
+    report = whole_folder.evaluate(name, given.get("data_dir", ""), given.get("max_samples"), console, texts)
     if json:
         console.print_json(report.to_dict())
     else:
-        title = f"Outputs of {name} against those with every token computed, {report.samples} images"
+        title = f"Outputs of {name} against the dense model's, {report.samples} images"
         show_agreement(title, report.outputs)
     if update_card:
         folder = Path(name.removeprefix("local-dir:"))

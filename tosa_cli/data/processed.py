@@ -87,12 +87,17 @@ def prepare(file: Path, processor: Any) -> Tensor:
     """
     if processor is None:
         raise InputError(NO_PROCESSOR)
-    processor = getattr(processor, "image_processor", processor)
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise DataError(f"{file} ({' '.join(str(error).split())})") from error
+    return process(image, processor)
+
+
+def process(image: Image.Image, processor: Any) -> Tensor:
+    """One image in RGB as a model is given it, (1, C, height, width)."""
+    processor = getattr(processor, "image_processor", processor)
     options: dict[str, Any] = {}
     if "boxes" in inspect.signature(processor.preprocess).parameters:
         options["boxes"] = [[[0.0, 0.0, float(image.width), float(image.height)]]]  # the whole image

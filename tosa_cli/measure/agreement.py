@@ -25,8 +25,11 @@ SURE = 0.3
 LEAST_DEPTH = 0.05
 """Depth below this share of an image's mean is left out of shares of it."""
 
-SKIPPED = ("hidden_states", "attentions", "past_key_values", "text_embeds", "text_model_output", "loss")
-"""Outputs that are not compared: they are inner ones, or do not depend on the image."""
+SKIPPED = (
+    "hidden_states", "attentions", "past_key_values", "text_embeds", "text_model_output", "conditional_embeddings",
+    "pooled_output", "logits_per_text", "vision_model_output", "loss",
+)  # fmt: skip
+"""Outputs that are not compared: they are inner ones, those of the text, or others turned round."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
                 figures = _figures(name, expected)(value, made[name], expected, made)
                 for key, one in figures.items():
                     sums.setdefault(name, {}).setdefault(key, []).append(one.detach().double().cpu())
-                if name.endswith("embeds"):
+                if name.endswith("embeds") and value.ndim == 2:
                     embeddings.setdefault(name, []).append((value.cpu(), made[name].cpu()))
             samples += count
     finally:
@@ -122,10 +125,12 @@ def _figures(name: str, outputs: dict[str, Tensor]) -> Compare:
         return compare_keypoints
     if name == "pred_boxes":
         return compare_boxes
-    if name == "logits" and value.ndim == 2:
+    if name in ("logits", "logits_per_image") and value.ndim == 2:
         return compare_classes
     if name == "logits" and value.ndim == 4:
         return compare_pixels
+    if name == "logits" and value.ndim == 3 and value.shape[1] == value.shape[2]:
+        return compare_masks
     return compare_directions
 
 
@@ -177,6 +182,15 @@ def compare_pixels(expected: Tensor, made: Tensor, *_: Any) -> Figures:
         hit = [((one == c) & (other == c)).sum() / ((one == c) | (other == c)).sum() for c in classes]
         ious.append(torch.stack(hit).mean())
     return {"pixel_agreement": (truth == found).double().mean((1, 2)), "iou": torch.stack(ious)}
+
+
+def compare_masks(expected: Tensor, made: Tensor, *_: Any) -> Figures:
+    """IoU of the masks that logits (B, h, w) above 0 make, 1 where both are empty; and their correlation."""
+    truth, found = (each.flatten(1) > 0 for each in (expected, made))
+    union = (truth | found).double().sum(1)
+    centred, off = (each.flatten(1) - each.flatten(1).mean(1, keepdim=True) for each in (expected, made))
+    iou = torch.where(union > 0, (truth & found).double().sum(1) / union.clamp_min(1), 1.0)
+    return {"iou": iou, "correlation": F.cosine_similarity(centred, off, dim=1).double()}
 
 
 def compare_boxes(expected: Tensor, made: Tensor, outputs: dict[str, Tensor], others: dict[str, Tensor]) -> Figures:

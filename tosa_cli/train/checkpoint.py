@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,16 @@ def _checked_state(numbers: Any, tensors: dict[str, Tensor]) -> TrainState:
 
 def fingerprint(model: FinetunableViT | Predictor) -> str:
     """What tells a model from others: a hash of its settings and weights."""
-    settings = model.config.to_dict() if isinstance(model, Predictor) else model.settings
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    settings = [model.config.to_dict() if isinstance(model, Predictor) else model.settings]
     if isinstance(model, Predictor) and isinstance(model.encoder, TosaViT):
-        digest.update(json.dumps(model.encoder.config.to_dict()).encode())
-    for name, value in model.state_dict().items():
+        settings.append(model.encoder.config.to_dict())
+    return hash_of(settings, model.state_dict())
+
+
+def hash_of(settings: Iterable[Mapping[str, Any]], weights: Mapping[str, Tensor]) -> str:
+    """A hash of settings and of weights by name."""
+    digest = hashlib.sha256("".join(map(json.dumps, settings)).encode())
+    for name, value in weights.items():
         digest.update(name.encode())
         digest.update(_bytes_of(value))
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos, norm_of
-from tosa_cli.errors import ConfigError, DataError, InputError
+from tosa_cli.errors import ConfigError, DataError, InputError, TosaError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.whole import WholeExportReport, export_whole, own_shape
 from tosa_cli.fit.calibrate import CalibrationReport
@@ -104,22 +105,80 @@ def distill(
     return dataclasses.replace(whole, provenance=whole.provenance.after("distilled", settings)), reports
 
 
-def evaluate(name: str, data_dir: str, max_samples: int | None, listener: Listener) -> AgreementReport:
-    """Tell how near the outputs of a whole model on photos are to those with every token computed.
+def evaluate(
+    name: str, data_dir: str, max_samples: int | None, listener: Listener, texts: Sequence[str] = ()
+) -> AgreementReport:
+    """Tell how near the outputs of a whole model on photos are to the dense model's.
+
+    That is the same model with every token computed; of one that was finetuned its source, where that can be loaded.
+
+    Args:
+        name: A folder, or the id of a Hub repository.
+        data_dir: Folder of photos.
+        max_samples: Use so many, evenly spread; None uses all.
+        listener: Told what is done.
+        texts: What a model is asked that reads texts as well; of such a model the image tower is measured without.
 
     Raises:
-        TosaError: If it is not converted, or there are no photos.
+        TosaError: If it is not converted, reads no texts but is given some, or there are no photos.
     """
     whole = load_converted(name)
-    photos = ProcessedPhotos(data_dir, whole.processor, batch_size=1, max_samples=max_samples)
+    dense = _source(whole, listener) if whole.provenance.is_finetuned else None
+    photos: Any = ProcessedPhotos(data_dir, whole.processor, batch_size=1, max_samples=max_samples)
     part = image_part(whole.model)
-    if part is not whole.model:
-        listener.say(f"{type(whole.model).__name__} reads a text too: measured is its {type(part).__name__}.")
+    if texts:
+        asked = _asked(whole, texts)
+        part, batches = whole.model, (_joined(batch, asked, whole.model) for batch in photos)
+    else:
+        batches = photos
+        dense = dense if dense is None else image_part(dense)
+        if part is not whole.model:
+            listener.say(
+                f"{type(whole.model).__name__} reads a text too: measured is its {type(part).__name__}. To measure the "
+                f'whole, pass --texts "a cat,a dog".'
+            )
     listener.say(f"Comparing outputs on {counted(len(photos.files), 'image')} of {data_dir} ...")
-    report = compare_outputs(None, part, photos)
+    report = compare_outputs(dense, part, batches)
     for skipped in photos.skipped:
         listener.warn(f"Skipped {skipped}.")
     return report
+
+
+def _source(whole: WholeModel, listener: Listener) -> nn.Module | None:
+    """What a finetuned model came from; None, which is told, where it cannot be loaded."""
+    source = whole.provenance.base_hub_id or whole.provenance.source
+    try:
+        model: nn.Module = load_whole(source).model
+    except TosaError:
+        listener.warn(f"The source {source} cannot be loaded: compared is the finetuned model with every token.")
+        return None
+    listener.say(f"The model was finetuned, so it is compared with its source, {source}.")
+    return model
+
+
+def _asked(whole: WholeModel, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Texts as a model reads them.
+
+    Raises:
+        InputError: If it reads none, or there is no tokenizer beside it.
+    """
+    if image_part(whole.model) is whole.model:
+        raise InputError(f"{whole.name} reads no text: leave out --texts.")
+    tokenizer = getattr(whole.processor, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError(f"{whole.name} has no tokenizer beside it: save its whole processor there.")
+    # SigLIP was trained on texts of one length.
+    fills = "max_length" if whole.model.config.model_type.startswith("siglip") else True
+    made = tokenizer(list(texts), padding=fills, truncation=True, return_tensors="pt")
+    taken = inspect.signature(whole.model.forward).parameters
+    return {key: value for key, value in made.items() if key in taken}
+
+
+def _joined(batch: dict[str, Tensor], asked: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """One image with all texts; CLIPSeg takes as many images as texts."""
+    if model.config.model_type == "clipseg":
+        batch = {key: value.expand(len(asked["input_ids"]), -1, -1, -1) for key, value in batch.items()}
+    return {**batch, **asked}
 
 
 def record(name: str, folder: Path, report: AgreementReport) -> None:
