@@ -97,6 +97,34 @@ def yolos(**settings: Any) -> Any:
     return hf.YolosForObjectDetection(hf.YolosConfig(**sizes, num_detection_tokens=10, **settings))
 
 
+def eomt() -> Any:
+    sizes = {**BACKBONE, "num_hidden_layers": 6}
+    config = hf.EomtConfig(
+        **sizes, num_queries=5, num_blocks=2, num_register_tokens=3, num_upscale_blocks=1, num_labels=4
+    )
+    return hf.EomtForUniversalSegmentation(config)
+
+
+def eomt_dinov3() -> Any:
+    sizes = {**VISION, "num_hidden_layers": 6}
+    config = hf.EomtDinov3Config(
+        **sizes, num_queries=5, num_blocks=2, num_register_tokens=3, num_upscale_blocks=1, num_labels=4
+    )
+    return hf.EomtDinov3ForUniversalSegmentation(config)
+
+
+def upernet_dinov3() -> Any:
+    backbone = hf.DINOv3ViTConfig(**VISION, num_register_tokens=4, out_indices=[1, 2, 3, 4])
+    config = hf.UperNetConfig(
+        backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], use_auxiliary_head=False, num_labels=5
+    )
+    return hf.UperNetForSemanticSegmentation(config)
+
+
+def metaclip_2() -> Any:
+    return hf.MetaClip2Model(hf.MetaClip2Config(text_config=TEXT, vision_config=VISION, projection_dim=16))
+
+
 def llava() -> Any:
     config = hf.LlavaConfig(
         vision_config={**VISION, "model_type": "clip_vision_model", "projection_dim": 16},
@@ -141,7 +169,18 @@ CONVERTED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**VISION, num_register_tokens=4)),
         "last_hidden_state",
     ),
+    "upernet_dinov3": (upernet_dinov3, "logits"),
+    "eomt": (eomt, "masks_queries_logits"),
+    "eomt_dinov3": (eomt_dinov3, "masks_queries_logits"),
+    "pixio": (lambda: hf.PixioModel(hf.PixioConfig(**BACKBONE, n_cls_tokens=3)), "last_hidden_state"),
+    "internvl": (
+        lambda: hf.InternVLVisionModel(
+            hf.InternVLVisionConfig(**{**VISION, "image_size": [56, 56], "patch_size": [14, 14]})
+        ),
+        "last_hidden_state",
+    ),
     "clip": (clip, "image_embeds"),
+    "metaclip_2": (metaclip_2, "image_embeds"),
     "siglip": (siglip, "image_embeds"),
     "clipseg": (clipseg, "logits"),
     "owlvit": (owlvit, "pred_boxes"),
@@ -187,7 +226,7 @@ def batch_for(model: Any) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     batch: dict[str, Any] = {"pixel_values": torch.randn(2, 3, *size, generator=generator)}
     kind = config.model_type
-    if kind in ("clip", "siglip", "clipseg", "owlvit", "owlv2"):
+    if kind in ("clip", "metaclip_2", "siglip", "clipseg", "owlvit", "owlv2"):
         batch["input_ids"] = torch.tensor([[1, 7, 9, 2], [1, 8, 5, 2]])
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if kind in ("llava", "paligemma"):

@@ -121,6 +121,8 @@ def _figures(name: str, outputs: dict[str, Tensor]) -> Compare:
     value = outputs[name]
     if name == "predicted_depth":
         return compare_depth
+    if name == "masks_queries_logits" and "class_queries_logits" in outputs:
+        return compare_segments
     if name == "heatmaps":
         return compare_keypoints
     if name == "pred_boxes":
@@ -191,6 +193,15 @@ def compare_masks(expected: Tensor, made: Tensor, *_: Any) -> Figures:
     centred, off = (each.flatten(1) - each.flatten(1).mean(1, keepdim=True) for each in (expected, made))
     iou = torch.where(union > 0, (truth & found).double().sum(1) / union.clamp_min(1), 1.0)
     return {"iou": iou, "correlation": F.cosine_similarity(centred, off, dim=1).double()}
+
+
+def compare_segments(expected: Tensor, made: Tensor, outputs: dict[str, Tensor], others: dict[str, Tensor]) -> Figures:
+    """As `compare_pixels`, of what masks (B, Q, h, w) and the classes of each say together, as in MaskFormer."""
+    maps = []
+    for masks, each in ((expected, outputs), (made, others)):
+        classes = each["class_queries_logits"].softmax(-1)[..., :-1]
+        maps.append(torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid()))
+    return compare_pixels(*maps)
 
 
 def compare_boxes(expected: Tensor, made: Tensor, outputs: dict[str, Tensor], others: dict[str, Tensor]) -> Figures:

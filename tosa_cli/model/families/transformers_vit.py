@@ -60,6 +60,13 @@ class TransformersBlock(BlockKind):
         """How many tokens come behind the patches: YOLOS has them, one for each object that it may detect."""
         return int(getattr(getattr(_attention(block), "config", None), "num_detection_tokens", 0))
 
+    def num_plain_layers(self, block: Any) -> int | None:
+        """How many layers of a run come before queries enter it, as in EoMT; None where none do."""
+        config = getattr(_attention(block), "config", None)
+        if getattr(config, "model_type", "") not in WITH_QUERIES:
+            return None
+        return int(config.num_hidden_layers - config.num_blocks)  # type: ignore[union-attr]
+
     def run(self, block: Any, tokens: Tensor, extras: Extras) -> Tensor:
         """Run a block; some return their tokens first of several."""
         output = block(tokens, **extras)
@@ -123,9 +130,14 @@ PLAIN = {
     "dinov2_with_registers": "Dinov2WithRegistersLayer",
     "dinov3_vit": "DINOv3ViTLayer",
     "dpt": "DPTViTLayer",
+    "eomt": "EomtLayer",
+    "eomt_dinov3": "EomtDinov3Layer",
     "ijepa": "IJepaLayer",
+    "internvl": "InternVLVisionLayer",
+    "metaclip_2": "MetaClip2EncoderLayer",
     "owlv2": "Owlv2EncoderLayer",
     "owlvit": "OwlViTEncoderLayer",
+    "pixio": "PixioLayer",
     "siglip": "SiglipEncoderLayer",
     "vit": "ViTLayer",
     "vit_msn": "ViTMSNLayer",
@@ -134,10 +146,13 @@ PLAIN = {
 }
 """The block of each of transformers' model types that can select tokens; text towers have the same blocks."""
 
+WITH_QUERIES = ("eomt", "eomt_dinov3")
+"""Model types in which queries for segments enter before the last layers, with masks of their own."""
+
 REFUSED = {
     ("beit", "BeitLayer"): "has a relative position bias, which is not read from transformers' models.",
     ("data2vec", "Data2VecVisionLayer"): "has a relative position bias, which is not read from transformers' models.",
-    ("eomt", "EomtLayer"): "is one that queries for segments enter half-way, with masks of their own.",
+    ("lw_detr", "LwDetrViTLayer"): "attends in windows, to which the tokens that it is given belong.",
     ("pixtral", "PixtralAttentionLayer"): "takes images of different shapes, one behind the other, told apart by a "
     "mask.",
     ("rf_detr", "RfDetrDinov2Layer"): "attends in windows, to which the tokens that it is given belong.",

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from tosa_cli.config import Selection
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.families import kind_of, why_ineligible
 from tosa_cli.model.families.base import OpaqueBlock
@@ -42,8 +43,16 @@ class ImageRun:
     @property
     def eligible_layers(self) -> tuple[int, ...]:
         """The layers, from 1, that can be ToSA layers, with a selector that reads no maps."""
-        blocks = enumerate(self.blocks, start=1)
-        return tuple(layer for layer, block in blocks if why_ineligible(block, "shared") is None)
+        layers = range(1, len(self.layers) + 1)
+        return tuple(layer for layer in layers if self.why_ineligible(layer, "shared") is None)
+
+    def why_ineligible(self, layer: int, selection: Selection) -> str | None:
+        """Why a layer cannot be a ToSA layer, in words that follow "Layer 3"; None where it can."""
+        block = self.blocks[layer - 1]
+        plain = getattr(kind_of(block), "num_plain_layers", lambda _: None)(block)
+        if plain is not None and layer > plain:
+            return f"cannot select tokens, as queries enter behind layer {plain}."
+        return why_ineligible(block, selection)
 
     @property
     def run(self) -> Run | None:
@@ -93,7 +102,7 @@ def check_runs(model: nn.Module) -> list[ImageRun]:
     """
     runs, reasons = [], []
     for found in find_runs(model):
-        why = [why_ineligible(block, "shared") for block in found.blocks]
+        why = [found.why_ineligible(layer, "shared") for layer in range(1, len(found.layers) + 1)]
         if any(reason is None for reason in why):
             runs.append(found)
         else:

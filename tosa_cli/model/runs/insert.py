@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, IdentityError, TosaError, UnsupportedModelError
 from tosa_cli.model.convert import IDENTITY_TOLERANCE
-from tosa_cli.model.families import kind_of, why_ineligible
+from tosa_cli.model.families import kind_of
 from tosa_cli.model.families.transformers_vit import parameters
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.runs.block import TosaBlock
@@ -238,6 +238,6 @@ def _check_layers(found: ImageRun, config: TosaConfig) -> None:
     """
     config.check_depth(len(found.blocks))
     for layer in config.layers:
-        reason = why_ineligible(found.blocks[layer - 1], config.selection)
+        reason = found.why_ineligible(layer, config.selection)
         if reason is not None:
             raise UnsupportedModelError(f"Layer {layer} of {found.path} {reason}")
