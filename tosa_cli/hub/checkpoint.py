@@ -254,8 +254,8 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
         )
     if kind_of(config) == "whole":
         raise CheckpointError(
-            f"{folder} holds a whole model of transformers, which only `tosa bench`, `distill`, `eval`, `export`, "
-            f"`flops` and `push` take: for all else load it with transformers, after `import tosa_cli`."
+            f"{folder} holds a whole model of transformers: load it with its class there, as with AutoModel, after "
+            f"`import tosa_cli`."
         )
     if kind_of(config) != "converted":
         raise CheckpointError(
