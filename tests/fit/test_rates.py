@@ -14,10 +14,13 @@ from tosa_cli.config import Method
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
-from tosa_cli.fit.rates import RateSearch, hold_cosine, largest_saving, search_rates
+from tosa_cli.fit.calibration import Calibration
+from tosa_cli.fit.nearness import FinalTokens
+from tosa_cli.fit.rates import RateSearch, hold_cosine, largest_saving, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
+from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
@@ -64,6 +67,20 @@ def test_the_error_told_is_that_of_the_model_made_with_these_rates(photos: Image
 
 def test_the_same_images_give_the_same_rates(photos: Images) -> None:
     assert search(photos, 0.2) == search(photos, 0.2)
+
+
+def test_schedules_compared_on_some_images_are_judged_on_all(photos: Images) -> None:
+    source = backbone()
+    schedules = Schedules(source, METHOD)  # type: ignore[arg-type]
+    model = TosaViT(source, METHOD.at(schedules.layers, 1.0))  # type: ignore[arg-type]
+    with Calibration(make_accelerator(TrainConfig(device="cpu")), model, photos, True, None) as run:
+        final = FinalTokens(run, model.norm, 0)
+        final.read()
+        found = search_on(final, schedules, 0.2, some=8)
+        assert {near.images for near in final.found.values()} == {8, photos.num_images}
+        assert sum(near.images == photos.num_images for near in final.found.values()) <= 2
+    assert found.images == photos.num_images
+    assert found.error <= found.steady_error
 
 
 def test_a_target_that_cannot_be_reached_is_refused(photos: Images) -> None:

@@ -1,7 +1,7 @@
 """Final tokens measured at any keep rates: how near they are to the dense model's, wherever the layers are."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,19 +76,38 @@ class FinalTokens:
         self.run = run
         self.norm = norm
         self.class_token = class_token
-        self.found: dict[tuple[tuple[int, float], ...], Nearness] = {}
+        self.found: dict[tuple[Any, ...], Nearness] = {}
+        self.sizes: dict[int, int] = {}
 
     def read(self) -> None:
         """Run the dense model on the images once, and keep what enters its layers and what comes out."""
         self.run.sum_up(self._dense_pass())
 
-    def at(self, keep_rates: Mapping[int, float]) -> Nearness:
-        """How near the final tokens are at these keep rates, one a layer of the model; measured once."""
-        key = tuple(keep_rates.items())
+    def at(self, keep_rates: Mapping[int, float], some: int | None = None) -> Nearness:
+        """How near the final tokens are at these keep rates, one a layer of the model; measured once.
+
+        Args:
+            keep_rates: The keep rates.
+            some: Measure on so many images, or a few more, whose batches are evenly spread; None takes all.
+        """
+        key = (*keep_rates.items(), some)
         if key not in self.found:
             self.run.model.keep_rates.update(keep_rates)
-            self.found[key] = self._nearness(self.run.sum_up(self._error_pass()))
+            numbers = list(self.sizes) if some is None else self._spread(some)
+            images = sum(self.sizes[number] for number in numbers)
+            # Of several processes each has read a share of the batches, and all of them are asked for.
+            found = self.run.sum_up(self._error_pass(None if some is None else numbers))
+            self.found[key] = self._nearness(found, self.run.num_images if some is None else images)
         return self.found[key]
+
+    def _spread(self, some: int) -> list[int]:
+        """Batches, evenly spread, that hold so many images."""
+        numbers = list(self.sizes)
+        for count in range(1, len(numbers)):
+            chosen = [numbers[place * len(numbers) // count] for place in range(count)]
+            if sum(self.sizes[number] for number in chosen) >= some:
+                return chosen
+        return numbers
 
     @torch.no_grad()
     def _dense_pass(self) -> Iterator[dict[Any, Sums]]:
@@ -96,14 +115,15 @@ class FinalTokens:
         for number, tokens in self.run.read():
             stream = Stream(tokens, self.run.places)
             run_all(model.dense_layers(stream))
+            self.sizes[number] = len(tokens)
             self.run.keep(number, {"tokens": tokens, "final": self.norm(stream.tokens)})
             yield {}
 
     @torch.no_grad()
-    def _error_pass(self) -> Iterator[dict[Any, Sums]]:
+    def _error_pass(self, numbers: Sequence[int] | None) -> Iterator[dict[Any, Sums]]:
         model = self.run.model
         prefix = model.num_prefix_tokens
-        for _, kept in self.run.kept():
+        for _, kept in self.run.kept(numbers):
             stream = Stream(kept["tokens"], self.run.places)
             run_all(model.layers(stream))
             cosine = F.cosine_similarity(kept["final"].float(), self.norm(stream.tokens).float(), dim=-1)
@@ -115,8 +135,7 @@ class FinalTokens:
             sums: dict[Any, Sums] = {name: _moments(values) for name, values in parts.items()}
             yield {**sums, "root": {"sum": both.sqrt().sum()}}
 
-    def _nearness(self, sums: Mapping[Any, Sums]) -> Nearness:
-        count = self.run.num_images
+    def _nearness(self, sums: Mapping[Any, Sums], count: int) -> Nearness:
         patch, patch_error = _mean(sums["patch"], count)
         first, first_error = _mean(sums["class"], count) if "class" in sums else (None, None)
         return Nearness(

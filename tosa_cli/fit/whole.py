@@ -1,7 +1,7 @@
 """Fits and chooses for whole models, on batches that the model takes as they are: any data, any preprocessing."""
 
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Container, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -26,6 +26,9 @@ from tosa_cli.model.runs.find import check_runs
 from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
 from tosa_cli.progress import Progress
+
+LEAST_COMPARED = 8
+"""Images on which all schedules are compared, at least."""
 
 
 class BatchTokens(KeptTokens):
@@ -65,9 +68,9 @@ class BatchTokens(KeptTokens):
             raise DataError("There is no batch to calibrate on: pass an iterable of what the model is called with.")
         self.num_batches = max(self.num_batches, len(self._places))
 
-    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The batches that were kept, and where their tokens stand."""
-        for number, values in super().kept():
+    def kept(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The batches that were kept, or some of them, and where their tokens stand."""
+        for number, values in super().kept(numbers):
             self.places = self._places[number]
             yield number, values
 
@@ -202,14 +205,14 @@ def choose_run_rates(
         if target_reduction is not None:
             schedules.check(target_reduction)
             with _measured(model, found, batches, progress, tries) as tuning:
-                search = search_on(tuning, schedules, target_reduction)
+                search = search_on(tuning, schedules, target_reduction, _first(tuning))
         else:
             others = [batch for place, batch in enumerate(batches) if place % 3]
             with (
                 _measured(model, found, batches[::3], progress, 2 * tries) as tuning,
                 _measured(model, found, others, progress, 0) as judge,
             ):
-                search = hold_on(tuning, judge, schedules, cast(float, min_cosine))
+                search = hold_on(tuning, judge, schedules, cast(float, min_cosine), _first(tuning))
         return method.at(search.keep_rates, search.keep_rates.values()), search
     finally:
         remove_run(found)
@@ -226,6 +229,12 @@ def _measured(
         final = FinalTokens(kept, _normalised, kept.model.class_token)
         final.read()
         yield final
+
+
+def _first(tuning: FinalTokens) -> int | None:
+    """On how many images all schedules are compared; None where these are as good as all."""
+    some = max(LEAST_COMPARED, tuning.run.num_images // 8)
+    return some if 2 * some <= tuning.run.num_images else None
 
 
 def _normalised(tokens: Tensor) -> Tensor:

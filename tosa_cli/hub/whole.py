@@ -1,5 +1,7 @@
 """Whole models of transformers, in transformers' own format: read by their classes, written with a card."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,8 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
     options = {key: value for key, value in options.items() if value}
     try:
         if pretrained:
-            model, info = kind.from_pretrained(place, output_loading_info=True, **options)
+            with _without_bars():
+                model, info = kind.from_pretrained(place, output_loading_info=True, **options)
             missing = [*info["missing_keys"], *info.get("mismatched_keys", ())]
             if missing:
                 raise CheckpointError(
@@ -108,7 +111,8 @@ def save_whole(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path
     model, provenance = whole.model, whole.provenance
     setattr(model.config, PROVENANCE_KEY, provenance.to_dict())
     with atomic_folder(folder, overwrite) as target:
-        model.save_pretrained(target, max_shard_size="1000GB")  # one file, as all commands expect
+        with _without_bars():
+            model.save_pretrained(target, max_shard_size="1000GB")  # one file, as all commands expect
         if whole.processor is not None:
             whole.processor.save_pretrained(target)
         (target / RECIPE).write_text(dump_recipe(provenance.steps, versions()), encoding="utf-8")
@@ -136,6 +140,20 @@ def _processor(place: str, options: dict[str, Any]) -> Any:
         except (OSError, ValueError, KeyError, ImportError, TypeError):
             continue
     return None
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Within this context transformers draws no progress bars of its own, which last a moment here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _words(error: Exception) -> str:
