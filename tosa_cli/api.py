@@ -71,6 +71,9 @@ def convert(
 ) -> Any:
     """Turn a pretrained ViT into a ToSA model; with every token kept it equals its source, which is checked.
 
+    What is new is drawn as PyTorch's modules draw their weights, from its global generator: `torch.manual_seed` before
+    makes it repeatable. Of a `ConvertConfig` the `seed` alone says what is drawn, and the generator stays as it was.
+
     Args:
         source: A timm name, Hub id, folder or weights file, or a timm model, which becomes part of the new one. Or any
             other model with a known run of blocks inside, as transformers' are: that is converted in place.

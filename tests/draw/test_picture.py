@@ -145,8 +145,10 @@ class Links(HTMLParser):
         self.alternatives += [value or "" for name, value in attributes if name == "alt"]
 
 
-def test_a_page_needs_nothing_from_outside_and_its_names_are_only_names() -> None:
-    page = render_page("A <b>", ["x < y"], [PageEntry("<script>.png", b"\x89PNG", 0.5), PageEntry("b.png", b"\x89PNG")])
+def test_a_page_needs_nothing_from_outside_and_its_names_are_only_names(tmp_path: Path) -> None:
+    png = tmp_path / "a.png"
+    png.write_bytes(b"\x89PNG")
+    page = "".join(render_page("A <b>", ["x < y"], [PageEntry("<script>.png", png, 0.5), PageEntry("b.png", png)]))
     parser = Links()
     parser.feed(page)
     assert parser.alternatives == ["Selection in <script>.png", "Selection in b.png"]

@@ -73,19 +73,16 @@ class Apart(NamedTuple):
 
 
 ALL, CONVERTED = frozenset(SETTINGS), frozenset(SETTINGS) - {"dense"}
-NOT_RUN, FX = "NOTSET", "torch.fx.proxy.TraceError"
+NOT_RUN = "NOTSET"
 NO_SCRIPT = "which tokens are computed is decided on the way, which TorchScript cannot read; `torch.jit.trace` can"
-NO_FX = "which tokens are computed is decided on the way, which torch.fx cannot follow; `torch.export` can"
+FROZEN = "selectors are frozen: only `distill` trains them"
 NOT_OF_VITS = "timm leaves ViTs out"
 
 APART = {
     "test_model_forward_torchscript": Apart(CONVERTED, "torch.jit.frontend.NotSupportedError", NO_SCRIPT),
-    "test_model_forward_fx": Apart(CONVERTED, FX, NO_FX),
-    "test_model_backward_fx": Apart(CONVERTED, FX, NO_FX),
-    "test_model_forward_fx_torchscript": Apart(CONVERTED, FX, NO_FX),
-    "test_model_backward": Apart(
-        frozenset({"paper"}), "No gradient for selectors", "selectors are frozen: only `distill` trains them"
-    ),
+    "test_model_forward_fx_torchscript": Apart(CONVERTED, "NotSupportedError", NO_SCRIPT),
+    "test_model_backward": Apart(frozenset({"paper"}), "No gradient for selectors", FROZEN),
+    "test_model_backward_fx": Apart(frozenset({"paper"}), "No gradient for selectors", FROZEN),
     "test_model_inference": Apart(ALL, NOT_RUN, "compares with what lies on the Hub, of models that timm names"),
     "test_model_default_cfgs": Apart(ALL, NOT_RUN, f"{NOT_OF_VITS}: their form of it is `..._non_std`"),
     "test_model_forward_features": Apart(ALL, NOT_RUN, f"{NOT_OF_VITS}: theirs is `..._intermediates_features`"),

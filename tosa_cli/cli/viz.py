@@ -81,7 +81,7 @@ def viz(
     from tosa_cli.data.photos import find_photos
     from tosa_cli.draw.selection_figure import require_matplotlib
     from tosa_cli.hub.kind import find_kind
-    from tosa_cli.hub.writing import write_file
+    from tosa_cli.hub.writing import write_file, write_parts
 
     require_matplotlib()
     photos = find_photos(paths)
@@ -96,11 +96,12 @@ def viz(
         write_file(target.pictures[photo], picture.png)
         reports.append(report_picture(photo, target.pictures[photo], picture))
         if target.page is not None:
-            entries.append(_entry(photo, picture, subject, reports[-1]))
+            entries.append(_entry(photo, target.pictures[photo], subject, reports[-1]))
     if target.page is not None:
         from tosa_cli.draw.page import render_page
 
-        write_file(target.page, render_page(subject.title, subject.about, entries).encode())
+        parts = render_page(subject.title, subject.about, entries)
+        write_parts(target.page, (part.encode() for part in parts))
     _tell(name, target, subject, reports, skipped, json)
 
 
@@ -199,11 +200,11 @@ def _pictures(
             bar.advance(1)
 
 
-def _entry(photo: Path, picture: "Picture", subject: Subject, report: dict[str, Any]) -> Any:
+def _entry(photo: Path, png: Path, subject: Subject, report: dict[str, Any]) -> Any:
     from tosa_cli.draw.page import PageEntry
 
     cosines = report["patch_cosine"], report["class_cosine"]
-    return PageEntry(photo.name, picture.png, *cosines, figures_of(report), subject.shows)
+    return PageEntry(photo.name, png, *cosines, figures_of(report), subject.shows)
 
 
 def _tell(

@@ -1,9 +1,10 @@
 """One HTML page of pictures that needs nothing else: they are inlined, and nothing is fetched."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 from tosa_cli.progress import figure
 
@@ -24,7 +25,7 @@ class PageEntry:
 
     Attributes:
         name: Name of the image.
-        png: Its picture.
+        png: The file of its picture.
         patch_cosine: Mean cosine of its patch tokens to the dense model's; None if not compared.
         class_cosine: The same of the class token.
         figures: What else was measured, by heading.
@@ -32,33 +33,34 @@ class PageEntry:
     """
 
     name: str
-    png: bytes
+    png: Path
     patch_cosine: float | None = None
     class_cosine: float | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
     shows: str = "Selection"
 
 
-def render_page(title: str, about: Sequence[str], entries: Iterable[PageEntry]) -> str:
-    """Render the page.
+def render_page(title: str, about: Sequence[str], entries: Sequence[PageEntry]) -> Iterator[str]:
+    """Render the page, a part at a time, so that no more than one picture is in memory.
 
     Args:
         title: Its title.
         about: Paragraphs below the title.
         entries: Its pictures.
 
-    Returns:
+    Yields:
         HTML.
     """
-    entries = list(entries)
-    sections = "\n".join(_section(number, entry) for number, entry in enumerate(entries, start=1))
     paragraphs = "\n".join(f"<p>{escape(text)}</p>" for text in about)
-    return (
+    yield (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{paragraphs}\n"
-        f"{_contents(entries)}\n{sections}\n</body>\n</html>\n"
+        f"{_contents(entries)}\n"
     )
+    for number, entry in enumerate(entries, start=1):
+        yield f"{_section(number, entry)}\n"
+    yield "</body>\n</html>\n"
 
 
 def _contents(entries: Sequence[PageEntry]) -> str:
@@ -78,7 +80,7 @@ def _row(number: int, entry: PageEntry, columns: Sequence[str]) -> str:
 
 
 def _section(number: int, entry: PageEntry) -> str:
-    data = base64.b64encode(entry.png).decode("ascii")
+    data = base64.b64encode(entry.png.read_bytes()).decode("ascii")
     name = escape(entry.name)
     alt = f"{escape(entry.shows)} in {name}"
     return f'<h2 id="image-{number}">{name}</h2>\n<img src="data:image/png;base64,{data}" alt="{alt}">'

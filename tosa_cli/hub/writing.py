@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -120,8 +120,18 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OutputError: If it cannot be written, or another run writes it.
     """
+    write_parts(path, [content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file whole or not at all, a part at a time; an old one of that name is replaced.
+
+    Raises:
+        OutputError: If it cannot be written, or another run writes it.
+    """
     with staging_folder(path) as folder:
-        (folder / path.name).write_bytes(content)
+        with (folder / path.name).open("wb") as file:
+            file.writelines(parts)
         os.replace(folder / path.name, path)
 
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.timm_interface import LayersInterface
 from tosa_cli.model.tosa_layers import Read, TosaLayers
+from tosa_cli.model.tracing import trace_layers
 
 
 @dataclass
@@ -58,6 +60,8 @@ class LayerLoop(LayersInterface, TosaLayers):
         Returns:
             The final tokens, the outputs taken and the selections made.
         """
+        if isinstance(tokens, Proxy):
+            return LayerOutputs(*trace_layers(self, tokens, places, take, last))
         stream, take = Stream(tokens, places), frozenset(take)
         del tokens  # the stream lets go of them as soon as they are not needed
         intermediates: list[Tensor] = []

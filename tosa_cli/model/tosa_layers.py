@@ -189,6 +189,10 @@ class TosaLayers:
     def _ahead(self, stream: Stream, last: int | None) -> range:
         return range(stream.layer + 1, 1 + (len(self.blocks) if last is None else last))
 
+    def is_read(self, layer: int) -> bool:
+        """Whether the selector of the next layer reads the logits of a layer."""
+        return self.config.reads_maps and layer + 1 in self.keep_rates
+
     def ends_span(self, layer: int) -> bool:
         """Whether the layer after a ToSA layer does not share its choice."""
         return self.choosing_layers.get(layer + 1, layer + 1) == layer + 1
@@ -256,7 +260,7 @@ class TosaLayers:
 
     def _reader(self, layer: int) -> Read | None:
         """What the selector of the next layer makes of the logits of a layer; None if it does not read them."""
-        return partial(self.read_scores, layer + 1) if self.config.reads_maps and layer + 1 in self.keep_rates else None
+        return partial(self.read_scores, layer + 1) if self.is_read(layer) else None
 
     @torch.no_grad()
     def read_scores(self, layer: int, logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tosa_cli.config import Selection
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families.base import BlockKind, Family, names_of
+from tosa_cli.model.graph_nodes import one_node
 from tosa_cli.model.places import Extras, Places
 from tosa_cli.model.selection import plain_shape
 
@@ -28,12 +29,8 @@ class TimmFamily(Family):
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Places]:
         """Embed the patches, and find their grid."""
-        rows, columns = model.patch_embed.dynamic_feat_size(plain_shape(images)[-2:])
         tokens, extras = self.embed_patches(model, model.patch_embed(images))
-        num_patches = plain_shape(tokens)[1] - model.num_prefix_tokens
-        # Where training drops patches (timm's patch_drop_rate), those that are left are no grid any more.
-        grid = (rows, columns) if num_patches == rows * columns else (1, num_patches)
-        return tokens, Places(grid, extras)
+        return tokens, Places(grid_of(images, tokens, model.patch_embed, model.num_prefix_tokens), extras)
 
     @abstractmethod
     def embed_patches(self, model: Any, patches: Tensor) -> tuple[Tensor, tuple[Extras, ...]]:
@@ -55,6 +52,17 @@ class TimmFamily(Family):
             f"An image of {size[0]}x{size[1]} pixels is no whole number of patches of {patch[0]}x{patch[1]}: use "
             f"{below} or {above}."
         )
+
+
+@one_node
+def grid_of(images: Tensor, tokens: Tensor, patch_embed: Any, num_prefix_tokens: int) -> tuple[int, int]:
+    """Patches (rows, columns) of images (B, C, height, width) that became tokens (B, N, D).
+
+    Where training drops patches (timm's `patch_drop_rate`), those that are left are no grid any more, but one row.
+    """
+    rows, columns = patch_embed.dynamic_feat_size(plain_shape(images)[-2:])
+    num_patches = plain_shape(tokens)[1] - num_prefix_tokens
+    return (rows, columns) if num_patches == rows * columns else (1, num_patches)
 
 
 class TimmBlock(BlockKind):
