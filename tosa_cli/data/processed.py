@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tosa_cli.data.images import to_color_mode
 from tosa_cli.data.photos import find_photos
 from tosa_cli.errors import DataError, InputError
 from tosa_cli.progress import NoProgress, Progress
@@ -29,7 +30,7 @@ class ProcessedPhotos:
         max_samples: Use so many, evenly spread; None uses all.
 
     Raises:
-        DataError: If there are none.
+        DataError: If there are none, or, where they are read, if none can be used.
         InputError: If there is no processor.
 
     Attributes:
@@ -42,6 +43,7 @@ class ProcessedPhotos:
         if not folder:
             raise InputError("No photos were named: pass --data-dir PHOTOS.")
         self.processor = getattr(processor, "image_processor", processor)
+        self.folder = folder
         files = find_photos([Path(folder)])
         count = min(max_samples or len(files), len(files))
         self.files = [files[i * len(files) // count] for i in range(count)]
@@ -63,14 +65,15 @@ class ProcessedPhotos:
                 yield {"pixel_values": torch.cat(waiting)}
                 waiting = []
             waiting.append(pixels)
-        if waiting:
-            yield {"pixel_values": torch.cat(waiting)}
+        if not waiting:
+            raise DataError(f"No image of {self.folder} can be used, the first of them {self.skipped[0]}.")
+        yield {"pixel_values": torch.cat(waiting)}
 
     def _read(self, file: Path) -> Tensor | None:
         try:
-            return prepare(file, self.processor)
-        except DataError as error:
-            self.skipped.append(str(error))
+            return _read_and_process(file, self.processor)
+        except Exception as error:
+            self.skipped.append(f"{file} ({_reason(error)})")
             return None
 
 
@@ -88,10 +91,14 @@ def prepare(file: Path, processor: Any) -> Tensor:
     if processor is None:
         raise InputError(NO_PROCESSOR)
     try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise DataError(f"{file} ({' '.join(str(error).split())})") from error
+        return _read_and_process(file, processor)
+    except Exception as error:
+        raise DataError(f"{file} cannot be read ({_reason(error)}). Name another image.") from error
+
+
+def _read_and_process(file: Path, processor: Any) -> Tensor:
+    with Image.open(file) as opened:
+        image = to_color_mode(ImageOps.exif_transpose(opened), "RGB")
     return process(image, processor)
 
 
@@ -103,6 +110,13 @@ def process(image: Image.Image, processor: Any) -> Tensor:
         options["boxes"] = [[[0.0, 0.0, float(image.width), float(image.height)]]]  # the whole image
     pixels: Tensor = processor(images=[image], return_tensors="pt", **options)["pixel_values"]
     return pixels
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be used: broken files make decoders, and odd ones processors, raise errors of any kind."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image, or broken"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def norm_of(processor: Any) -> tuple[list[float], list[float]]:

@@ -245,6 +245,11 @@ def plan_model(config: Mapping[str, Any], shown: str) -> Plan:
     """
     kind = config["model_type"]
     family = FAMILIES.get(kind)
+    if family is None and kind not in REFUSED and config.get("architectures"):
+        raise UnsupportedModelError(
+            f"{shown} is a transformers model of type {kind!r}, of which no encoder is taken alone: convert the whole, "
+            f"with `tosa convert {shown} --preset calibrated --data-dir PHOTOS`."
+        )
     if family is None:
         reason = f": {REFUSED[kind]}" if kind in REFUSED else ""
         raise UnsupportedModelError(

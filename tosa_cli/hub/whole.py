@@ -1,17 +1,17 @@
 """Whole models of transformers, in transformers' own format: read by their classes, written with a card."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tosa_cli.errors import CheckpointError, InputError, SourceError
+from tosa_cli.errors import CheckpointError, InputError, SourceError, UnsupportedModelError
 from tosa_cli.hub.architectures import FAMILIES, is_transformers, is_wrapped
 from tosa_cli.hub.checkpoint import versions
-from tosa_cli.hub.folder import CARD, RECIPE, kind_of
+from tosa_cli.hub.download import fetch_file
+from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, kind_of
 from tosa_cli.hub.kind import find_config
 from tosa_cli.hub.whole_card import render_whole_card
+from tosa_cli.hub.whole_weights import class_of_name, foreign, read_model, without_bars
 from tosa_cli.hub.writing import atomic_folder
 from tosa_cli.model.runs import converted_runs
 from tosa_cli.provenance import Provenance
@@ -30,12 +30,14 @@ class WholeModel:
         processor: Its processor of images; None if none lies beside it.
         name: Its folder or Hub id.
         provenance: What made it.
+        unused: Keys of its files that the model has no use for.
     """
 
     model: Any
     processor: Any
     name: str
     provenance: Provenance
+    unused: tuple[str, ...] = ()
 
 
 def is_whole_source(name: str, asked: bool = False) -> bool:
@@ -61,7 +63,8 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
     Raises:
         InputError: If transformers is not installed.
         SourceError: If there is no such model.
-        CheckpointError: If it cannot be read.
+        CheckpointError: If it cannot be read, or its weights are not what its class has.
+        UnsupportedModelError: If it is quantized.
     """
     try:
         import transformers
@@ -72,33 +75,32 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
     config = find_config(name)
     if not is_transformers(config):
         raise SourceError(f"There is no model of transformers in {name}: name a folder or a Hub id that holds one.")
-    class_name = _class_name(config)
-    kind = getattr(transformers, class_name or "", None)
-    if kind is None:
-        raise SourceError(
-            f"The config.json of {name} names the class {class_name} of transformers, which the installed version "
-            f"{transformers.__version__} does not have: update transformers."
+    kind = class_of_name(_class_name(config), name)
+    if config.get("quantization_config"):
+        raise UnsupportedModelError(
+            f"{name} is quantized, and quantized layers are not converted: take the model from before it was quantized."
         )
-    place, _, revision = name.removeprefix("local-dir:").removeprefix("hf-hub:").partition("@")
-    place, options = (name.removeprefix("local-dir:"), {}) if Path(name).is_dir() else (place, {"revision": revision})
-    options = {key: value for key, value in options.items() if value}
-    try:
-        if pretrained:
-            with _without_bars():
-                model, info = kind.from_pretrained(place, output_loading_info=True, **options)
-            missing = [*info["missing_keys"], *info.get("mismatched_keys", ())]
-            if missing:
-                raise CheckpointError(
-                    f"The weights of {name} lack {len(missing)} that {class_name} has, the first {missing[0]}: take a "
-                    f"whole checkpoint."
-                )
-        else:
+    folder, options = Path(name.removeprefix("local-dir:")), {}
+    place = str(folder)
+    if not folder.is_dir():
+        place, _, revision = name.removeprefix("hf-hub:").partition("@")
+        options = {"revision": revision} if revision else {}
+        folder = fetch_file(place, CONFIG, revision=revision or None).parent
+    unused: list[str] = []
+    if pretrained:
+        model, unused = read_model(kind, name, folder, place, options)
+    else:
+        with foreign(name):
             model = kind(transformers.AutoConfig.from_pretrained(place, **options))
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{name} was not read by transformers ({_words(error)}).") from error
+    if unused and kind_of(config) is not None:
+        raise CheckpointError(f"The weights of {name} do not fit: they have the unknown key {unused[0]!r}.")
     kept = getattr(model.config, PROVENANCE_KEY, None)
     return WholeModel(
-        model.eval(), _processor(place, options), name, Provenance.from_dict(kept) if kept else Provenance(source=name)
+        model.eval(),
+        _processor(place, options),
+        name,
+        Provenance.from_dict(kept) if kept else Provenance(source=name),
+        tuple(unused),
     )
 
 
@@ -111,7 +113,7 @@ def save_whole(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path
     model, provenance = whole.model, whole.provenance
     setattr(model.config, PROVENANCE_KEY, provenance.to_dict())
     with atomic_folder(folder, overwrite) as target:
-        with _without_bars():
+        with without_bars():
             model.save_pretrained(target, max_shard_size="1000GB")  # one file, as all commands expect
         if whole.processor is not None:
             whole.processor.save_pretrained(target)
@@ -140,21 +142,3 @@ def _processor(place: str, options: dict[str, Any]) -> Any:
         except (OSError, ValueError, KeyError, ImportError, TypeError):
             continue
     return None
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Within this context transformers draws no progress bars of its own, which last a moment here."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

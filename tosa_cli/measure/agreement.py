@@ -63,7 +63,7 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
         batches: What the models are called with: tensors, tuples or dictionaries.
 
     Raises:
-        DataError: If there is no batch.
+        DataError: If there is no batch, or an output holds values that are not numbers.
         ConfigError: If the models have no output in common.
     """
     sums: dict[str, dict[str, list[Tensor]]] = {}
@@ -83,6 +83,11 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
             for name, value in expected.items():
                 if name not in made or made[name].shape != value.shape:
                     continue
+                if value.isnan().any() or made[name].isnan().any():
+                    raise DataError(
+                        f"The output {name} holds values that are not numbers, so nothing can be said of it: take "
+                        f"other images, or a model from before its weights were spoilt."
+                    )
                 count = max(count, len(value))
                 figures = _figures(name, expected)(value, made[name], expected, made)
                 for key, one in figures.items():

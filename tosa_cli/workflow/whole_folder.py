@@ -70,6 +70,11 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
                 f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
             )
     whole = load_whole(config.source, config.pretrained)
+    if whole.unused:
+        listener.warn(
+            f"{type(whole.model).__name__} has no use for {counted(len(whole.unused), 'key')} of the weights, the "
+            f"first {whole.unused[0]!r}: they are left out."
+        )
     tosa, search = _layers_for(whole, config, listener)
     convert_whole(whole.model, tosa)
     hub_id, _, revision = config.source.removeprefix("hf-hub:").partition("@")

@@ -1,0 +1,225 @@
+"""What is said of whole models of transformers: their files, and the images that they are given."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tests.model.whole_models import BACKBONE
+from tosa_cli.config import TosaConfig
+from tosa_cli.data.processed import ProcessedPhotos
+from tosa_cli.hub.architectures import plan_model
+from tosa_cli.hub.whole import load_whole, save_whole
+from tosa_cli.measure.agreement import compare_outputs
+from tosa_cli.workflow.whole import convert_whole
+
+from .rows import Row, check, table
+
+KEY = "dinov2.encoder.layer.1.mlp.fc1.weight"
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`theirs`, a classifier with a processor, and `whole`, which is converted from it."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.manual_seed(0)
+    transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**BACKBONE)).save_pretrained(folder / "theirs")
+    transformers.BitImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False).save_pretrained(
+        folder / "theirs"
+    )
+    whole = load_whole(str(folder / "theirs"))
+    convert_whole(whole.model, TosaConfig(layers=(2, 3), keep_rate=0.6, selector="ward", bypass="mean"))
+    save_whole(whole, folder / "whole")
+    return folder
+
+
+@pytest.fixture
+def theirs(made: Path, place: Path) -> Path:
+    return Path(shutil.copytree(made / "theirs", place / "theirs")).relative_to(place)
+
+
+@pytest.fixture
+def whole(made: Path, place: Path) -> Path:
+    return Path(shutil.copytree(made / "whole", place / "whole")).relative_to(place)
+
+
+def load_with(folder: Path, change: Callable[[State], State]) -> Any:
+    """Load a model whose weights were changed."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return load_whole(str(folder))
+
+
+def load_saying(folder: Path, key: str, value: Any) -> Any:
+    """Load a model whose config.json says something else."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    return load_whole(str(folder))
+
+
+def cut(file: Path) -> Any:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    return load_whole(str(file.parent))
+
+
+def spoilt(state: State) -> State:
+    state[KEY][0, 0] = float("nan")
+    return state
+
+
+class Nowhere(nn.Module):
+    """A model whose output is no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float("nan")))
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": pixel_values.mean((2, 3)) * self.scale}
+
+
+def read(folder: Path, *images: Any) -> Any:
+    photos = folder / "photos"
+    photos.mkdir()
+    for number, image in enumerate(images):
+        if isinstance(image, bytes):
+            (photos / f"{number}.png").write_bytes(image)
+        else:
+            image.save(photos / f"{number}.tiff")
+    return list(ProcessedPhotos("theirs/photos", load_whole("theirs").processor))
+
+
+WEIGHTS: list[Row] = [
+    (
+        "weights that are not finite",
+        lambda theirs: load_with(theirs, spoilt),
+        f"The weights of theirs hold values that are not finite, the first of them under '{KEY}': take a checkpoint "
+        f"from before they were spoilt.",
+    ),
+    (
+        "weights of a converted model that are not finite",
+        lambda whole: load_with(whole, spoilt),
+        f"The weights of whole hold values that are not finite, the first of them under '{KEY}': take a checkpoint "
+        f"from before they were spoilt.",
+    ),
+    (
+        "weights that are whole numbers",
+        lambda theirs: load_with(theirs, lambda state: {key: value.to(torch.int8) for key, value in state.items()}),
+        "The weights of theirs are not floating-point: 'classifier.bias' is of type int8. Take the model from before "
+        "it was quantized or cast.",
+    ),
+    (
+        "a weight that is missing",
+        lambda theirs: load_with(theirs, lambda state: {key: value for key, value in state.items() if key != KEY}),
+        f"The weights of theirs lack 1 that Dinov2ForImageClassification has, the first '{KEY}': take a whole "
+        f"checkpoint of this model.",
+    ),
+    (
+        "keys that begin with something else",
+        lambda theirs: load_with(theirs, lambda state: {f"net.{key}": value for key, value in state.items()}),
+        "The weights of theirs lack … that Dinov2ForImageClassification has, the first 'classifier.bias', and keys "
+        "that it does not have begin with 'net.': take a whole checkpoint of this model.",
+    ),
+    (
+        "a weight of another shape",
+        lambda theirs: load_with(theirs, lambda state: {**state, KEY: state[KEY][:5].contiguous()}),
+        f"The weights of theirs do not fit its config.json: {KEY} has shape [5, 32], expected [128, 32].",
+    ),
+    (
+        "a key of a converted model that is not known",
+        lambda whole: load_with(whole, lambda state: {**state, "mine": torch.zeros(1)}),
+        "The weights of whole do not fit: they have the unknown key 'mine'.",
+    ),
+    (
+        "a file that is cut short",
+        lambda theirs: cut(theirs / "model.safetensors"),
+        "The weights of theirs are broken or cut short (…). Download or copy them again.",
+    ),
+]
+"""Where the weights are not those of the model."""
+
+CONFIGS: list[Row] = [
+    (
+        "a class that is none",
+        lambda theirs: load_saying(theirs, "architectures", ["pipeline"]),
+        "The config.json of theirs names the class pipeline, which is no model of the installed transformers …: update "
+        "transformers.",
+    ),
+    (
+        "no class",
+        lambda theirs: load_saying(theirs, "architectures", None),
+        "The config.json of theirs does not say of which class the model is: name it under 'architectures', as in "
+        '"architectures": ["DepthAnythingForDepthEstimation"].',
+    ),
+    (
+        "a value of another type",
+        lambda theirs: load_saying(theirs, "patch_size", "wide"),
+        "theirs was not read by transformers (…).",
+    ),
+    (
+        "a quantized model",
+        lambda theirs: load_saying(theirs, "quantization_config", {"quant_method": "bitsandbytes"}),
+        "theirs is quantized, and quantized layers are not converted: take the model from before it was quantized.",
+    ),
+    (
+        "a model of which no encoder is taken",
+        lambda: plan_model({"model_type": "depth_anything", "architectures": ["DepthAnything"]}, "theirs"),
+        "theirs is a transformers model of type 'depth_anything', of which no encoder is taken alone: convert the "
+        "whole, with `tosa convert theirs --preset calibrated --data-dir PHOTOS`.",
+    ),
+]
+"""Where config.json cannot be used."""
+
+IMAGES: list[Row] = [
+    (
+        "files that are no images",
+        lambda theirs: read(theirs, b"nothing"),
+        "No image of theirs/photos can be used, the first of them theirs/photos/0.png (it is not an image, or broken).",
+    ),
+    (
+        "floating-point values, whose range is not known",
+        lambda theirs: read(theirs, Image.fromarray(np.full((8, 8), 0.5, np.float32))),
+        "No image of theirs/photos can be used, the first of them theirs/photos/0.tiff (its values are floating-point, "
+        "from 0.5 to 0.5, whose range is not known).",
+    ),
+    (
+        "an output that is no number",
+        lambda: compare_outputs(Nowhere(), Nowhere(), [{"pixel_values": torch.ones(1, 3, 8, 8)}]),
+        "The output logits holds values that are not numbers, so nothing can be said of it: take other images, or a "
+        "model from before its weights were spoilt.",
+    ),
+]
+"""Where images, or what a model makes of them, cannot be used."""
+
+
+@table(WEIGHTS)
+def test_weights_are_refused(request: pytest.FixtureRequest, fails: Callable[..., Any], sentence: str) -> None:
+    check(request, fails, sentence)
+
+
+@table(CONFIGS)
+def test_a_config_is_refused(request: pytest.FixtureRequest, fails: Callable[..., Any], sentence: str) -> None:
+    check(request, fails, sentence)
+
+
+@table(IMAGES)
+def test_images_are_refused(request: pytest.FixtureRequest, fails: Callable[..., Any], sentence: str) -> None:
+    check(request, fails, sentence)
+
+
+def test_images_of_sixteen_bits_are_scaled_and_odd_ones_left_out(theirs: Path) -> None:
+    grey = Image.fromarray(np.full((60, 70), 32768, np.uint16))
+    (batch,) = read(theirs, grey, Image.fromarray(np.full((60, 70), 0.5, np.float32)))
+    (same,) = (load_whole("theirs").processor(images=[Image.new("RGB", (70, 60), (128,) * 3)], return_tensors="pt"),)
+    torch.testing.assert_close(batch["pixel_values"], same["pixel_values"])
