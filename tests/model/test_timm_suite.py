@@ -80,7 +80,7 @@ NOT_OF_VITS = "timm leaves ViTs out"
 
 APART = {
     "test_model_forward_torchscript": Apart(CONVERTED, "torch.jit.frontend.NotSupportedError", NO_SCRIPT),
-    "test_model_forward_fx_torchscript": Apart(CONVERTED, "NotSupportedError", NO_SCRIPT),
+    "test_model_forward_fx_torchscript": Apart(CONVERTED, "RuntimeError", NO_SCRIPT),
     "test_model_backward": Apart(frozenset({"paper"}), "No gradient for selectors", FROZEN),
     "test_model_backward_fx": Apart(frozenset({"paper"}), "No gradient for selectors", FROZEN),
     "test_model_inference": Apart(ALL, NOT_RUN, "compares with what lies on the Hub, of models that timm names"),
