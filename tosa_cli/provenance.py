@@ -68,6 +68,8 @@ class Provenance:
         Raises:
             ConfigError: If the format is newer than this version of tosa, or a key is unknown.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The tosa block should be an object, not {values!r}.")
         version = values.get("format_version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ConfigError(f"format_version should be a whole number from 1 up, but is {version!r}.")

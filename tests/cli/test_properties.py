@@ -17,23 +17,28 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import typer
 import yaml
 from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 
 from tests.cli.conftest import run_tosa
+from tests.model.whole_models import BACKBONE
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
 from tosa_cli.api import load, save
 from tosa_cli.cli import app as command_line
 from tosa_cli.cli.options import settings_from
+from tosa_cli.config import SETTINGS_KEY, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import TosaError
+from tosa_cli.hub.whole import save_whole
 from tosa_cli.recipe import SECTIONS
 from tosa_cli.train import checkpoint as checkpoints
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
+from tosa_cli.workflow.whole_folder import load_converted
 
 LONG = os.environ.get("TOSA_PROPERTIES") == "long"
 
@@ -47,6 +52,7 @@ WRITTEN: tuple[Any, ...] = (*FEW, True, 0, 5, 1e9, math.inf, "", [[]], {})
 MISSING = object()
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu --max-samples 9 -o out --overwrite"
+WARD = "--layers 2,3 --selector ward --bypass mean"
 COMMANDS = {
     "convert": "dense --layers 2,4 -o out --overwrite",
     "distill": f"dense-tosa --data-dir photos {TRAIN}",
@@ -60,7 +66,23 @@ COMMANDS = {
     "viz": "dense-tosa photos/000.jpg --no-compare --overwrite -o out.png",
     "push": "dense-tosa me/model --dry-run",
     "recipes": "",
-    **({"export": "dense-tosa --format pt2 -o out.pt2 --overwrite", "demo": "-o out --overwrite"} if LONG else {}),
+    "convert a whole model": f"whole --whole {WARD} -o out --overwrite",
+    "distill a whole model": "whole-tosa --data-dir photos --max-samples 2 -o out --overwrite",
+    "eval a whole model": "whole-tosa --data-dir photos --max-samples 2",
+    "flops a whole model": "whole-tosa",
+    "inspect a whole model": "whole",
+    "bench a whole model": "whole-tosa --rounds 1 --device cpu",
+    "viz a whole model": "whole-tosa photos/000.jpg --no-compare --overwrite -o out.png",
+    "push a whole model": "whole-tosa me/model --dry-run",
+    **(
+        {
+            "export": "dense-tosa --format pt2 -o out.pt2 --overwrite",
+            "export a whole model": "whole-tosa -o out.onnx --overwrite",
+            "demo": "-o out --overwrite",
+        }
+        if LONG
+        else {}
+    ),
 }
 """A command line for each command, which works."""
 
@@ -90,18 +112,30 @@ def options_of(command: Any) -> list[str]:
     return [max(p.opts, key=len) for p in parameters if p.param_type_name == "option" and not p.is_flag]
 
 
+def write_whole() -> Path:
+    """Write `whole`, a classifier of transformers with its processor, and `whole-tosa`, which is converted from it."""
+    torch.manual_seed(0)
+    model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**BACKBONE))
+    model.save_pretrained("whole")
+    transformers.BitImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False).save_pretrained("whole")
+    assert run_tosa(f"convert whole --whole {WARD} -o whole-tosa").code == 0
+    return Path("whole-tosa")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
     converted: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if "scenes" in COMMANDS[name]:
         write_folder(Path("scenes"), 10)
+    if "whole" in name:
+        write_whole()
     app: Any = typer.main.get_command(command_line.app)
     monkeypatch.setattr(command_line, "app", app)  # made once
     command, kept = name.partition(" ")[0], set(os.listdir())
     wrong = []
     options = options_of(app.commands[command])
-    if name != command and not LONG:
+    if "depth" in name and not LONG:
         options = [option for option in options if option[2:].replace("-", "_") not in FinetuneConfig.field_names()]
     for option in options:
         for value in TYPED:
@@ -175,6 +209,30 @@ def test_every_wrong_or_missing_value_of_config_json_is_told_or_harmless(convert
             try:
                 with limits(5):
                     use(folder)
+            except TosaError as error:
+                assert str(error)
+            except BaseException as error:
+                shown = "missing" if value is MISSING else repr(value)
+                wrong.append(f"{'.'.join(path)} {shown}: {error!r}"[:240])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_wrong_or_missing_value_of_the_config_of_a_whole_model_is_told_or_harmless(work: Path) -> None:
+    file, wrong = write_whole() / "config.json", []
+    config = json.loads(file.read_text())
+    paths = [path for path in places(config) if path[0] != "id2label"]
+    if not LONG:  # the others are for transformers to judge, or as in every folder
+        ours = ("tosa", SETTINGS_KEY, "architectures", "model_type")
+        known = {*TosaConfig.field_names(), "steps"} - {"layers"}
+        paths = [path for path in paths if path[0] in ours and known.isdisjoint(path)]
+    for path in paths:
+        for value in (MISSING, *(WRITTEN if LONG else FEW)):
+            file.write_text(json.dumps(changed(config, path, value)))
+            try:
+                with limits(5):
+                    whole = load_converted(str(file.parent))
+                    whole.model(torch.zeros(1, 3, 56, 56))
+                    save_whole(whole, Path("again"), overwrite=True)
             except TosaError as error:
                 assert str(error)
             except BaseException as error:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tosa_cli.errors import CheckpointError, InputError, SourceError, UnsupportedModelError
+from tosa_cli.errors import CheckpointError, ConfigError, InputError, SourceError, UnsupportedModelError
 from tosa_cli.hub.architectures import FAMILIES, is_transformers, is_wrapped
 from tosa_cli.hub.checkpoint import versions
 from tosa_cli.hub.download import fetch_file
@@ -95,11 +95,15 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
     if unused and kind_of(config) is not None:
         raise CheckpointError(f"The weights of {name} do not fit: they have the unknown key {unused[0]!r}.")
     kept = getattr(model.config, PROVENANCE_KEY, None)
+    try:
+        provenance = Provenance(source=name) if kept is None else Provenance.from_dict(kept)
+    except ConfigError as error:
+        raise CheckpointError(f"{name}/{CONFIG} cannot be used: {error}") from error
     return WholeModel(
         model.eval(),
         _processor(place, options),
         name,
-        Provenance.from_dict(kept) if kept else Provenance(source=name),
+        provenance,
         tuple(unused),
     )
 

@@ -99,9 +99,11 @@ class Run(TosaLayers, nn.Module):
         """Read what `to_dict` made.
 
         Raises:
-            CheckpointError: If it is of a later format, or something is missing.
+            CheckpointError: If it is of a later format, or something is missing or of another type.
             ConfigError: If a setting is wrong.
         """
+        if not isinstance(settings, Mapping):
+            raise CheckpointError(f"The ToSA settings of the model should be an object, not {settings!r}.")
         values = dict(settings)
         version = values.pop("format_version", None)
         if version != FORMAT_VERSION:
@@ -109,15 +111,21 @@ class Run(TosaLayers, nn.Module):
                 f"The ToSA settings of the model are of format {version}, but this version of tosa-cli reads "
                 f"{FORMAT_VERSION}: update tosa-cli."
             )
-        try:
-            patches = Patches(
-                tuple(values.pop("img_size")),
-                tuple(values.pop("grid_size")),
-                values.pop("num_prefix_tokens"),
-                values.pop("num_last_tokens"),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"The ToSA settings of the model have no {error}.") from None
+        read = {}
+        for key, takes in (
+            ("img_size", _is_pair),
+            ("grid_size", _is_pair),
+            ("num_prefix_tokens", _is_count),
+            ("num_last_tokens", _is_count),
+        ):
+            if key not in values:
+                raise CheckpointError(f"The ToSA settings of the model have no {key!r}.")
+            read[key] = values.pop(key)
+            if not takes(read[key]):
+                what = "two whole numbers from 1 up" if takes is _is_pair else "a whole number from 0 up"
+                raise CheckpointError(f"{key} in the ToSA settings of the model should be {what}, not {read[key]!r}.")
+        sizes = tuple(read["img_size"]), tuple(read["grid_size"])
+        patches = Patches(*sizes, read["num_prefix_tokens"], read["num_last_tokens"])
         return TosaConfig.from_dict(values), patches
 
     @property
@@ -200,3 +208,11 @@ class Run(TosaLayers, nn.Module):
 def _thread() -> int:
     """What tells threads apart; a compiled graph is of one."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_count(part, 1) for part in value)
