@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test properties clients lint types check format build real results fashion pages picture clean
+.PHONY: demo test properties clients lint types check format build real results fashion whole pages picture clean
 
 demo: $(STAMP)
 	$(BIN)/tosa demo --overwrite
@@ -53,10 +53,15 @@ fashion: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks.fashion.run_fashion
 
+# Whole models on real images: benchmarks/WHOLE.md. It goes on where it stopped. Needs apt-get for the photos.
+whole: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
+	$(BIN)/python -m benchmarks.whole.run_whole
+
 # Every page of benchmarks/ once more, from the committed JSON alone.
 pages: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	for page in real.run_real real.run_results real.run_saliency real.run_merging fashion.run_fashion depth.run_depth deploy.run_checkpoints; do \
+	for page in real.run_real real.run_results real.run_saliency real.run_merging fashion.run_fashion depth.run_depth whole.run_whole deploy.run_checkpoints; do \
 		$(BIN)/python -m benchmarks.$$page --render || exit 1; done
 
 # The cat of the README: benchmarks/results/selection_cat.png, from the real DINOv2 of `make real`.

@@ -29,7 +29,7 @@ RESULTS = FIGURES / "whole.json"
 PAGE = HERE / "WHOLE.md"
 PARTS = ("quality", "speed", "saliency")
 TARGETS = {"-25 %": 0.25, "-30 %": 0.3, "-40 %": 0.4}
-DENSE = "dense"
+DENSE, MEASURED = "dense", ("-25 %", "-40 %")
 CALIBRATION, HELD_OUT = 64, 24
 ROUNDS = 15
 
@@ -57,14 +57,12 @@ class WholeLab(Lab):
     """
 
     def __init__(self, work: Path) -> None:  # noqa: D107
-        import torch
         import transformers
 
         super().__init__(RESULTS)
         self.work = work
         self.checkpoint, self.photos = fetch(work)
-        used = {**machine(), "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-        self.results["machine"] = {"size": SIZE, **used}
+        self.results["machine"] = {"size": SIZE, **machine(), "transformers": transformers.__version__}
 
     def depth(self, name: str) -> Any:
         """The depth model, dense or converted for a target; converted where it is not there yet."""
@@ -82,6 +80,8 @@ class WholeLab(Lab):
 
     def convert(self, source: Path, name: str, folder: Path) -> None:
         """Run `tosa convert` and note how long it took."""
+        import torch
+
         started = time.perf_counter()
         arguments = ["--preset", "calibrated", "--target-reduction", TARGETS[name], "-o", folder, "--json"]
         arguments += ["--data-dir", self.photos / "calibration", "--max-samples", CALIBRATION]
@@ -89,7 +89,8 @@ class WholeLab(Lab):
         done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
         seconds, found = time.perf_counter() - started, json.loads(done.stdout)
         keys = ("gmacs", "dense_gmacs", "reduction", "encoder_gmacs", "encoder_dense_gmacs", "params", "search")
-        self.record("converted", name, {**{key: found[key] for key in keys}, "seconds": seconds})
+        more = {"seconds": seconds, "threads": torch.get_num_threads()}
+        self.record("converted", name, {**{key: found[key] for key in keys}, **more})
 
     def processed(self, split: str, count: int) -> Any:
         """Photos of a split, evenly spread, one by one as the processor prepares them."""
@@ -103,9 +104,9 @@ class WholeLab(Lab):
 
 def run_quality(lab: WholeLab) -> None:
     """Depth of rooms against the truth, and of photos against the dense model, beside what the encoder loses."""
-    for name in (DENSE, *TARGETS):
+    for name in (DENSE, *MEASURED):
         lab.measure("rooms", name, partial(on_rooms, lab, name))
-    for name in TARGETS:
+    for name in MEASURED:
         lab.measure("photos", name, partial(on_photos, lab, name))
 
 
