@@ -1,0 +1,115 @@
+"""What is said where a command or a function does not fit a whole model of transformers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tosa_cli
+from tests.model.whole_models import depth_anything, eomt
+from tosa_cli.cli import whole as cli
+from tosa_cli.config import TosaConfig
+from tosa_cli.data.processed import prepare
+from tosa_cli.hub.whole import load_whole, save_whole
+from tosa_cli.model.runs import converted_runs
+from tosa_cli.progress import Nobody
+from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.whole import feature_layers
+from tosa_cli.workflow import whole_finetune, whole_folder
+from tosa_cli.workflow.whole_inspect import inspect_whole
+
+from .rows import Row, check, table
+
+GROUPED = TosaConfig(layers=(2, 3), keep_rate=0.6, selector="ward", bypass="mean")
+BATCH = torch.zeros(1, 3, 56, 56)
+FEATURES = FinetuneConfig(objective="features", data_dir="photos")
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    """A converted model without a processor."""
+    depth_anything().save_pretrained("theirs")
+    found = load_whole("theirs")
+    tosa_cli.convert(found.model, GROUPED)
+    save_whole(found, Path("whole"))
+    return Path("whole")
+
+
+def finetuned(folder: Path) -> Any:
+    found = load_whole(str(folder))
+    found.provenance = found.provenance.after("finetuned", {})
+    save_whole(found, folder, overwrite=True)
+    return whole_finetune.finetune(str(folder), FEATURES, listener=Nobody())
+
+
+NO_PROCESSOR = (
+    "The model has no processor of images beside it, so photos cannot be prepared for it: save it there with "
+    "processor.save_pretrained(FOLDER), or call tosa_cli from Python on your own batches."
+)
+
+ROWS: list[Row] = [
+    (
+        "neither target nor cosine",
+        lambda: tosa_cli.choose_rates(depth_anything(), [BATCH]),
+        "Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one.",
+    ),
+    (
+        "nothing to hold out",
+        lambda: tosa_cli.choose_rates(depth_anything(), [BATCH], min_cosine=0.9),
+        "A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more.",
+    ),
+    (
+        "a layer behind the queries",
+        lambda: tosa_cli.convert(eomt(), TosaConfig(layers=(5,), selector="ward", bypass="mean")),
+        "Layer 5 of layers cannot select tokens, as queries enter behind layer 4.",
+    ),
+    (
+        "labels for a whole model",
+        lambda folder: whole_finetune.finetune(str(folder), FinetuneConfig(), listener=Nobody()),
+        "A whole model learns to be its dense self again, without labels: pass --objective features.",
+    ),
+    (
+        "finetuned twice",
+        finetuned,
+        "whole was finetuned already, so its own dense weights are not its source's: finetune the model as it was "
+        "converted, with more --epochs.",
+    ),
+    (
+        "too many feature layers",
+        lambda: feature_layers(converted_runs(tosa_cli.convert(depth_anything(), GROUPED))[0], 4),
+        "--feature-layers must be below 4, as the encoder has so many layers and the last is matched anyway; not 4.",
+    ),
+    (
+        "no processor to finetune with",
+        lambda folder: whole_finetune.finetune(str(folder), FEATURES, listener=Nobody()),
+        NO_PROCESSOR,
+    ),
+    ("no processor to draw with", lambda: prepare(Path("cat.jpg"), None), NO_PROCESSOR),
+    (
+        "texts for a model that reads none",
+        lambda folder: whole_folder.evaluate(str(folder), "", None, Nobody(), ["a cat"]),
+        NO_PROCESSOR,
+    ),
+    (
+        "inspected again",
+        lambda folder: inspect_whole(str(folder)),
+        "whole is a whole model that is converted already: `tosa flops whole` tells what it saves.",
+    ),
+    (
+        "options that inspect does not take",
+        lambda: cli.check_given("inspect", {"selector": "ward", "img_size": None}),
+        "`tosa inspect` of a whole model takes nothing but its name: leave out --selector.",
+    ),
+    (
+        "options that export does not take",
+        lambda: cli.check_given("export", {"outputs": ("logits",), "atol": 1e-3}, "atol"),
+        "`tosa export` of a whole model takes --atol: leave out --outputs.",
+    ),
+]
+
+
+@table(ROWS)
+def test_a_refusal_says_what_to_do(request: pytest.FixtureRequest, fails: Callable[..., Any], sentence: str) -> None:
+    check(request, fails, sentence)
