@@ -18,7 +18,7 @@ from benchmarks.lab import WORK
 from benchmarks.real.lab import fetch
 from benchmarks.scenes.render_scenes import run as render_scenes
 
-SIZE, ROOMS, SEED = 518, 150, 0
+SIZE, ROOMS, SEED = 518, 100, 0
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 3, 1e-3, 1e-2
 MAX_DEPTH = 10
 """Metres, the farthest that a room goes."""
@@ -42,9 +42,28 @@ def build(work: Path) -> tuple[Path, Path]:
     folder, rooms = work / "depth_anything", work / f"rooms_{SIZE}"
     checkpoint, _ = fetch(work)
     render_scenes(rooms, ROOMS, SEED, SIZE, workers=1)
-    if not (folder / "config.json").exists():
+    if not folder.exists():
         train(checkpoint, rooms, folder)
     return folder, rooms
+
+
+def build_untrained(work: Path) -> Path:
+    """The same model before its head is trained, which is as fast; returns its folder."""
+    folder = work / "depth_anything_untrained"
+    if not folder.exists():
+        import torch
+
+        torch.manual_seed(SEED)
+        write(new_model(fetch(work)[0]), folder)
+    return folder
+
+
+def write(model: Any, folder: Path) -> None:
+    """Write a model and its processor, whole or not at all."""
+    partial = folder.with_suffix(".new")
+    model.eval().save_pretrained(partial)
+    new_processor().save_pretrained(partial)
+    partial.rename(folder)
 
 
 def train(checkpoint: Path, rooms: Path, folder: Path) -> None:
@@ -76,9 +95,7 @@ def train(checkpoint: Path, rooms: Path, folder: Path) -> None:
             losses.append(loss.item())
         seconds = time.perf_counter() - started
         print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.4f}, {seconds:.0f} s", flush=True)
-    model.eval().save_pretrained(folder.with_suffix(".new"))
-    processor.save_pretrained(folder.with_suffix(".new"))
-    folder.with_suffix(".new").rename(folder)
+    write(model, folder)
 
 
 def features(model: Any, processor: Any, rooms: Path) -> Iterator[tuple[Any, Any]]:

@@ -82,7 +82,7 @@ def _depth(results: dict[str, Any], size: int) -> list[str]:
             table(titles, rows),
         ]
     cores = results["machine"]["cores"]
-    timed = {name: row["seconds"] for name, row in converted.items() if row["threads"] == cores}
+    timed = {name: row["seconds"] for name, row in converted.items() if row["threads"] == cores and row["photos"] >= 64}
     if not timed:
         return parts
     within = "within" if max(timed.values()) <= LIMIT_SECONDS else "beyond"

@@ -13,24 +13,24 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import FIGURES, HERE, WORK, Lab
 from benchmarks.real.lab import fetch
-from benchmarks.whole.depth_model import SIZE, build, read_rooms
+from benchmarks.whole.depth_model import SIZE, build, build_untrained, read_rooms
 from benchmarks.whole.render_whole import render
 from benchmarks.whole.saliency import run_saliency
 from benchmarks.writer import machine
 
 RESULTS = FIGURES / "whole.json"
 PAGE = HERE / "WHOLE.md"
-PARTS = ("quality", "speed", "saliency")
-TARGETS = {"-25 %": 0.25, "-30 %": 0.3, "-40 %": 0.4}
+PARTS = ("rates", "quality", "speed", "saliency")
+TARGETS = {"-30 %": 0.3, "-25 %": 0.25, "-40 %": 0.4}
 DENSE, MEASURED = "dense", ("-25 %", "-40 %")
-CALIBRATION, HELD_OUT = 64, 24
+CALIBRATION = {"-30 %": 64, "-25 %": 24, "-40 %": 24}
+HELD_OUT = 16
 ROUNDS = 15
 
 
@@ -44,7 +44,8 @@ def main() -> None:
     if not args.render:
         lab = WholeLab(args.work)
         for part in args.only:
-            {"quality": run_quality, "speed": run_speed, "saliency": run_saliency}[part](lab)
+            run = {"rates": run_rates, "quality": run_quality, "speed": run_speed, "saliency": run_saliency}[part]
+            run(lab)
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
@@ -64,33 +65,42 @@ class WholeLab(Lab):
         self.checkpoint, self.photos = fetch(work)
         self.results["machine"] = {"size": SIZE, **machine(), "transformers": transformers.__version__}
 
-    def depth(self, name: str) -> Any:
-        """The depth model, dense or converted for a target; converted where it is not there yet."""
+    def depth(self, name: str, trained: bool = True) -> Any:
+        """The depth model, dense or converted."""
         import transformers
 
-        import tosa_cli  # noqa: F401 (transformers then reads converted models)
+        import tosa_cli
 
-        source, _ = build(self.work)
+        source = build(self.work)[0] if trained else build_untrained(self.work)
+        model = transformers.AutoModelForDepthEstimation.from_pretrained(source).eval()
         if name == DENSE:
-            return transformers.AutoModelForDepthEstimation.from_pretrained(source).eval()
-        folder = self.work / f"depth_anything_{round(100 * TARGETS[name])}"
-        if not folder.exists():
-            self.convert(source, name, folder)
-        return transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
+            return model
+        return tosa_cli.convert(model, tosa_cli.TosaConfig.from_dict(self.converted(name)["config"]))
 
-    def convert(self, source: Path, name: str, folder: Path) -> None:
-        """Run `tosa convert` and note how long it took."""
+    def converted(self, name: str) -> dict[str, Any]:
+        """What `tosa convert` makes of the model: keep rates are those of the encoder, whatever the head is."""
         import torch
 
-        started = time.perf_counter()
-        arguments = ["--preset", "calibrated", "--target-reduction", TARGETS[name], "-o", folder, "--json"]
-        arguments += ["--data-dir", self.photos / "calibration", "--max-samples", CALIBRATION]
-        command = [sys.executable, "-m", "tosa_cli", "convert", source, *arguments]
-        done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
-        seconds, found = time.perf_counter() - started, json.loads(done.stdout)
-        keys = ("gmacs", "dense_gmacs", "reduction", "encoder_gmacs", "encoder_dense_gmacs", "params", "search")
-        more = {"seconds": seconds, "threads": torch.get_num_threads()}
-        self.record("converted", name, {**{key: found[key] for key in keys}, **more})
+        folder = self.work / f"depth_anything_{round(100 * TARGETS[name])}"
+
+        def run() -> dict[str, Any]:
+            arguments = ["--preset", "calibrated", "--target-reduction", TARGETS[name], "-o", folder, "--overwrite"]
+            arguments += ["--data-dir", self.photos / "calibration", "--max-samples", CALIBRATION[name], "--json"]
+            command = [sys.executable, "-m", "tosa_cli", "convert", source, *arguments]
+            done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout)
+            keys = ("gmacs", "dense_gmacs", "reduction", "encoder_gmacs", "encoder_dense_gmacs", "params", "search")
+            config = transformers.AutoConfig.from_pretrained(folder).backbone_config.tosa_config
+            config = {key: config[key] for key in ("layers", "keep_rate", "selector", "bypass")}
+            more = {"photos": CALIBRATION[name], "threads": torch.get_num_threads(), "config": config}
+            return {**{key: found[key] for key in keys}, **more}
+
+        import transformers
+
+        source = build_untrained(self.work)
+        self.measure("converted", name, run)
+        found: dict[str, Any] = self.results["converted"][name]
+        return found
 
     def processed(self, split: str, count: int) -> Any:
         """Photos of a split, evenly spread, one by one as the processor prepares them."""
@@ -98,8 +108,14 @@ class WholeLab(Lab):
 
         from tosa_cli.data.processed import ProcessedPhotos
 
-        processor = transformers.AutoImageProcessor.from_pretrained(build(self.work)[0])
+        processor = transformers.AutoImageProcessor.from_pretrained(build_untrained(self.work))
         return ProcessedPhotos(self.photos / split, processor, batch_size=1, max_samples=count)
+
+
+def run_rates(lab: WholeLab) -> None:
+    """Find the keep rates for each target."""
+    for name in TARGETS:
+        lab.converted(name)
 
 
 def run_quality(lab: WholeLab) -> None:
@@ -164,7 +180,11 @@ def run_speed(lab: WholeLab) -> None:
     """Speed of the whole in turns with the dense model, eager and in ONNX Runtime: one image of its own size."""
     for name in TARGETS:
         for runtime in ("eager", "onnxruntime"):
-            lab.measure("speed", f"{name}, {runtime}", partial(speed, lab.depth(name), runtime))
+            lab.measure(
+                "speed",
+                f"{name}, {runtime}",
+                lambda name=name, runtime=runtime: speed(lab.depth(name, trained=False), runtime),
+            )
 
 
 def speed(model: Any, runtime: str, size: int = SIZE, ideal: float | None = None) -> dict[str, Any]:
