@@ -45,6 +45,7 @@ def _depth(results: dict[str, Any], size: int) -> list[str]:
         "In turns with the dense model in one process; median, with the least and greatest of the turns. `ideal` is "
         "the ratio of the MACs of the whole. Memory: the most that a forward pass of PyTorch takes beyond weights and "
         "input.",
+        *_encoder_time(results, "depth"),
         _speed_table(results.get("speed", {}), {name: row["reduction"] for name, row in converted.items()}),
     ]
     goal = results.get("speed", {}).get("-30 %, onnxruntime")
@@ -114,7 +115,20 @@ def _saliency(results: dict[str, Any]) -> list[str]:
         f"with the dense model's on {one['samples']} held-out crops of 8 photos; correlation on the {one['not_flat']} "
         "whose map is not nearly flat.",
         table(["", "correlation: mean / worst tenth", "mean absolute error"], rows),
+        *_encoder_time(results, "saliency"),
         _speed_table(results.get("saliency_speed", {}), {name: row["reduction"] for name, row in found.items()}),
+    ]
+
+
+def _encoder_time(results: dict[str, Any], which: str) -> list[str]:
+    """A sentence on the time that the head takes, which no conversion of the encoder saves."""
+    row = results.get("encoder_time", {}).get(which)
+    if row is None:
+        return []
+    return [
+        f"Dense and eager, one image takes {row['whole_s'] * 1e3:.0f} ms, and its encoder alone "
+        f"{row['encoder_s'] * 1e3:.0f}: {1 - row['encoder_s'] / row['whole_s']:.0%} of the time are outside of what is "
+        "converted."
     ]
 
 

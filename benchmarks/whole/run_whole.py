@@ -178,6 +178,8 @@ def on_photos(lab: WholeLab, name: str) -> dict[str, Any]:
 
 def run_speed(lab: WholeLab) -> None:
     """Speed of the whole in turns with the dense model, eager and in ONNX Runtime: one image of its own size."""
+    model = lab.depth(DENSE, trained=False)
+    lab.measure("encoder_time", "depth", partial(encoder_time, model, model.backbone))
     for name in TARGETS:
         for runtime in ("eager", "onnxruntime"):
             lab.measure(
@@ -185,6 +187,17 @@ def run_speed(lab: WholeLab) -> None:
                 f"{name}, {runtime}",
                 lambda name=name, runtime=runtime: speed(lab.depth(name, trained=False), runtime),
             )
+
+
+def encoder_time(model: Any, encoder: Any, size: int = SIZE) -> dict[str, Any]:
+    """Time of a dense model for one image, eager, and of its encoder alone, in turns."""
+    import torch
+
+    from tosa_cli.measure.speed import time_in_turns
+
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    timings = time_in_turns({"whole": model, "encoder": encoder}, images, rounds=ROUNDS).timings
+    return {f"{name}_s": timing.median_s for name, timing in timings.items()}
 
 
 def speed(model: Any, runtime: str, size: int = SIZE, ideal: float | None = None) -> dict[str, Any]:

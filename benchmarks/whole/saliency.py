@@ -15,8 +15,10 @@ FLAT = 0.05
 
 def run_saliency(lab: Any) -> None:
     """Quality and speed for each target."""
-    from benchmarks.whole.run_whole import speed
+    from benchmarks.whole.run_whole import encoder_time, speed
 
+    dense = new_model(lab)
+    lab.measure("encoder_time", "saliency", partial(encoder_time, dense, dense.encoder, SIZE))
     for name in TARGETS:
         lab.measure("saliency", name, partial(quality, lab, name))
         for runtime in ("eager", "onnxruntime"):
