@@ -30,7 +30,7 @@ PARTS = ("rates", "quality", "speed", "saliency")
 TARGETS = {"-30 %": 0.3, "-25 %": 0.25, "-40 %": 0.4}
 DENSE, MEASURED = "dense", ("-25 %", "-40 %")
 CALIBRATION = {"-30 %": 64, "-25 %": 24, "-40 %": 24}
-HELD_OUT = 16
+HELD_OUT = 12
 ROUNDS = 15
 
 
