@@ -29,8 +29,7 @@ PAGE = HERE / "WHOLE.md"
 PARTS = ("rates", "quality", "speed", "saliency")
 TARGETS = {"-30 %": 0.3, "-25 %": 0.25, "-40 %": 0.4}
 DENSE, MEASURED = "dense", ("-25 %", "-40 %")
-CALIBRATION = {"-30 %": 64, "-25 %": 24, "-40 %": 24}
-HELD_OUT = 12
+CALIBRATION, HELD_OUT = 64, 24
 ROUNDS = 15
 
 
@@ -85,14 +84,14 @@ class WholeLab(Lab):
 
         def run() -> dict[str, Any]:
             arguments = ["--preset", "calibrated", "--target-reduction", TARGETS[name], "-o", folder, "--overwrite"]
-            arguments += ["--data-dir", self.photos / "calibration", "--max-samples", CALIBRATION[name], "--json"]
+            arguments += ["--data-dir", self.photos / "calibration", "--max-samples", CALIBRATION, "--json"]
             command = [sys.executable, "-m", "tosa_cli", "convert", source, *arguments]
             done = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout)
             keys = ("gmacs", "dense_gmacs", "reduction", "encoder_gmacs", "encoder_dense_gmacs", "params", "search")
             config = transformers.AutoConfig.from_pretrained(folder).backbone_config.tosa_config
             config = {key: config[key] for key in ("layers", "keep_rate", "selector", "bypass")}
-            more = {"photos": CALIBRATION[name], "threads": torch.get_num_threads(), "config": config}
+            more = {"photos": CALIBRATION, "threads": torch.get_num_threads(), "config": config}
             return {**{key: found[key] for key in keys}, **more}
 
         import transformers
