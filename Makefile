@@ -12,9 +12,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-# The long form of tests/cli/test_properties.py: a quarter of an hour and more.
+# The long form of tests/cli/test_properties.py and test_killed.py: a quarter of an hour and more.
 properties: $(STAMP)
-	TOSA_PROPERTIES=long HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/cli/test_properties.py
+	TOSA_PROPERTIES=long HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/cli/test_properties.py tests/cli/test_killed.py
 
 # Converted models in the libraries of docs/clients.md. Needs a package index.
 clients: $(STAMP)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 import pytest
+import torch
 from timm.models import save_for_hf
 
 from tests.model.tiny_models import make_vit
@@ -103,3 +104,20 @@ def converted(work: Path, converted_once: Path) -> Path:
         path = work / "dense-tosa" / name
         path.write_text(path.read_text().replace(str(converted_once), str(work)))
     return work / "dense-tosa"
+
+
+WARD = "--layers 2,3 --selector ward --bypass mean"
+
+
+def write_whole() -> Path:
+    """Write `whole`, a classifier of transformers with its processor, and `whole-tosa`, which is converted from it."""
+    import transformers
+
+    from tests.model.whole_models import BACKBONE
+
+    torch.manual_seed(0)
+    model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**BACKBONE))
+    model.save_pretrained("whole")
+    transformers.BitImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False).save_pretrained("whole")
+    assert run_tosa(f"convert whole --whole {WARD} -o whole-tosa").code == 0
+    return Path("whole-tosa")

@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import WARD, Tosa, write_whole
 from tosa_cli import load
 from tosa_cli.export import export as exports
 from tosa_cli.hub import checkpoint, writing
 from tosa_cli.train import checkpoint as checkpoints
+from tosa_cli.workflow.whole_folder import load_converted
 
+LONG = os.environ.get("TOSA_PROPERTIES") == "long"
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu --max-samples 9"
 CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"})
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -32,7 +34,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 Files = dict[str, bytes]
 
 
-MATERIAL = ("dense", "photos", "digits")
+MATERIAL = ("dense", "photos", "digits", "whole")
 """What commands only read."""
 
 
@@ -84,6 +86,8 @@ def run_in_child(tosa: Tosa, command: str, copies: Path | None = None, turn: int
             writing.exchange = changes.announced(writing.exchange)
             checkpoint.save_file = changes.announced(checkpoint.save_file)
             checkpoints.save_file = changes.announced(checkpoints.save_file)
+            if modeling := sys.modules.get("transformers.modeling_utils"):
+                modeling.safe_save_file = changes.announced(modeling.safe_save_file)  # type: ignore[attr-defined]
             sys.addaudithook(changes.audit)
             done = tosa(command)
             code = done.code
@@ -169,7 +173,7 @@ def place(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """A directory below the test's with few images, a dense model and a converted one."""
     place = tmp_path / "place"
     place.mkdir()
-    for name in (*MATERIAL, "dense-tosa"):
+    for name in (*MATERIAL[:3], "dense-tosa"):
         shutil.move(tmp_path / name, place / name)
     for number, path in enumerate(sorted((place / "photos").iterdir())):
         if number > 9:
@@ -198,6 +202,42 @@ def test_a_command_that_is_killed_leaves_the_old_folder_or_the_new_one(
         assert {"README.md", "config.json", "model.safetensors", "recipe.yaml"} <= set(os.listdir(folder))
         load(folder)
         json.loads((folder / "config.json").read_text())
+
+    assert check_every_kill(tosa, command, Path(target), whole, again) > 10
+
+
+@pytest.mark.parametrize(
+    ("command", "target", "again"),
+    [
+        (f"convert whole --whole {WARD} -o new", "new", "--overwrite"),
+        ("distill whole-tosa --data-dir photos --max-samples 2", "whole-tosa", ""),
+        *(
+            [
+                (f"convert whole --whole {WARD} --keep-rate 0.7 -o whole-tosa --overwrite", "whole-tosa", ""),
+                (
+                    "finetune whole-tosa --data-dir photos -b 4 --epochs 1 --objective features -o new",
+                    "new",
+                    "--overwrite",
+                ),
+                ("eval whole-tosa --data-dir photos --max-samples 2 --update-card", "whole-tosa", ""),
+            ]
+            if LONG
+            else []
+        ),
+    ],
+)
+def test_a_whole_model_is_the_old_or_the_new_one(
+    place: Path, tosa: Tosa, command: str, target: str, again: str
+) -> None:
+    write_whole()
+    if "distill" in command:
+        assert tosa(
+            "convert whole --whole --layers 2,3 --selector similarity --bypass linear -o whole-tosa --overwrite"
+        )
+
+    def whole(folder: Path) -> None:
+        assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= set(os.listdir(folder))
+        load_converted(str(folder))
 
     assert check_every_kill(tosa, command, Path(target), whole, again) > 10
 

@@ -17,14 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 import typer
 import yaml
 from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 
-from tests.cli.conftest import run_tosa
-from tests.model.whole_models import BACKBONE
+from tests.cli.conftest import WARD, run_tosa, write_whole
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
 from tosa_cli.api import load, save
@@ -52,7 +50,6 @@ WRITTEN: tuple[Any, ...] = (*FEW, True, 0, 5, 1e9, math.inf, "", [[]], {})
 MISSING = object()
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu --max-samples 9 -o out --overwrite"
-WARD = "--layers 2,3 --selector ward --bypass mean"
 COMMANDS = {
     "convert": "dense --layers 2,4 -o out --overwrite",
     "distill": f"dense-tosa --data-dir photos {TRAIN}",
@@ -110,16 +107,6 @@ def options_of(command: Any) -> list[str]:
     """The options of a command that take a value."""
     parameters = command.params
     return [max(p.opts, key=len) for p in parameters if p.param_type_name == "option" and not p.is_flag]
-
-
-def write_whole() -> Path:
-    """Write `whole`, a classifier of transformers with its processor, and `whole-tosa`, which is converted from it."""
-    torch.manual_seed(0)
-    model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**BACKBONE))
-    model.save_pretrained("whole")
-    transformers.BitImageProcessor(size={"height": 56, "width": 56}, do_center_crop=False).save_pretrained("whole")
-    assert run_tosa(f"convert whole --whole {WARD} -o whole-tosa").code == 0
-    return Path("whole-tosa")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

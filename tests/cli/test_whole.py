@@ -174,6 +174,23 @@ def test_outputs_are_drawn_beside_those_with_every_token(tosa: Tosa, photos: Pat
     assert "Wrote" in tosa("viz", str(folder), str(photos), "-o", str(tmp_path / "page"), "--layers", "3").err
 
 
+def test_a_finetuning_that_was_killed_once_its_model_stood_is_known_to_have_ended(
+    tosa: Tosa, source: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "whole"
+    tosa("convert", str(source), "--layers", "2,3", *GROUPS, "-o", str(folder))
+    how = ["--objective", "features", "--epochs", "1", "-b", "2", "-j", "0", "--device", "cpu"]
+    command = ["finetune", str(folder), "--data-dir", str(photos), *how]
+    with monkeypatch.context() as killed:
+        killed.setattr("tosa_cli.workflow.whole_finetune.remove_checkpoint", lambda _: None)
+        assert tosa(*command).code == 0
+    weights, left = (folder / "model.safetensors").read_bytes(), tmp_path / "whole.finetune-checkpoint.safetensors"
+    assert left.exists()
+    done = tosa(*command, "--resume")
+    assert done.code == 0 and "nothing is left to do" in done.err
+    assert (folder / "model.safetensors").read_bytes() == weights and not left.exists()
+
+
 def test_a_model_learns_to_be_its_dense_self_again_without_labels(tosa: Tosa, source: Path, tmp_path: Path) -> None:
     folder, photos, numbers = tmp_path / "whole", tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()

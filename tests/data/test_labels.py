@@ -55,6 +55,27 @@ def test_hidden_folders_and_files_are_left_out(tmp_path: Path) -> None:
     )
 
 
+def test_folders_that_a_system_puts_there_are_hidden_ones(tmp_path: Path) -> None:
+    root = write(tmp_path, "cat/1.png", "__MACOSX/cat/1.png", "cat/@eaDir/1.png/thumb.jpg")
+    assert labels(root) == {"cat/1.png": 0}
+
+
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", "cat/1.png", "dog/1.png")
+    other = write(tmp_path / "other", "2.png")
+    (root / "cat" / "back").symlink_to(root)
+    (root / "dog" / "more").symlink_to(other)
+    assert labels(root) == {"cat/1.png": 0, "dog/1.png": 1, "dog/more/2.png": 1}
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    root = write(tmp_path, "cat/1.png")
+    os.mkfifo(root / "cat" / "2.png")
+    reader = ClassFolders(root)
+    contents = [reader[index][0].read() for index in range(2)]
+    assert contents[0] and not contents[1]
+
+
 def test_a_class_folder_without_an_image_keeps_its_number(tmp_path: Path) -> None:
     root = write(tmp_path, "a/1.png", "c/1.png")
     (root / "b").mkdir()
@@ -197,3 +218,10 @@ def test_a_class_map_goes_before_names_and_says_what_it_lacks() -> None:
     whole = {"c": 2, "b": 1, "a": 0}
     assert found(["b"], [], class_map=whole).classes == found(["b"], class_map=whole).classes == ["a", "b", "c"]
     assert found(["b"], [], class_map={"b": 1}).classes is None
+
+
+def test_a_map_that_names_a_class_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "map.json"
+    file.write_text('{"cat": 0, "dog": 1, "cat": 2}')
+    with pytest.raises(DataError, match="it names 'cat' twice"):
+        read_class_map(str(file))

@@ -108,6 +108,17 @@ def test_layers_that_peft_wrapped_are_read_once_the_adapter_is_merged() -> None:
         choose_weights({**wrapped, **adapter}, None, "file")
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_blocks_that_pytorch_wrapped_are_read(wrapper: str) -> None:
+    wrapped = {
+        "model.patch_embed.proj.weight": torch.ones(2),
+        f"model.blocks.0.{wrapper}.attn.qkv.weight": torch.ones(2),
+        f"model.blocks.1.{wrapper}._orig_mod.mlp.{wrapper}.fc1.weight": torch.ones(2),
+    }
+    found = choose_weights(wrapped, None, "file").tensors
+    assert list(found) == ["patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.1.mlp.fc1.weight"]
+
+
 def test_what_an_optimizer_keeps_is_no_weights() -> None:
     moments = {0: {"exp_avg": torch.ones(2)}}
     file: Any = {"model": vit(), "optimizer": {"state": moments}, "loss": {"center": torch.ones(4)}, "epoch": 3}

@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "groups": {"layers": (2, 3, 4), "keep_rate": (0.9, 0.7, 0.5), "selector": "ward", "bypass": "mean"},
 }
 
-FAMILIES = ("plain", "EVA-02", "BEiT, both biases", "relative positions, class token")
+FAMILIES = ("plain", "dynamic size", "EVA-02", "BEiT, both biases", "relative positions, class token")
 
 
 def make(family: str = "plain", setting: str = "groups") -> TosaViT:

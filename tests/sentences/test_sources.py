@@ -230,7 +230,8 @@ SOURCES: list[Row] = [
     (
         "a source without configuration",
         lambda dense: load_source(without(dense, "config.json")),
-        "dense has no config.json, so it is not a model folder.",
+        "dense has no config.json, so it is not a model folder. To read a file of weights, name it and what it is of: "
+        "dense/model.safetensors --architecture deit_tiny_patch16_224.",
     ),
     (
         "a source of another kind",

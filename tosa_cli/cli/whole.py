@@ -166,8 +166,8 @@ def finetune(
             ["", *kinds],
             [[when, *(f"{found[f'{kind}_cosine_{when}']:.4f}" for kind in kinds)] for when in ("before", "after")],
         )
-    assert report.watch is not None
-    tell_best(report.watch)
+    if report.watch is not None:
+        tell_best(report.watch)
     console.say(f"Wrote {report.folder}.")
     console.next_command("tosa", "eval", report.folder, "--data-dir", "PHOTOS")
 

@@ -10,6 +10,9 @@ from timm.data.readers.reader import Reader
 
 from tosa_cli.data.images import IMAGE_SUFFIXES
 
+_OF_SYSTEMS = ("__MACOSX", "@eaDir")
+"""Folders that macOS and Synology put beside the images for themselves: hidden ones, by their meaning."""
+
 
 def natural_key(name: str) -> tuple[list[int | str], str]:
     """A key that sorts names as timm does, without case and numbers by their value; equal ones by code point."""
@@ -53,7 +56,7 @@ class ClassFolders(Reader):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.root = root
-        top = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+        top = [entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)]
         found: list[tuple[str, str]] = []
         hidden: set[str] = set()
         deep: set[str] = set()
@@ -61,8 +64,8 @@ class ClassFolders(Reader):
         for place, folders, names in os.walk(root, followlinks=True):
             inside = os.path.relpath(place, root)
             first, *rest = ("",) if inside == "." else Path(inside).parts
-            hidden.update(os.path.normpath(os.path.join(inside, name)) for name in folders if name.startswith("."))
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            hidden.update(os.path.normpath(os.path.join(inside, name)) for name in folders if _is_hidden(name))
+            folders[:] = [name for name in folders if not _is_hidden(name) and not _leads_back(place, name)]
             images = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")]
             found += [(os.path.join(place, name), first) for name in images]
             if images:
@@ -83,7 +86,8 @@ class ClassFolders(Reader):
 
     def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
         path, label = self.samples[index]
-        return open(path, "rb"), label
+        # A named pipe that nobody writes to would be waited for; opened so, it is an empty file.
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))), label
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -112,6 +116,16 @@ class ClassFolders(Reader):
             f"{loose} lies in no class folder, but {self.root} has {_some(classes)}: put each image into the folder of "
             f"its class."
         )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, whose images would be found again and again."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
 
 
 def _some(names: list[str]) -> str:

@@ -25,7 +25,8 @@ def read_class_map(path: str) -> dict[str, int] | None:
         return None
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        found = _of_json(json.loads(text)) if path.lower().endswith(".json") else _of_lines(text)
+        is_json = path.lower().endswith(".json")
+        found = _of_json(json.loads(text, object_pairs_hook=_once)) if is_json else _of_lines(text)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"The class map {path} cannot be read ({error}): it is a JSON object of names and indices, or a text file "
@@ -43,6 +44,15 @@ def _of_json(values: Any) -> dict[str, int]:
     return dict(values)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Names with their values, each name once: else the last of them would count, without a word."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len({*names}) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"it names {twice!r} twice")
+    return dict(pairs)
+
+
 def _of_lines(text: str) -> dict[str, int]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     pairs = [line.rpartition("\t" if "\t" in line else ",") for line in lines]
@@ -52,7 +62,4 @@ def _of_lines(text: str) -> dict[str, int]:
         found = [(line, index) for index, line in enumerate(lines)]
     if not found:
         raise ValueError("it is empty")
-    if len(dict(found)) != len(found):
-        twice = next(name for name, _ in found if [name for name, _ in found].count(name) > 1)
-        raise ValueError(f"it names {twice!r} twice")
-    return dict(found)
+    return _once(found)

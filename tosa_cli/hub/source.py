@@ -101,6 +101,8 @@ def load_source(
         raise SourceError("The name of the model is empty: name a timm model such as deit_tiny, a folder or a Hub id.")
     args = {"img_size": img_size, "num_classes": num_classes}
     path = Path(source.removeprefix("local-dir:"))
+    if architecture and path.is_dir():
+        _check_config_is_there(path)
     if architecture and not path.is_file():
         raise ConfigError(
             f"{source} is no weights file, so its architecture is known: leave out --architecture {architecture}."
@@ -182,6 +184,7 @@ def _has_weights(files: Files) -> bool:
 def _from_folder(
     path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: PixelSettings
 ) -> Source:
+    _check_config_is_there(path)
     config = read_json(path / CONFIG)
     _check_dense(config, str(path))
     if is_transformers(config):
@@ -196,6 +199,16 @@ def _from_folder(
     if not (config.get("pretrained_cfg") or config).get("mean"):
         notes = (*notes, *assumed_images(model, images, str(path)))
     return Source(model, config["architecture"], notes=notes)
+
+
+def _check_config_is_there(path: Path) -> None:
+    """Check that a folder has a config.json, and name a file of weights that lies there without one."""
+    files = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
+    if files and not (path / CONFIG).exists():
+        raise SourceError(
+            f"{path} has no config.json, so it is not a model folder. To read a file of weights, name it and what it "
+            f"is of: {path / files[0]} --architecture deit_tiny_patch16_224."
+        )
 
 
 def _check_dense(config: dict[str, Any], shown: str) -> None:

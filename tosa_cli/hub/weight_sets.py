@@ -40,6 +40,9 @@ _TEXT_TOWER = (
 )
 """What models of images and text have beside their image tower."""
 
+_WRAPPED = re.compile(r"((?:^|\.)blocks\..*?)\.(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.)")
+"""What `torch.compile`, checkpointed activations and FSDP put into the names of weights of single blocks."""
+
 _HEAD = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
@@ -143,7 +146,7 @@ def _flat(values: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, str
 
 
 def _merged(found: dict[str, tuple[str, Tensor]], shown: str) -> dict[str, tuple[str, Tensor]]:
-    """Tensors under their names before PEFT wrapped the layers.
+    """Tensors under their names before PEFT or PyTorch wrapped the layers.
 
     Raises:
         CheckpointError: If an adapter lies beside them, whose weights are not in them.
@@ -158,6 +161,8 @@ def _merged(found: dict[str, tuple[str, Tensor]], shown: str) -> dict[str, tuple
     for name, value in found.items():
         if ".original_module." not in name:
             name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name.replace(".base_layer.", "."))
+            while _WRAPPED.search(name):
+                name = _WRAPPED.sub(r"\1", name)
             renamed[name] = value
     return renamed
 

@@ -26,6 +26,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def alone(path: Path) -> Iterator[None]:
     """Keep other runs from writing a folder or file; within one process this may be nested.
 
+    What a killed run of it left behind is swept.
+
     Args:
         path: The folder or file; of a link, what it points to.
 
@@ -46,6 +48,9 @@ def alone(path: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
+        if lock.lock_counter == 1:
+            for left in (staging(real), real / STAGING):
+                _sweep(left)
         yield
     finally:
         if lock.lock_counter == 1:

@@ -163,7 +163,7 @@ def finetune_whole(
             make_optimizer(_reached(objective, parts, images), config),
             config,
             checkpoint=checkpoint,
-            fingerprint=hash_of([run.to_dict()], model.state_dict()),
+            fingerprint=fingerprint(model),
             resume=resume,
             make_scheduler=make_scheduler(config),
             ema=average,
@@ -177,6 +177,11 @@ def finetune_whole(
         parameter.requires_grad_(required[name])
     model.eval()
     return report, watch
+
+
+def fingerprint(model: nn.Module) -> str:
+    """What tells a converted whole model from all others: the settings of its encoder, and all weights."""
+    return hash_of([found.run.to_dict() for found in converted_runs(model) if found.run], model.state_dict())
 
 
 def _reached(objective: TokensObjective, parts: nn.Module, images: Images) -> list[nn.Parameter]:

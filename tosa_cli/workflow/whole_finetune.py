@@ -8,12 +8,20 @@ from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.export.whole import own_shape
 from tosa_cli.hub.folder import check_output
+from tosa_cli.hub.kind import find_kind
 from tosa_cli.hub.whole import save_whole
 from tosa_cli.progress import Listener, tell_skipped
-from tosa_cli.train.checkpoint import check_resumable, checkpoint_path, remove_checkpoint
+from tosa_cli.train.checkpoint import (
+    check_resumable,
+    checkpoint_path,
+    note_result,
+    read_checkpoint,
+    read_result,
+    remove_checkpoint,
+)
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
-from tosa_cli.train.whole import finetune_whole
+from tosa_cli.train.whole import finetune_whole, fingerprint
 from tosa_cli.workflow.job import RunReport, one_run, watched_results
 from tosa_cli.workflow.whole_folder import image_part, load_converted
 
@@ -46,6 +54,13 @@ def finetune(
     if config.objective != "features":
         raise ConfigError("A whole model learns to be its dense self again, without labels: pass --objective features.")
     folder = output or Path(name.removeprefix("local-dir:"))
+    checkpoint = checkpoint_path(folder, "finetune")
+    if resume:
+        with one_run(folder):
+            report = _finished(folder, checkpoint, config)
+        if report is not None:
+            listener.say(f"The run had ended, and {folder} is what it wrote: nothing is left to do.")
+            return report
     whole = load_converted(name)
     if whole.provenance.is_finetuned:
         raise ConfigError(
@@ -53,7 +68,6 @@ def finetune(
             f"was converted, with more --epochs."
         )
     check_output(folder, overwrite or output is None)
-    checkpoint = checkpoint_path(folder, "finetune")
     if resume:
         check_resumable(checkpoint)
     with one_run(folder):
@@ -72,6 +86,8 @@ def finetune(
         provenance = whole.provenance.after("finetuned", config.recorded(), {"finetune": results})
         whole.model.cpu().eval()
         if accelerator.is_main_process:
+            if checkpoint.exists():
+                note_result(checkpoint, fingerprint(whole.model))
             save_whole(dataclasses.replace(whole, provenance=provenance), folder, overwrite=True)
             remove_checkpoint(checkpoint)
     skipped = [*done.failed, *held_out.failed]
@@ -91,4 +107,27 @@ def finetune(
             "loss": done.last_loss,
             "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
         },
+    )
+
+
+def _finished(folder: Path, checkpoint: Path, config: FinetuneConfig) -> RunReport | None:
+    """The report of a run that wrote its model, but was killed before it removed its checkpoint; that is done now."""
+    result = read_result(checkpoint)
+    if result is None or find_kind(str(folder)) != "whole":
+        return None
+    whole = load_converted(str(folder))
+    if fingerprint(whole.model) != result:
+        return None
+    state = read_checkpoint(checkpoint)
+    remove_checkpoint(checkpoint)
+    return RunReport(
+        model=whole.model,
+        folder=folder,
+        images_per_second=0.0,
+        seconds=state.seconds,
+        updates=state.update,
+        skipped=[],
+        held_out=dict(whole.provenance.results["finetune"]),
+        watch=None,
+        config=config,
     )

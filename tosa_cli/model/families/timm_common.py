@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from timm.layers import DiffAttention, to_2tuple
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from tosa_cli.config import Selection
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families.base import BlockKind, Family, names_of
-from tosa_cli.model.graph_nodes import one_node
+from tosa_cli.model.graph_nodes import one_node, timms_nodes
 from tosa_cli.model.places import Extras, Places
 from tosa_cli.model.selection import plain_shape
 
@@ -29,7 +30,11 @@ class TimmFamily(Family):
 
     def embed(self, model: Any, images: Tensor) -> tuple[Tensor, Places]:
         """Embed the patches, and find their grid."""
-        tokens, extras = self.embed_patches(model, model.patch_embed(images))
+        if isinstance(images, Proxy):
+            with timms_nodes(self.models):
+                tokens, extras = self.embed_patches(model, model.patch_embed(images))
+        else:
+            tokens, extras = self.embed_patches(model, model.patch_embed(images))
         return tokens, Places(grid_of(images, tokens, model.patch_embed, model.num_prefix_tokens), extras)
 
     @abstractmethod
