@@ -54,7 +54,7 @@ def failed(*words: str, stdout: Any) -> str:
     return told.getvalue().splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["recipes", "recipes --json", "list", "--help", "--version"])
+@pytest.mark.parametrize("command", ["recipes", "recipes --json", "list test_vit?", "--help", "--version"])
 def test_a_full_stdout_is_told(command: str) -> None:
     with open("/dev/full", "w") as full:
         assert "No space left on device" in failed(*command.split(), stdout=full)

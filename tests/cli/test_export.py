@@ -1,14 +1,36 @@
 """`tosa export`: what is written and told, and what is refused."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from timm.models import save_for_hf
 
-from tests.cli.conftest import Tosa
-from tests.model.tiny_models import make_images
+from tests.cli.conftest import Tosa, run_tosa
+from tests.export.conftest import look_up_once  # noqa: F401
+from tests.model.tiny_models import make_images, make_vit
 from tosa_cli import load
 from tosa_cli.measure import speed
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder `dense-tosa`, of two layers: exporters take their time for each."""
+    folder = tmp_path_factory.mktemp("short")
+    dense = make_vit("test_vit", img_size=32, patch_size=8, num_classes=10, depth=2)
+    save_for_hf(dense, str(folder / "dense"), safe_serialization=True)
+    with contextlib.chdir(folder):
+        assert run_tosa("convert dense --layers 2 --keep-rate 0.5").code == 0
+    return folder
+
+
+@pytest.fixture
+def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: Path) -> Path:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "dense-tosa"
 
 
 def test_a_model_is_exported_under_its_name_and_the_check_is_told(converted: Path, tosa: Tosa) -> None:

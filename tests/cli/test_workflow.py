@@ -6,11 +6,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
 from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
@@ -299,6 +301,9 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
+    digits = load_digits()
+    few = {"images": digits.images[:300], "target": digits.target[:300]}
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: SimpleNamespace(**few))
     done = tosa("demo -o", "a demo")
     assert done.code == 0, done.err
     commands = [shlex.split(line) for line in done.err.splitlines() if line.startswith("$ tosa ")]

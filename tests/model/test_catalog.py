@@ -71,7 +71,7 @@ def test_an_architecture_converts_where_only_its_later_layers_can_select(monkeyp
     assert look_up("test_vit").reason is None
 
 
-def test_every_architecture_converts_or_is_refused_in_one_sentence() -> None:
+def test_every_architecture_converts_or_is_refused_in_one_sentence(no_random_weights: None) -> None:
     found = [look_up_once(name) for name in find_architectures()]
     assert len(found) > 1300
     for one in found:
