@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 from tests.cli.conftest import Tosa
 from tests.cli.test_data_sources import write_shards
 from tests.model.tiny_models import randomize_
-from tests.train.test_processes import TOSA, launch
+from tests.processes import run_together
 from tosa_cli import load
 from tosa_cli.recipe import load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
@@ -135,7 +135,7 @@ def test_a_recipe_runs_in_two_processes(work: Path, tosa: Tosa, recipe: str, sou
         if (command, source) == ("distill", "hfds"):  # the fit in two processes is seen on shards
             assert tosa(f"distill model {words}").code == 0
             continue
-        done = launch([*TOSA, *f"{command} model {words} --json".split()], work)
+        done = run_together(["tosa_cli.cli.app", *f"{command} model {words} --json".split()], work)
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         is_fit = command == "distill" and recipe == MATCHED

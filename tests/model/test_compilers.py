@@ -29,6 +29,11 @@ def make_tosa(name: str = "test_vit", **settings: Any) -> TosaViT:
     return tiny_models.make_tosa(make_vit(name, **SHORT), **{"layers": (2, 4), **settings})
 
 
+def make_short(**settings: Any) -> TosaViT:
+    """A standard layer and the ToSA layer that it feeds: what each setting puts into a graph, once."""
+    return tiny_models.make_tosa(make_vit(**{**SHORT, "depth": 2}), **{"layers": (2,), **settings})
+
+
 def make_images(batch: int = 2, seed: int = 0) -> Tensor:
     return tiny_models.make_images(batch, size=64, seed=seed)
 
@@ -63,7 +68,7 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str, settings
 
 @pytest.mark.parametrize("settings", [{"query_rows": "all"}, *BYPASSES], ids=str)
 def test_a_compiled_model_takes_another_number_of_images(settings: dict[str, Any]) -> None:
-    model = make_tosa(**settings)
+    model = make_short(**settings)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         for batch in (2, 3, 1):
@@ -83,7 +88,7 @@ def test_a_model_with_random_selection_compiles_too() -> None:
 def test_a_compiled_model_trains_with_the_same_gradients(settings: dict[str, Any]) -> None:
     gradients = []
     for compile_it in (False, True):
-        model = make_tosa(**settings).train()
+        model = make_short(**settings).train()
         run = torch.compile(model, fullgraph=True, backend="aot_eager") if compile_it else model
         run(make_images()).square().sum().backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.backbone_parameters()]))
@@ -92,7 +97,7 @@ def test_a_compiled_model_trains_with_the_same_gradients(settings: dict[str, Any
 
 @pytest.mark.parametrize("settings", BYPASSES, ids=str)
 def test_a_compiled_model_lowers_to_one_graph_of_plain_operations(settings: dict[str, Any]) -> None:
-    model, graphs = make_tosa(**settings), []
+    model, graphs = make_short(**settings), []
 
     def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
         graphs.append(graph)
@@ -107,7 +112,7 @@ def test_a_compiled_model_lowers_to_one_graph_of_plain_operations(settings: dict
 
 @pytest.mark.parametrize("settings", [{}, *BYPASSES], ids=str)
 def test_the_default_backend_computes_the_same(settings: dict[str, Any]) -> None:
-    model = make_tosa(**settings)
+    model = make_short(**settings)
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(make_images()), model(make_images()), atol=1e-3)
@@ -115,7 +120,7 @@ def test_the_default_backend_computes_the_same(settings: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("settings", [{}, {"query_rows": "all"}, {"selection": "per-head"}, *BYPASSES], ids=str)
 def test_an_exported_model_takes_any_number_of_images(settings: dict[str, Any]) -> None:
-    model = make_tosa(**settings)
+    model = make_short(**settings)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (make_images(2),), dynamic_shapes={"images": {0: batch}})
     for count in (1, 2, 5):

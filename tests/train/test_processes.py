@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_together
 from tests.train.tiny_runs import curves_all, fit_all, tiny_tosa, write_digits, write_photos
 from tosa_cli import load, save
 from tosa_cli.train.config import TrainConfig
@@ -27,8 +28,10 @@ def launch(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
 
 
-def run_tosa(arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return launch([*TOSA, *arguments.split(), "--device", "cpu", "-j", "0", "-b", "4"], folder)
+def run_tosa(arguments: str, folder: Path, launched: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes: forked, or with `accelerate launch`, which takes long to start."""
+    words = [*arguments.split(), "--device", "cpu", "-j", "0", "-b", "4"]
+    return launch([*TOSA, *words], folder) if launched else run_together(["tosa_cli.cli.app", *words], folder)
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> None:
-    done = launch([*LAUNCH, "tests.train.two_processes", str(work)], work)
+    done = run_together(["tests.train.two_processes", str(work)], work)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["processes"] == 2
@@ -77,7 +80,7 @@ def test_each_process_reads_its_half_and_a_resumed_run_is_exact(work: Path) -> N
     ],
 )
 def test_only_the_main_process_talks_and_writes(work: Path, command: str, stage: str, updates: int) -> None:
-    done = run_tosa(f"{command} --epochs 1 -o trained --json", work)
+    done = run_tosa(f"{command} --epochs 1 -o trained --json", work, launched=stage == "distilled")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["updates"] == updates
     lines = [line for line in done.stderr.splitlines() if "are held out" in line or line.startswith(("Wrote", "Next:"))]
@@ -88,7 +91,7 @@ def test_only_the_main_process_talks_and_writes(work: Path, command: str, stage:
 
 
 def test_an_error_of_all_processes_is_told_once(work: Path) -> None:
-    done = run_tosa("distill model --data-dir nowhere", work)
+    done = run_tosa("distill model --data-dir nowhere", work, launched=True)
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("There is no folder nowhere.") == 1
 
