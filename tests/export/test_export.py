@@ -22,7 +22,8 @@ from tosa_cli.errors import ConfigError, DataError, ExportError, InputError, Out
 from tosa_cli.export import export as export_module
 from tosa_cli.export import onnx_file, program
 from tosa_cli.export.config import ExportConfig
-from tosa_cli.export.export import ExportReport, export_model
+from tosa_cli.export.export import export_model
+from tosa_cli.export.report import ExportReport
 from tosa_cli.measure import speed
 from tosa_cli.methods import BYPASSES, SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT

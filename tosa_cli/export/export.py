@@ -1,14 +1,12 @@
 """One verb: `export_model(model, path, config) -> ExportReport`. A file is whole and checked, or not there."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +28,7 @@ from tosa_cli.export.openvino_file import OpenVinoReport, check_openvino, is_ins
 from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, trace
 from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_file
 from tosa_cli.export.quiet import quiet
+from tosa_cli.export.report import ExportReport
 from tosa_cli.hub.writing import staging_folder
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -38,41 +37,6 @@ CHECKED_BATCHES = (1, 3, 4)
 
 CHECKED_IMAGES = 8
 """Images that a file for a fixed number of them is checked with, in as many batches as that takes."""
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written, and how it compares with the model.
-
-    Attributes:
-        file: The file.
-        data_file: Weights beside it, of an ONNX file that would be too large; else None.
-        size_mb: Size of both in MB (10^6 bytes).
-        format: `onnx` or `pt2`.
-        runtime: What ran the file for the check, with its version.
-        inputs: Shape of each input by name; a number that is free is a string.
-        outputs: Names of the outputs, in their order.
-        opset: Opset of an ONNX file, else None.
-        check: How the file, or before quantisation the float32 one, compares with the model.
-        quantized: What quantisation costs and brings; None without.
-        openvino: How the file, or before quantisation the float32 one, does in OpenVINO; None where that is not there.
-    """
-
-    file: str
-    data_file: str | None
-    size_mb: float
-    format: str
-    runtime: str
-    inputs: dict[str, list[int | str]]
-    outputs: list[str]
-    opset: int | None
-    check: CheckReport
-    quantized: QuantizeReport | None
-    openvino: OpenVinoReport | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return dataclasses.asdict(self)
 
 
 def export_model(
