@@ -15,7 +15,7 @@ from tests.model.tiny_models import make_images
 from tosa_cli.export.photos import sample_images
 from tosa_cli.export.program import decompose, trace
 from tosa_cli.model.grouping import merge_costs
-from tosa_cli.model.matching import FLOOR, partner_weights, squared_distances
+from tosa_cli.model.matching import FLOOR, length_scale, partner_weights, squared_distances
 from tosa_cli.model.tosa_vit import TosaViT
 
 from .tiny import tiny_tosa
@@ -112,8 +112,12 @@ def test_shares_of_partners_are_right_at_any_distance_that_half_precision_holds(
             assert torch.allclose(shares.double(), expected / expected.sum(-1, keepdim=True), atol=1e-3)
 
 
-def test_distances_of_large_tokens_fit_into_half_precision() -> None:
+def test_distances_of_large_tokens_fit_into_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = 100 * torch.randn(1, 64, 384, generator=torch.Generator().manual_seed(0))
     limit = torch.finfo(torch.float16).max
     assert squared_distances(tokens, tokens).max() < limit
-    assert merge_costs(tokens, torch.ones(1, 64)).max() < limit
+    own = merge_costs(tokens, torch.ones(1, 64))
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)
+    exported = merge_costs(tokens, torch.ones(1, 64))
+    assert exported.max() < limit
+    assert torch.allclose(exported, own * length_scale(384) ** 2, rtol=1e-4)

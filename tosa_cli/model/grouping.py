@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.matching import centered_for_distances, row_blocks
-from tosa_cli.model.selection import flat_indices
+from tosa_cli.model.matching import Choice, centered_for_distances, other_indices, row_blocks
+from tosa_cli.model.selection import flat_indices, gather_tokens
 
 
 class Grown(NamedTuple):
@@ -34,6 +34,21 @@ class Grown(NamedTuple):
     sizes: Tensor
 
 
+class Moved(NamedTuple):
+    """How to undo that r of M groups were merged into others.
+
+    Attributes:
+        position: Where each of the M groups has gone, (B, M).
+        pairs: Indices of the groups that went, and behind them of those that each of them went into, (B, 2 r).
+        differences: What stood for each of `pairs` before, less what stands for it now, (B, 2 r, D); of several that
+            went into the same group one alone says it of that group, and the others 0.
+    """
+
+    position: Tensor
+    pairs: Tensor
+    differences: Tensor
+
+
 LEAST_COHERENCE = 0.05
 """Tokens that cancel each other out have a mean of no direction, which is not made longer than by this."""
 
@@ -41,6 +56,12 @@ TINY = 1e-12
 
 COHERENCE_POWER = 4
 """How much less a group counts in the attention: a power of its coherence. On DINOv2, errors are lowest at 3 to 6."""
+
+
+def each_alone(tokens: Tensor) -> Choice:
+    """The choice in which each of tokens (B, N, D) is a group."""
+    every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
+    return Choice(every, groups=every, sizes=torch.ones(tokens.shape[:2], device=tokens.device))
 
 
 def num_mergeable(num_groups: int, num_prefix_tokens: int) -> int:
@@ -82,14 +103,16 @@ def merge_costs(means: Tensor, sizes: Tensor, rows: slice = slice(None)) -> Tens
         rows: Which of the groups 0, 2, ...; by default all.
 
     Returns:
-        Costs (B, A, C) in float32 (Ward, 1963) of the A groups 0, 2, ... with the C groups 1, 3, ..., times the square
-        of `length_scale(D)`. Their order is what counts: of equal ones rounding may make them negative.
+        Costs (B, A, C) in float32 (Ward, 1963) of the A groups 0, 2, ... with the C groups 1, 3, .... Their order is
+        what counts: of equal ones rounding may make them negative, and exported graphs have them times the square of
+        `length_scale(D)`.
     """
-    centered = centered_for_distances(means, means)
+    # A runtime may run an exported graph in half precision, which could not hold the squares of whole tokens.
+    means = centered_for_distances(means, means) if torch.compiler.is_exporting() else means.float()
     # n m / (n + m), said so that half precision holds it.
-    norms, inverse = centered.square().sum(-1), sizes.reciprocal()
+    norms, inverse = _lengths(means).square(), sizes.reciprocal()
     (first, second), (norm, other_norm), (share, other_share) = (
-        (table[:, 0::2][:, rows], table[:, 1::2]) for table in (centered, norms, inverse)
+        (table[:, 0::2][:, rows], table[:, 1::2]) for table in (means, norms, inverse)
     )
     distances = torch.baddbmm(norm.unsqueeze(2) + other_norm.unsqueeze(1), first, second.transpose(1, 2), alpha=-2)
     return distances / (share.unsqueeze(2) + other_share.unsqueeze(1))
@@ -97,8 +120,11 @@ def merge_costs(means: Tensor, sizes: Tensor, rows: slice = slice(None)) -> Tens
 
 def cheapest_merges(means: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """What the cheapest merge of each of the groups 0, 2, ... costs, (B, A), and with which of the others it is."""
-    num_first = (means.shape[1] + 1) // 2
-    found = [merge_costs(means, sizes, rows).min(dim=-1) for rows in row_blocks(num_first, means.shape[1] // 2)]
+    blocks = row_blocks((means.shape[1] + 1) // 2, means.shape[1] // 2)
+    if len(blocks) == 1:
+        least = merge_costs(means, sizes).min(dim=-1)
+        return least.values, least.indices
+    found = [merge_costs(means, sizes, rows).min(dim=-1) for rows in blocks]
     return torch.cat([least.values for least in found], dim=1), torch.cat([least.indices for least in found], dim=1)
 
 
@@ -122,26 +148,61 @@ def merge_into(goes: Tensor, takes: Tensor, sizes: Tensor) -> Grown:
     return Grown(stay, position, sizes.new_zeros(stay.shape).scatter_add(1, position, sizes))
 
 
-def join_groups(
-    means: Tensor, sizes: Tensor, coherence: Tensor, position: Tensor, grown_sizes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What stands for groups that groups were merged into, and how far their tokens point one way.
+def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -> tuple[Tensor, Tensor, Moved]:
+    """What stands for groups that others were merged into.
 
     Args:
-        means: What stands for the groups before, (B, M, D): means at the mean length of their tokens.
+        means: What stands for the M groups before, (B, M, D): means at the mean length of their tokens.
         sizes: Their sizes (B, M).
         coherence: Their coherence (B, M): length of the mean of a group as a share of the mean length of its tokens.
-        position: Where each has gone, (B, M).
-        grown_sizes: Sizes (B, K) of the groups after.
+        grown: Where each has gone.
 
     Returns:
-        The same of the groups after, (B, K, D), and their coherence (B, K) in float32.
+        The same of the groups after, (B, K, D), their coherence (B, K) in float32, and how to undo it.
     """
-    lengths = _lengths(means)
-    true_means = group_means(means * coherence.unsqueeze(-1).to(means.dtype), sizes, position, grown_sizes)
-    length = torch.zeros_like(grown_sizes).scatter_add(1, position, lengths * sizes) / grown_sizes
+    # Only the rows of groups that merge are computed: they are few.
+    goes = other_indices(grown.stay, means.shape[1])
+    into = grown.position.gather(1, goes)
+    pairs = torch.cat([goes, grown.stay.gather(1, into)], dim=1)
+    rows = gather_tokens(means, pairs)
+    size = grown.sizes.gather(1, into)
+    shares, its_coherence = sizes.gather(1, pairs) / torch.cat([size, size], dim=1), coherence.gather(1, pairs)
+    length, other_length = (shares * _lengths(rows)).chunk(2, dim=1)
+    going, taking = (rows * (shares * its_coherence).unsqueeze(-1).to(rows.dtype)).chunk(2, dim=1)
+    # Of those that go into the same group the first one sums up.
+    first, leads = _leaders(into, grown.sizes.shape[1])
+    length = torch.zeros_like(length).scatter_add(1, first, length).gather(1, first) + other_length
+    where = flat_indices(going, first)
+    summed = torch.zeros_like(going).flatten(0, 1).index_add_(0, where, going.flatten(0, 1)).index_select(0, where)
+    true_means = summed.view_as(going) + taking
     shortened = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
-    return true_means / shortened.unsqueeze(-1).to(true_means.dtype), shortened
+    joined = true_means / shortened.unsqueeze(-1).to(rows.dtype)
+
+    gone, took = rows.chunk(2, dim=1)
+    change = (joined - took) * leads.unsqueeze(-1).to(rows.dtype)
+    stay = gather_tokens(means, grown.stay)
+    stay = stay.flatten(0, 1).index_add_(0, flat_indices(stay, into), change.flatten(0, 1)).view_as(stay)
+    kept = coherence.gather(1, grown.stay)
+    kept = kept.scatter_add(1, into, (shortened - its_coherence.chunk(2, dim=1)[1]) * leads)
+    return stay, kept, Moved(grown.position, pairs, torch.cat([gone - joined, -change], dim=1))
+
+
+def _leaders(into: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """The first of those that go into the same of so many groups, for each that goes, (B, r); and whether it is it."""
+    own = torch.arange(into.shape[1], device=into.device).expand(into.shape)
+    first = into.new_full((into.shape[0], num_groups), into.shape[1]).scatter_reduce(1, into, own, "amin")
+    first = first.gather(1, into)
+    return first, (first == own).float()
+
+
+def unmerge_groups(means: Tensor, moved: Moved) -> Tensor:
+    """What stands for groups before they were merged, (B, M, D), by means (B, K, D) that layers may have changed since.
+
+    Every group of before takes the change of the one that it has gone into.
+    """
+    rows = gather_tokens(means, moved.position)
+    where = flat_indices(rows, moved.pairs)
+    return rows.flatten(0, 1).index_add_(0, where, moved.differences.flatten(0, 1)).view_as(rows)
 
 
 def log_counts(sizes: Tensor, coherence: Tensor) -> Tensor:
@@ -170,4 +231,4 @@ def group_means(means: Tensor, sizes: Tensor, position: Tensor, grown_sizes: Ten
     empty = means.new_zeros(*grown_sizes.shape, means.shape[-1])
     # Whole rows into (B * K, D): many times faster than scattering element by element.
     rows = flat_indices(empty, position)
-    return empty.flatten(0, 1).index_add(0, rows, (means * shares.unsqueeze(-1)).flatten(0, 1)).view_as(empty)
+    return empty.flatten(0, 1).index_add_(0, rows, (means * shares.unsqueeze(-1)).flatten(0, 1)).view_as(empty)

@@ -78,13 +78,10 @@ class LayerLoop(LayersInterface, TosaLayers):
         shown = self.outputs[str(layer)]
         if not (shown._forward_hooks or shown._forward_pre_hooks or shown._backward_hooks):
             return
-        choice, apart, tokens = stream.choice, stream.parts is not None, stream.tokens
+        tokens = stream.tokens
         given = shown(tokens)
-        if stream.in_groups and given is tokens:
-            return  # to put groups together and apart again would round their means anew
-        stream.tokens = given
-        if apart and choice is not None:
-            stream.split(choice)
+        if given is not tokens or not stream.in_groups:  # to take groups apart again would round their means anew
+            stream.replace(given)
 
     @torch.no_grad()
     def dense_logits(

@@ -72,7 +72,16 @@ class Stream:
     @property
     def num_tokens(self) -> int:
         """Number of tokens N, prefix tokens included."""
-        return plain_shape(self.parts.others if self.parts is not None and self.in_groups else self.tokens)[1]
+        if self.in_groups and self.choice is not None and self.choice.groups is not None:
+            return plain_shape(self.choice.groups)[1]
+        return plain_shape(self.tokens)[1]
+
+    def replace(self, tokens: Tensor) -> None:
+        """Go on with other tokens (B, N, D) in the place of all, taken apart as they were."""
+        apart, choice = self.parts is not None, self.choice
+        self.tokens = tokens
+        if apart and choice is not None:
+            self.split(choice)
 
     def join(self) -> None:
         """Put the tokens back in their old places, at the end of a span; nothing to do where they are."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
-from tosa_cli.model.grouping import join_groups, log_counts
+from tosa_cli.model.grouping import Grown, Moved, each_alone, join_groups, log_counts, unmerge_groups
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
@@ -17,17 +17,19 @@ class Parts(NamedTuple):
 
     Attributes:
         selected: Selected tokens, or means of groups at the mean length of their tokens, (B, K, D).
-        others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span; in
-            groups what each token differs by from what stands for its own, (B, N, D).
+        others: Skipped tokens (B, S, D); where nothing updates them all tokens (B, N, D), as they entered the span;
+            None where tokens are in groups.
         reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
         coherence: How far the tokens of each group point one way, (B, K) in float32: length of their mean as a share of
             their mean length; None where tokens are not in groups.
+        moved: How to undo each merge of groups, in their order.
     """
 
     selected: Tensor
-    others: Tensor
+    others: Tensor | None = None
     reads: Tensor | None = None
     coherence: Tensor | None = None
+    moved: tuple[Moved, ...] = ()
 
 
 def run_tosa_layer(
@@ -54,18 +56,20 @@ def run_tosa_layer(
 
 def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
-    if choice.groups is not None and choice.sizes is not None:
-        alone = choice.sizes.new_ones(tokens.shape[:2])
-        means, coherence = join_groups(tokens, alone, alone, choice.groups, choice.sizes)
-        return Parts(means, tokens - gather_tokens(means, choice.groups), coherence=coherence)
+    if choice.groups is not None:
+        alone = each_alone(tokens)
+        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 
 
 def join_parts(parts: Parts, choice: Choice) -> Tensor:
     """Put tokens that `split_tokens` took apart back in their old places: (B, N, D)."""
-    if choice.groups is not None:
-        return gather_tokens(parts.selected, choice.groups) + parts.others
+    if parts.others is None:
+        tokens = parts.selected
+        for moved in reversed(parts.moved):
+            tokens = unmerge_groups(tokens, moved)
+        return tokens
     if choice.skip_indices is None:
         return scatter_tokens(parts.others, choice.keep_indices, parts.selected)
     return merge_tokens(choice.keep_indices, parts.selected, choice.skip_indices, parts.others)
@@ -75,10 +79,10 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     """Take the tokens of groups apart by a choice of larger groups, in which those of the choice before are merged."""
     assert before.groups is not None and before.sizes is not None
     assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
-    position = choice.groups.gather(1, before.keep_indices)
-    means, coherence = join_groups(parts.selected, before.sizes, parts.coherence, position, choice.sizes)
-    moved = parts.selected - gather_tokens(means, position)
-    return Parts(means, parts.others + gather_tokens(moved, before.groups), coherence=coherence)
+    stay = before.groups.gather(1, choice.keep_indices)
+    grown = Grown(stay, choice.groups.gather(1, before.keep_indices), choice.sizes)
+    means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
+    return Parts(means, coherence=coherence, moved=(*parts.moved, moved))
 
 
 def run_parts(
@@ -89,7 +93,7 @@ def run_parts(
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
-    selected, others, reads, coherence = parts
+    selected, others, reads, coherence, _ = parts
     if not bypass.updates_tokens:
         return parts._replace(selected=run_selected(block, selected, choice, extras, coherence), reads=None)
     if reads is None and bypass.reads_inputs:

@@ -175,10 +175,7 @@ class Run(TosaLayers, nn.Module):
             return Stream(self.enter(tokens), CallPlaces((0, 0)), layer - 1)
         if shown is not tokens:
             # The model did something to them between its layers.
-            choice, apart = stream.choice, stream.parts is not None
-            stream.tokens = self.enter(tokens)
-            if apart and choice is not None:
-                stream.split(choice)
+            stream.replace(self.enter(tokens))
         return stream
 
     def enter(self, tokens: Tensor) -> Tensor:

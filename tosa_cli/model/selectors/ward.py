@@ -1,11 +1,10 @@
 """Merges tokens into groups that spread least; needs no training."""
 
-import torch
 from torch import Tensor
 
 from tosa_cli.config import Method
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.grouping import grow_groups, num_mergeable
+from tosa_cli.model.grouping import each_alone, grow_groups, num_mergeable
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.selectors.base import Entry, Ranks, Selector
 
@@ -29,11 +28,9 @@ class WardSelector(Selector):
 
     def choose(self, entry: Entry) -> Choice:
         """Merge groups until there are as many as the layer computes."""
-        means, before = entry.means, entry.before
+        means = entry.means
         assert means is not None
-        if before is None or before.groups is None or before.sizes is None:
-            every = torch.arange(means.shape[1], device=means.device).expand(means.shape[:2])
-            before = Choice(every, groups=every, sizes=torch.ones(means.shape[:2], device=means.device))
+        before = each_alone(means) if entry.before is None else entry.before
         assert before.groups is not None and before.sizes is not None
         grown = grow_groups(means, before.sizes, entry.num_kept, entry.num_prefix_tokens)
         return Choice(
