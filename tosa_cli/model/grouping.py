@@ -165,8 +165,8 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
     into = grown.position.gather(1, goes)
     pairs = torch.cat([goes, grown.stay.gather(1, into)], dim=1)
     rows = gather_tokens(means, pairs)
-    size = grown.sizes.gather(1, into)
-    shares, its_coherence = sizes.gather(1, pairs) / torch.cat([size, size], dim=1), coherence.gather(1, pairs)
+    shares = sizes.gather(1, pairs) / grown.sizes.gather(1, grown.position.gather(1, pairs))
+    its_coherence = coherence.gather(1, pairs)
     length, other_length = (shares * _lengths(rows)).chunk(2, dim=1)
     going, taking = (rows * (shares * its_coherence).unsqueeze(-1).to(rows.dtype)).chunk(2, dim=1)
     # Of those that go into the same group the first one sums up.

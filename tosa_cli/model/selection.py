@@ -118,7 +118,8 @@ def merge_tokens(first_indices: Tensor, first: Tensor, second_indices: Tensor, s
 
 def flat_indices(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows of tokens (B, N, D), seen as (B * N, D), that indices (B, n) name: (B * n). Whole rows can be copied so."""
-    if tokens.shape[0] == 1 and not torch.compiler.is_exporting():
+    batch = tokens.shape[0]
+    if isinstance(batch, int) and batch == 1:  # a graph for any number of images has no number here
         return indices.flatten()
-    offsets = torch.arange(tokens.shape[0], device=tokens.device) * tokens.shape[1]
+    offsets = torch.arange(batch, device=tokens.device) * tokens.shape[1]
     return (indices + offsets[:, None]).flatten()
