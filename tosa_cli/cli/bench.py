@@ -36,8 +36,8 @@ def bench(
     runtime: Annotated[
         Literal["torch", "onnxruntime", "openvino"],
         typer.Option(
-            help="What computes; for onnxruntime and openvino both models are exported to ONNX first, for any number "
-            "of images. openvino computes in --dtype."
+            help="What computes; for onnxruntime and openvino both models are exported to ONNX first, for batches of "
+            "just that size. openvino computes in --dtype."
         ),
     ] = "torch",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 15,

@@ -14,7 +14,6 @@ from tosa_cli.data.images import ImgSize
 from tosa_cli.errors import ConfigError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.onnx_file import write_onnx
-from tosa_cli.export.program import TRACED_BATCH
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.hub.kind import find_kind
 from tosa_cli.hub.original import dense_model
@@ -74,9 +73,9 @@ class Setup:
         flops = count_flops(tosa)
         outputs = ["logits"] if tosa.num_classes else ["last_hidden_state"]
         shape = (tosa.in_chans, *flops.img_size)
-        sample = torch.zeros(TRACED_BATCH, *shape)
+        sample = torch.zeros(self.batch_size, *shape)  # shapes that are all known let a runtime plan ahead
         opset = ExportConfig().opset
-        write = partial(write_onnx, outputs=outputs, images=sample, dynamic_batch=True, opset=opset)
+        write = partial(write_onnx, outputs=outputs, images=sample, dynamic_batch=False, opset=opset)
         return Pair(dense, tosa, shape, flops.dense_gmacs / flops.gmacs, write)
 
     def _whole_pair(self) -> Pair:
