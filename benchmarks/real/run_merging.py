@@ -70,7 +70,7 @@ class MergingLab(SaliencyLab):
         def one() -> dict[str, Any]:
             source = self.source(size)
             photos = self.photos("calibration", source, CALIBRATION[size], draw)
-            method = Method(selector="ward", bypass="mean")
+            method = Method(selector="ward", bypass="mean", span=2)
             return search_rates(self.accelerator, source, method, photos, target).to_dict()
 
         name = key(size, target, draw)
@@ -83,7 +83,7 @@ class MergingLab(SaliencyLab):
         from tosa_cli.model.convert import insert_selectors
 
         rates = self.rates(size, target, draw)
-        config = Method(selector="ward", bypass="mean").at(rates, rates.values())
+        config = Method(selector="ward", bypass="mean", span=2).at(rates, rates.values())
         return insert_selectors(self.source(size), config).eval()
 
     def matched(self, size: int, target: float) -> Any:

@@ -96,6 +96,7 @@ def run_parts(
     selected, others, reads, coherence, _ = parts
     if not bypass.updates_tokens:
         return parts._replace(selected=run_selected(block, selected, choice, extras, coherence), reads=None)
+    assert others is not None  # tokens in groups have no updates but those of their means
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
         read = selected if choice.partners is None else attention_input(block, selected)  # partners alone are read
@@ -140,6 +141,7 @@ def bypass_reads(inputs: Parts, choice: Choice) -> Tensor:
     Returns:
         The inputs of the skipped tokens, less the mean of their partners' where they have some: (B, S, D).
     """
+    assert inputs.others is not None
     if choice.partners is None or choice.weights is None:
         return inputs.others
     return inputs.others - mean_of_partners(inputs.selected, choice.partners, choice.weights)
