@@ -1,4 +1,4 @@
-"""What a conversion does, as frozen and strict objects: by what method, and in which places. Imports no torch."""
+"""What a conversion does: by what method, in which places. Long, as each setting has its help here; no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

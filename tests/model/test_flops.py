@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.convert import insert_selectors
-from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
+from tosa_cli.model.flops import count_flops, solve_keep_rate
+from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.model.tosa_vit import TosaViT
 
 from ..model.families import FAMILIES, MECHANISMS, make_family

@@ -11,7 +11,7 @@ from tosa_cli.data.images import read_img_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tosa_cli.model.flops import FlopsReport, LayerFlops
+    from tosa_cli.model.flops_report import FlopsReport, LayerFlops
     from tosa_cli.model.predictor_flops import PredictorFlops
 
 

@@ -9,7 +9,8 @@ from timm.data import resolve_data_config
 from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.model.class_names import class_names
-from tosa_cli.model.flops import FlopsReport, count_flops
+from tosa_cli.model.flops import count_flops
+from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import counted
 from tosa_cli.provenance import Provenance

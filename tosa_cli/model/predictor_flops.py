@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.model.decoders import DecoderFeatures
 from tosa_cli.model.families import has_class_token
-from tosa_cli.model.flops import GIGA, FlopsReport, count_flops
+from tosa_cli.model.flops import count_flops
+from tosa_cli.model.flops_report import GIGA, FlopsReport
 from tosa_cli.model.predictor import Predictor, whole_patches
 
 

@@ -20,7 +20,8 @@ from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.measure.turns import Clock, run_in_turns
 from tosa_cli.model.families import Backbone, has_class_token
-from tosa_cli.model.flops import GIGA, count_flops, solve_keep_rate
+from tosa_cli.model.flops import count_flops, solve_keep_rate
+from tosa_cli.model.flops_report import GIGA
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.peers.merging import MergedViT, MergeMode

@@ -5,7 +5,8 @@ from typing import Any
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import Backbone, linear_macs
-from tosa_cli.model.flops import GIGA, count_flops
+from tosa_cli.model.flops import count_flops
+from tosa_cli.model.flops_report import GIGA
 from tosa_cli.peers.merging import MergeMode, check_mergeable, num_mergeable
 
 

@@ -18,7 +18,8 @@ from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.flops import FlopsReport, count_flops, solve_keep_rate
+from tosa_cli.model.flops import count_flops, solve_keep_rate
+from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.seeding import seeded

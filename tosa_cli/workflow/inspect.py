@@ -9,7 +9,8 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.families import Backbone, eligible_layers, num_heads
-from tosa_cli.model.flops import FlopsReport, count_flops
+from tosa_cli.model.flops import count_flops
+from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.progress import Listener, Nobody
 from tosa_cli.workflow.convert import MeasuredLayers, measure_layers
 

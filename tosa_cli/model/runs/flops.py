@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.flops import GIGA, FlopsReport, LayerFlops, count_layers
+from tosa_cli.model.flops import count_layers
+from tosa_cli.model.flops_report import GIGA, FlopsReport, LayerFlops
 from tosa_cli.model.runs.calls import Call, call_on, example_call, is_transformers
 from tosa_cli.model.runs.find import ImageRun, converted_runs
 from tosa_cli.model.runs.insert import dense
