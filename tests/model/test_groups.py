@@ -17,6 +17,7 @@ from tosa_cli.model.grouping import COHERENCE_POWER, Grown, grow_groups, join_gr
 from tosa_cli.model.layer_loop import LayerOutputs
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places
+from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_vit import TosaViT
 
 from .families import FAMILIES, make_family
@@ -151,6 +152,13 @@ def test_groups_only_grow_in_a_row_of_layers_and_start_anew_behind_a_standard_on
         larger = [set(group) for group in members(second, image)]
         assert all(any(set(group) <= other for other in larger) for group in members(first, image))
     assert check_identity(model) < 1e-3
+
+
+def test_a_layer_that_merges_nothing_leaves_the_groups_as_they_are() -> None:
+    model, images = make_tosa(**GROUPS, layers=(2, 3, 4), keep_rate=(1.0, 0.6, 0.6)), make_images()
+    stream = Stream(*model.embed(images))
+    with torch.no_grad():
+        assert [len(stream.parts.moved) for layer in model.layers(stream) if layer in (2, 3) and stream.parts] == [0, 1]
 
 
 def test_a_row_starts_from_single_tokens() -> None:

@@ -79,6 +79,8 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     """Take the tokens of groups apart by a choice of larger groups, in which those of the choice before are merged."""
     assert before.groups is not None and before.sizes is not None
     assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
+    if choice.sizes.shape[1] == before.sizes.shape[1]:
+        return parts  # none is merged
     stay = before.groups.gather(1, choice.keep_indices)
     grown = Grown(stay, choice.groups.gather(1, before.keep_indices), choice.sizes)
     means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
