@@ -61,7 +61,7 @@ whole: $(STAMP)
 # Every page of benchmarks/ once more, from the committed JSON alone.
 pages: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[benchmarks]'
-	for page in real.run_real real.run_results real.run_saliency real.run_merging fashion.run_fashion depth.run_depth whole.run_whole deploy.run_checkpoints; do \
+	for page in real.run_real real.run_results real.run_saliency real.run_merging fashion.run_fashion depth.run_depth whole.run_whole deploy.run_checkpoints deploy.run_deploy; do \
 		$(BIN)/python -m benchmarks.$$page --render || exit 1; done
 
 # The cat of the README: benchmarks/results/selection_cat.png, from the real DINOv2 of `make real`.
