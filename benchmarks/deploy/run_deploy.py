@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.deploy.render_deploy import COMPILED, GROWTH, RUNTIMES, SAVINGS, render
 from benchmarks.lab import FIGURES, HERE, WORK, Lab
 from benchmarks.real.lab import fetch
+from benchmarks.real.run_merging import METHOD, MergingLab
 from benchmarks.writer import machine
 
 RESULTS = FIGURES / "deploy.json"
@@ -50,8 +51,6 @@ class DeployLab(Lab):
     """The results so far, the models, and the files that they are written to."""
 
     def __init__(self, work: Path) -> None:  # noqa: D107
-        from benchmarks.real.run_merging import MergingLab
-
         super().__init__(RESULTS)
         self.real = MergingLab(work)
         self.folder = work / "deploy"
@@ -175,14 +174,13 @@ def run_base(lab: DeployLab) -> None:
     import timm
     import torch
 
-    from tosa_cli.config import Method
     from tosa_cli.model.convert import insert_selectors
 
     torch.manual_seed(0)
     models: dict[str, Any] = {"dense": timm.create_model(BASE, img_size=224, num_classes=0).eval()}
     for saving in SAVINGS[224]:
         rates = lab.real.rates(224, saving, 0)
-        config = Method(selector="ward", bypass="mean", span=2).at(rates, rates.values())
+        config = METHOD.at(rates, rates.values())
         models[f"-{saving:.0%}"] = insert_selectors(copy.deepcopy(models["dense"]), config).eval()
     run_models(lab, models, 224, 1, "base", real=False)
 
@@ -191,7 +189,6 @@ def run_growth(lab: DeployLab) -> None:
     """How speed and the share of matching grow with the image, at a quarter of the MACs less; one image, PyTorch."""
     import torch
 
-    from tosa_cli.config import Method
     from tosa_cli.fit.schedules import Schedules
     from tosa_cli.measure.speed import time_in_turns
     from tosa_cli.model.convert import insert_selectors
@@ -199,7 +196,7 @@ def run_growth(lab: DeployLab) -> None:
 
     def one(size: int) -> dict[str, Any]:
         dense = lab.real.source(size).eval()
-        schedules = Schedules(dense, Method(selector="ward", bypass="mean", span=2))
+        schedules = Schedules(dense, METHOD)
         model = insert_selectors(
             lab.real.source(size), schedules.config(schedules.keep_rates(schedules.rising(0.0), 0.25))
         ).eval()

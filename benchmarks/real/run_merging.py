@@ -28,9 +28,12 @@ from benchmarks.real.render_merging import (
 )
 from benchmarks.real.run_saliency import SaliencyLab, correlation
 from benchmarks.writer import machine
+from tosa_cli.config import Method
 
 RESULTS = FIGURES / "merging.json"
 PAGE = HERE / "MERGING.md"
+METHOD = Method(selector="ward", bypass="mean", span=2)
+"""The preset `calibrated`."""
 
 
 def main() -> None:
@@ -64,14 +67,12 @@ class MergingLab(SaliencyLab):
 
     def rates(self, size: int, target: float, draw: int) -> dict[int, float]:
         """Keep rates of `calibrated`, found on one draw of calibration photos."""
-        from tosa_cli.config import Method
         from tosa_cli.fit.rates import search_rates
 
         def one() -> dict[str, Any]:
             source = self.source(size)
             photos = self.photos("calibration", source, CALIBRATION[size], draw)
-            method = Method(selector="ward", bypass="mean", span=2)
-            return search_rates(self.accelerator, source, method, photos, target).to_dict()
+            return search_rates(self.accelerator, source, METHOD, photos, target).to_dict()
 
         name = key(size, target, draw)
         self.measure("rates", name, one)
@@ -79,11 +80,10 @@ class MergingLab(SaliencyLab):
 
     def ours(self, size: int, target: float, draw: int) -> Any:
         """A model by the preset `calibrated`."""
-        from tosa_cli.config import Method
         from tosa_cli.model.convert import insert_selectors
 
         rates = self.rates(size, target, draw)
-        config = Method(selector="ward", bypass="mean", span=2).at(rates, rates.values())
+        config = METHOD.at(rates, rates.values())
         return insert_selectors(self.source(size), config).eval()
 
     def matched(self, size: int, target: float) -> Any:
