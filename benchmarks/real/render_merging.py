@@ -22,6 +22,7 @@ NAMES = {
     "merge-decreasing": "token merging, fewer a layer with the depth",
     "merge-unmerge": "token merging, un-merged a layer",
     "prune": "pruning (EViT)",
+    "copy": "copying neighbours (IPCV)",
     "smaller": "a smaller input",
     "previous": "`previous` (A-MoD)",
     "random": "`random`",

@@ -15,6 +15,7 @@ from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.flops import count_flops
 from tosa_cli.peers.compare import PEERS, Peer, build_peers, compare_peers, measure_quality
+from tosa_cli.peers.copying import CopiedViT
 from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.peers.merging import MergedViT, MergeMode
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
@@ -148,6 +149,7 @@ def test_all_peers_save_as_much_and_run_as_counted(target: float) -> None:
     assert peers["previous"].settings["layers"] == [2, 4, 6]
     assert len(peers["merge"].settings["num_merged"]) == len(dense.blocks)
     assert peers["prune"].settings["layers"] == [2, 4, 5]
+    assert peers["copy"].settings["layer"] == 2
 
 
 def test_a_peer_that_cannot_be_had_is_told_and_the_others_stay() -> None:
@@ -208,6 +210,7 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
         "merge": MergedViT(dense, "merge", [1] * depth),
         "merge-unmerge": MergedViT(dense, "merge-unmerge", [3] * depth),
         "prune": PrunedViT(dense, 0.7, (2, 4)),
+        "copy": CopiedViT(dense, 0.7, 2),
         "smaller": SmallerInput(dense, (24, 24)),
         "tosa": model.to(dtype),
     }
@@ -216,7 +219,7 @@ def test_quality_is_the_cosine_to_the_dense_models_tokens(tmp_path: Any, dtype: 
     assert samples == 7 and list(quality) == list(models)
     assert quality["same"].patch_cosine == pytest.approx(1, abs=1e-3)
     assert quality["same"].class_cosine == pytest.approx(1, abs=1e-3)
-    for name in ("merge", "merge-unmerge", "prune", "smaller", "tosa"):
+    for name in ("merge", "merge-unmerge", "prune", "copy", "smaller", "tosa"):
         found = quality[name]
         assert found.class_cosine is not None and 0 < found.patch_cosine < 1 and 0 < found.class_cosine < 1, name
         assert found.patch_worst_tenth <= found.patch_median and found.class_worst_tenth <= found.class_median  # type: ignore[operator]

@@ -14,6 +14,7 @@ from tests.model.tiny_models import make_vit
 from tests.train.tiny_runs import StopAt, run_features, run_finetune, same, weights, write_digits
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.model.timm_interface import FinetunableViT
+from tosa_cli.peers.copying import CopiedViT
 from tosa_cli.peers.merging import MergedViT
 from tosa_cli.peers.pruning import PrunedViT
 from tosa_cli.tasks.classification import FinetuneObjective
@@ -22,6 +23,7 @@ from tosa_cli.train.finetune import set_drop_path
 
 PEERS: dict[str, Callable[[Any], FinetunableViT]] = {
     "prune": lambda dense: PrunedViT(dense, 0.7, (2, 4)),
+    "copy": lambda dense: CopiedViT(dense, 0.7, 2),
     "merge": lambda dense: MergedViT(dense, "merge", [2] * 6),
     "merge-unmerge": lambda dense: MergedViT(dense, "merge-unmerge", [3] * 6),
 }

@@ -13,6 +13,8 @@ from tests.model.tiny_models import make_images, make_vit
 from tests.peers.test_training import tiny_peer
 from tests.train.tiny_runs import run_features, write_digits
 from tosa_cli.peers.compare import build_peers
+from tosa_cli.peers.copied_flops import solve_copied_keep_rate
+from tosa_cli.peers.copying import CopiedViT
 from tosa_cli.peers.merged_flops import solve_num_merged
 from tosa_cli.peers.merging import MergedViT
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
@@ -174,6 +176,27 @@ PEERS: list[Row] = [
         run_pruned_without_fused_attention,
         "The model runs without PyTorch's fused attention, so its queries and keys cannot be read: unset "
         "TIMM_FUSED_ATTN.",
+    ),
+    (
+        "a reduction that copying cannot reach",
+        lambda: solve_copied_keep_rate(make_vit(), 2, 0.9),
+        "The reduction 90.0% cannot be reached: copy saves at most 33.6% of this model's MACs behind layer 2.",
+    ),
+    (
+        "copying with a keep rate of 0",
+        lambda: CopiedViT(make_vit(), 0.0, 2),
+        "The keep rate is 0.0, but must be above 0 and at most 1, as 0.7.",
+    ),
+    (
+        "copying behind the last layer",
+        lambda: CopiedViT(make_vit(), 0.7, 6),
+        "Tokens cannot be taken out behind layer 6 of 6, but behind 1 to 5.",
+    ),
+    (
+        "copying in blocks that are not known",
+        lambda: CopiedViT(make_vit("test_vit", block_fn=ResPostBlock), 0.7, 2),
+        "Layer 1 is a ResPostBlock, which tokens cannot be taken out in: copying of neighbours knows timm's Block with "
+        "Attention only.",
     ),
     (
         "features of a peer",

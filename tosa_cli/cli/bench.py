@@ -45,7 +45,8 @@ def bench(
         bool,
         typer.Option(
             "--peers",
-            help="Measure token merging, EViT's pruning, A-MoD's routing and random selection at the same MACs.",
+            help="Measure token merging, EViT's pruning, IPCV's copying, a smaller input, A-MoD's routing and random "
+            "selection at the same MACs.",
         ),
     ] = False,
     data_dir: Annotated[str, typer.Option(help="With --peers: photos on which to compare final tokens as well.")] = "",

@@ -1,9 +1,9 @@
 """Other ways to spare tokens, beside a converted model: at the same true MACs, in turns, on the same images.
 
 Token merging, un-merged once at the end, by both of its schedules (`merge`, `merge-decreasing`), or in every layer
-(`merge-unmerge`), EViT's pruning by the class token's attention (`prune`), a smaller input whose tokens are resized
-(`smaller`), A-MoD's routing by the layer before (`previous`) and chance (`random`). Each gives every token, so all are
-compared by all tokens.
+(`merge-unmerge`), EViT's pruning by the class token's attention (`prune`), IPCV's copying of what neighbours change by
+(`copy`), a smaller input whose tokens are resized (`smaller`), A-MoD's routing by the layer before (`previous`) and
+chance (`random`). Each gives every token, so all are compared by all tokens.
 """
 
 import dataclasses
@@ -23,13 +23,15 @@ from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.flops import count_flops, solve_keep_rate
 from tosa_cli.model.flops_report import GIGA
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.peers.copied_flops import count_copied_macs, solve_copied_keep_rate
+from tosa_cli.peers.copying import CopiedViT, paper_layer
 from tosa_cli.peers.merged_flops import count_merged_macs, solve_num_merged
 from tosa_cli.peers.merging import MergedViT, MergeMode
 from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rate
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
 from tosa_cli.peers.smaller import SmallerInput, solve_img_size
 
-PeerName = Literal["merge", "merge-decreasing", "merge-unmerge", "prune", "smaller", "previous", "random"]
+PeerName = Literal["merge", "merge-decreasing", "merge-unmerge", "prune", "copy", "smaller", "previous", "random"]
 PEERS: tuple[PeerName, ...] = get_args(PeerName)
 
 
@@ -140,6 +142,11 @@ def make_peer(dense: Backbone, name: PeerName, target_reduction: float) -> Peer:
         keep_rate = solve_pruned_keep_rate(dense, layers, target_reduction)
         pruned = PrunedViT(dense, keep_rate, layers)
         return _shrunk_peer(dense, pruned, count_pruned_macs(dense, keep_rate, layers), pruned.settings)
+    if name == "copy":
+        layer = paper_layer(len(dense.blocks))
+        keep_rate = solve_copied_keep_rate(dense, layer, target_reduction)
+        copied = CopiedViT(dense, keep_rate, layer)
+        return _shrunk_peer(dense, copied, count_copied_macs(dense, keep_rate, layer), copied.settings)
     if name == "smaller":
         size, gmacs = solve_img_size(dense, target_reduction)
         smaller = SmallerInput(dense, size)

@@ -1,6 +1,6 @@
 """Multiply-accumulates (MACs) of pruning, by arithmetic on shapes, and the keep rate that reaches a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from tosa_cli.errors import ConfigError
@@ -45,15 +45,35 @@ def solve_pruned_keep_rate(backbone: Backbone, layers: Sequence[int], target_red
     check_prunable(backbone)
     check_pruning(1.0, layers, len(backbone.blocks))
     macs = _PrunedMacs(backbone, layers)
+    return largest_keep_rate(
+        macs.count, macs.dense, target_reduction, "prune", f"in layers {','.join(map(str, layers))}"
+    )
+
+
+def largest_keep_rate(
+    count: Callable[[float], int], dense: int, target_reduction: float, name: str, where: str
+) -> float:
+    """Find the largest keep rate, to three decimals, with which at least a share of the dense MACs is saved.
+
+    Args:
+        count: Counts the MACs at a keep rate.
+        dense: MACs of the dense model.
+        target_reduction: The share, as 0.25 for 25 %.
+        name: Name of the peer, for the error.
+        where: In which layers it saves, for the error.
+
+    Raises:
+        ConfigError: If no keep rate saves as much.
+    """
     most = 0.0
     for thousandths in range(1000, 0, -1):
-        reduction = 1 - macs.count(thousandths / 1000) / macs.dense
+        reduction = 1 - count(thousandths / 1000) / dense
         if reduction >= target_reduction:
             return thousandths / 1000
         most = max(most, reduction)
     raise ConfigError(
-        f"The reduction {target_reduction:.1%} cannot be reached: prune saves at most {most:.1%} of this model's MACs "
-        f"in layers {','.join(map(str, layers))}."
+        f"The reduction {target_reduction:.1%} cannot be reached: {name} saves at most {most:.1%} of this model's MACs "
+        f"{where}."
     )
 
 
