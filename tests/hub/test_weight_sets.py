@@ -128,5 +128,5 @@ def test_what_an_optimizer_keeps_is_no_weights() -> None:
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {}, {1: torch.ones(3)}, {"epoch": 3}, "text"], ids=repr)
 def test_what_holds_no_tensors_with_names_is_refused(content: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(CheckpointError, match="tensors with names"):
         choose_weights(content, None, "file")

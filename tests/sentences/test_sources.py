@@ -326,12 +326,31 @@ SOURCES: list[Row] = [
     (
         "a file that holds a list",
         lambda: load_source(write_weights(Path("test_vit.pth"), [1, 2])),
-        "The weights of test_vit.pth are broken or cut short. Download or copy them again.",
+        "test_vit.pth should hold tensors with names, as model.state_dict() gives them, but holds a list: save these.",
     ),
     (
         "a file that holds a tensor",
         lambda: load_source(write_weights(Path("test_vit.pth"), torch.ones(3))),
-        "The weights of test_vit.pth are broken or cut short. Download or copy them again.",
+        "test_vit.pth should hold tensors with names, as model.state_dict() gives them, but holds a Tensor: save "
+        "these.",
+    ),
+    (
+        "a file that holds no tensors",
+        lambda: load_source(write_weights(Path("test_vit.pth"), {"epoch": 3})),
+        "test_vit.pth should hold tensors with names, as model.state_dict() gives them, but holds a dictionary without "
+        "any: save these.",
+    ),
+    (
+        "an adapter among weights",
+        lambda: load_source(write_weights(Path("test_vit.pth"), {"blocks.0.attn.qkv.lora_A.x": torch.ones(3)})),
+        "test_vit.pth holds an adapter that is not merged into the weights, as 'blocks.0.attn.qkv.lora_A.x': load it "
+        "with peft, call merge_and_unload(), and save that model.",
+    ),
+    (
+        "a folder with an adapter",
+        lambda dense: load_source(rewritten(dense, "adapter_config.json", b"{}")),
+        "dense holds an adapter that is not merged into the weights, as adapter_config.json: load it with peft, call "
+        "merge_and_unload(), and save that model.",
     ),
     (
         "a file of something else",

@@ -60,6 +60,14 @@ def load_with(folder: Path, change: Callable[[State], State]) -> Any:
     return load_whole(str(folder))
 
 
+def load_sets(folder: Path, *names: str) -> Any:
+    """Load a model whose weights are there several times."""
+    file = folder / "model.safetensors"
+    torch.save({name: load_file(file) for name in names}, folder / "pytorch_model.bin")
+    file.unlink()
+    return load_whole(str(folder))
+
+
 def load_saying(folder: Path, key: str, value: Any) -> Any:
     """Load a model whose config.json says something else."""
     file = folder / "config.json"
@@ -127,9 +135,40 @@ WEIGHTS: list[Row] = [
     ),
     (
         "keys that begin with something else",
-        lambda theirs: load_with(theirs, lambda state: {f"net.{key}": value for key, value in state.items()}),
+        lambda theirs: load_with(theirs, lambda _: {f"net.{number}": torch.ones(1) for number in range(3)}),
         "The weights of theirs lack … that Dinov2ForImageClassification has, the first 'classifier.bias', and keys "
         "that it does not have begin with 'net.': take a whole checkpoint of this model.",
+    ),
+    (
+        "a weight that is missing where all names have something before them",
+        lambda theirs: load_with(
+            theirs, lambda state: {f"net.{key}": value for key, value in state.items() if key != KEY}
+        ),
+        f"The weights of theirs lack 1 that Dinov2ForImageClassification has, the first '{KEY}': take a whole "
+        f"checkpoint of this model.",
+    ),
+    (
+        "biases that config.json leaves out",
+        lambda theirs: load_saying(theirs, "qkv_bias", False),
+        "The weights of theirs have 'dinov2.encoder.layer.0.attention.k_proj.bias', but its config.json leaves it out "
+        "of Dinov2ForImageClassification: take the config.json that belongs to them.",
+    ),
+    (
+        "an adapter",
+        lambda theirs: load_with(theirs, lambda state: {**state, "dinov2.x.lora_A.mine.weight": torch.ones(1)}),
+        "theirs holds an adapter that is not merged into the weights, as 'dinov2.x.lora_A.mine.weight': load it with "
+        "peft, call merge_and_unload(), and save that model.",
+    ),
+    (
+        "weights under a name that is not read",
+        lambda theirs: (theirs / "model.safetensors").rename(theirs / "last.ckpt") and load_whole(str(theirs)),
+        "theirs has no model.safetensors or pytorch_model.bin, but last.ckpt: if that is the model, call it "
+        "pytorch_model.bin.",
+    ),
+    (
+        "several sets of weights",
+        lambda theirs: load_sets(theirs, "model", "ema"),
+        "The weights of theirs are several, 'model' and 'ema': save those that are meant by save_pretrained().",
     ),
     (
         "a weight of another shape",

@@ -11,6 +11,7 @@ from tosa_cli.hub.state_dict import to_timm
 from tosa_cli.hub.timm_models import build, build_planned
 from tosa_cli.hub.weight_sets import WeightSet
 from tosa_cli.hub.weights import load_weights, read_parts, weights_error
+from tosa_cli.hub.whole_names import own_names
 from tosa_cli.model.families import Backbone, family_of
 from tosa_cli.model.registry import set_norm_eps_
 
@@ -77,7 +78,8 @@ def build_from_transformers(
     if pretrained:
         naming = plan.family.naming
         try:
-            state = files.weights(lambda key: naming.drops(key, plan.dropped))
+            held = files.weights(lambda key: naming.drops(key, plan.dropped))
+            state = {own: tensor for own, (_, tensor) in own_names(held, naming.parts, shown).items()}
         except TosaError:
             raise
         except Exception as error:

@@ -1,14 +1,14 @@
 """The files of a model, in a folder or in a repository on the Hub, by their names there."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import metadata_load
 from safetensors import safe_open
-from timm.models import load_state_dict
-from torch import Tensor
 from yaml import YAMLError
 
 from tosa_cli.errors import CheckpointError, TosaError
@@ -58,8 +58,8 @@ class Files:
             return None  # nothing that a conversion should fail for, offline say
         return license_name if isinstance(license_name, str) else None
 
-    def weights(self, leave_out: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Read the weights.
+    def weights(self, leave_out: Callable[[str], bool]) -> dict[str, Any]:
+        """Read what the files of weights hold: tensors, or dictionaries of such and whatever was saved beside.
 
         Args:
             leave_out: Tells of a key whether its tensor need not be read.
@@ -73,7 +73,7 @@ class Files:
             if path is None:
                 continue
             parts = self._parts(name) if name.endswith(_INDEX) else [path]
-            state = {}
+            state: dict[str, Any] = {}
             for part in parts:
                 state.update(_read(part, leave_out))
             return state
@@ -109,9 +109,19 @@ def hub_files(hub_id: str, commit: str, shown: str) -> Files:
     return Files(shown, lambda name: find_file(hub_id, name, revision=commit, shown=shown))
 
 
-def _read(path: Path, leave_out: Callable[[str], bool]) -> dict[str, Tensor]:
+def load_pickle(path: Path) -> Any:
+    """What a file of PyTorch holds, as long as it is tensors and settings.
+
+    Raises:
+        Exception: Whatever reading it raises.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):  # which many training scripts save beside
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read(path: Path, leave_out: Callable[[str], bool]) -> dict[str, Any]:
     if path.suffix != ".safetensors":
-        state = load_state_dict(str(path), weights_only=True)
-        return {key: value for key, value in state.items() if not leave_out(key)}
+        state = load_pickle(path)
+        return {key: value for key, value in state.items() if not (isinstance(key, str) and leave_out(key))}
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys() if not leave_out(key)}  # noqa: SIM118

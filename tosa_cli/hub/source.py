@@ -8,6 +8,7 @@ from typing import Any
 import timm
 
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
+from tosa_cli.hub.adapters import check_no_adapter_beside
 from tosa_cli.hub.architectures import is_transformers, is_wrapped
 from tosa_cli.hub.assemble import build_from_transformers, build_with_weights, build_wrapped
 from tosa_cli.hub.download import cached_commit, fetch_file
@@ -156,14 +157,16 @@ def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:
     path = fetch_file(hub_id, CONFIG, revision=revision or None, shown=source)
     commit, values = path.parent.name, read_json(path, f"{CONFIG} of {name}")
     _check_dense(values, source)
+    files = hub_files(hub_id, commit, name)
+    check_no_adapter_beside(files)
     if is_transformers(values):
-        model, _, notes = build_from_transformers(values, hub_files(hub_id, commit, name), pretrained, args)
+        model, _, notes = build_from_transformers(values, files, pretrained, args)
         return Source(model, hub_id, hub_id, commit, notes)
     _check_config(values, name)
     if is_wrapped(values):
-        model, notes = build_wrapped(values, hub_files(hub_id, commit, name), None, pretrained, args)
+        model, notes = build_wrapped(values, files, None, pretrained, args)
         return Source(model, hub_id, hub_id, commit, notes)
-    address, files = f"hf-hub:{hub_id}@{commit}", hub_files(hub_id, commit, name)
+    address = f"hf-hub:{hub_id}@{commit}"
     # Refuse what cannot be converted before its weights are downloaded.
     build_planned(address, source, args)
     if not pretrained or not _has_weights(files):
@@ -184,6 +187,7 @@ def _has_weights(files: Files) -> bool:
 def _from_folder(
     path: Path, weights_key: str | None, pretrained: bool, args: dict[str, Any], images: PixelSettings
 ) -> Source:
+    check_no_adapter_beside(folder_files(path))
     _check_config_is_there(path)
     config = read_json(path / CONFIG)
     _check_dense(config, str(path))

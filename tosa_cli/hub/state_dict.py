@@ -44,6 +44,12 @@ class Naming:
     layer: Mapping[str, tuple[str, ...]]
     dropped: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> set[str]:
+        """First words of the source's names, with the prefix and without."""
+        names = [name for value in self.model.values() if isinstance(value, tuple) for name in value]
+        return {name.partition(".")[0] for name in (*self.prefixes, *self.layers, *names, *self.dropped)}
+
     def drops(self, key: str, also: Iterable[str] = ()) -> bool:
         """Whether a key of the source is left out knowingly."""
         names = {key, *(key.removeprefix(prefix) for prefix in self.prefixes)}

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tosa_cli.errors import CheckpointError, ConfigError
+from tosa_cli.hub.adapters import check_no_adapter_among
 
 PREFERRED = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder", "module")
 """Names of sets of weights, those before the others that are taken if a file has several: averages as in timm, and of
@@ -95,16 +96,15 @@ def choose_weights(checkpoint: Any, wanted: str | None, shown: str) -> WeightSet
         shown: What to call the file in an error.
 
     Raises:
-        TypeError: If it holds no tensors with names.
         ConfigError: If it has no such set.
-        CheckpointError: If an adapter was not merged into the weights.
+        CheckpointError: If it holds no tensors with names, or an adapter was not merged into the weights.
     """
     if not isinstance(checkpoint, Mapping):
-        raise TypeError("it holds no names")
+        raise _without_names(shown, f"a {type(checkpoint).__name__}")
     # The name of each tensor, with the dictionary in which it stands.
-    found = {name: (place, tensor) for name, place, tensor in _flat(checkpoint)}
+    found = {name: (place, tensor) for name, place, tensor in flat_tensors(checkpoint)}
     if not found:
-        raise TypeError("it holds no tensors with names")
+        raise _without_names(shown, "a dictionary without any")
     found = _merged(found, shown)
     fronts = _fronts(found) or _largest(found)
     chosen = _choose(fronts, wanted, shown)
@@ -129,18 +129,25 @@ def choose_weights(checkpoint: Any, wanted: str | None, shown: str) -> WeightSet
     )
 
 
+def _without_names(shown: str, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{shown} should hold tensors with names, as model.state_dict() gives them, but holds {what}: save these."
+    )
+
+
 def begin_alike(keys: Iterable[str]) -> str:
     """What all keys begin with, up to a dot; empty if they do not begin alike."""
     first = {key.partition(".")[0] if "." in key else "" for key in keys}
     return f"{first.pop()}." if len(first) == 1 and "" not in first else ""
 
 
-def _flat(values: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, str, Tensor]]:
+def flat_tensors(values: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, str, Tensor]]:
+    """The tensors in nested dictionaries: the name of each, that of the dictionary in which it stands, itself."""
     for key, value in values.items():
         if not isinstance(key, str):
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{place}{key}.")
+            yield from flat_tensors(value, f"{place}{key}.")
         elif isinstance(value, Tensor):
             yield place + key, place, value
 
@@ -151,20 +158,25 @@ def _merged(found: dict[str, tuple[str, Tensor]], shown: str) -> dict[str, tuple
     Raises:
         CheckpointError: If an adapter lies beside them, whose weights are not in them.
     """
-    adapter = next((name for name in found if ".lora_" in name), "")
-    if adapter:
-        raise CheckpointError(
-            f"{shown} holds an adapter that is not merged into the weights, as {adapter!r}: load it with peft, call "
-            f"merge_and_unload(), and save that model."
-        )
+    check_no_adapter_among(found, shown)
     renamed = {}
     for name, value in found.items():
-        if ".original_module." not in name:
-            name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name.replace(".base_layer.", "."))
+        if not is_copy(name):
+            name = before_peft(name)
             while _WRAPPED.search(name):
                 name = _WRAPPED.sub(r"\1", name)
             renamed[name] = value
     return renamed
+
+
+def is_copy(name: str) -> bool:
+    """Whether a tensor is of a module that PEFT trained a copy of, which is used in its place."""
+    return ".original_module." in name
+
+
+def before_peft(name: str) -> str:
+    """The name of a tensor before PEFT wrapped its layer."""
+    return re.sub(r"\.modules_to_save\.[^.]+\.", ".", name.replace(".base_layer.", "."))
 
 
 def _fronts(found: Mapping[str, tuple[str, Tensor]]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """The weights of a dense model: read, checked and loaded, and what to say where that fails."""
 
-import argparse
 import contextlib
 import io
 import re
@@ -18,7 +17,7 @@ from timm.models._hub import load_state_dict_from_path
 from torch import Tensor, nn
 
 from tosa_cli.errors import CheckpointError, TosaError
-from tosa_cli.hub.files import WEIGHTS_FILES, folder_files
+from tosa_cli.hub.files import WEIGHTS_FILES, folder_files, load_pickle
 from tosa_cli.hub.positions import TABLE
 from tosa_cli.hub.weight_sets import WeightSet, begin_alike, choose_weights
 from tosa_cli.model.families import Backbone, family_of
@@ -69,8 +68,7 @@ def read_parts(read: Callable[[], Any], wanted: str | None, shown: str) -> Weigh
 def _read_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # which many training scripts save beside
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return load_pickle(path)
 
 
 def _read_folder(folder: Path) -> Any:

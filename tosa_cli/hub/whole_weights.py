@@ -3,17 +3,22 @@
 transformers leaves keys out that it does not know, draws anew what a file lacks, and turns whole numbers into floats.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
-from tosa_cli.hub.weight_sets import begin_alike
+from tosa_cli.hub.adapters import check_no_adapter_among, check_no_adapter_beside
+from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files
+from tosa_cli.hub.folder import WEIGHTS
+from tosa_cli.hub.weight_sets import begin_alike, flat_tensors
 from tosa_cli.hub.weights import check_finite, check_floats, weights_error
+from tosa_cli.hub.whole_names import own_names
 
 
 def read_model(kind: Any, name: str, folder: Path, place: str, options: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -32,12 +37,72 @@ def read_model(kind: Any, name: str, folder: Path, place: str, options: Mapping[
     Raises:
         CheckpointError: If the weights are broken, do not fit, or are no finite floating-point numbers.
     """
+    files = Files(name, folder_files(folder).find)
+    check_no_adapter_beside(files)
+    if Path(place) == folder:
+        _check_there(folder, name)
     with foreign(name), without_bars():
-        model, info = kind.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        model, info = kind.from_pretrained(place, **options, **_TOLD)
+    named: dict[str, str] = {}
+    if info["missing_keys"]:
+        model, info, named = _by_own_names(model, info, files)
     _check_found(info, name, kind.__name__)
-    check_floats(_kinds_of(folder), str, name)
+    unused = sorted(info["unexpected_keys"])
+    check_no_adapter_among(unused, name)
+    _check_no_bias_lost(model, unused, name)
+    check_floats(_kinds_of(folder, model, {*unused, *(named.get(key, key) for key in unused)}), str, name)
     check_finite(model, name)
-    return model, sorted(info["unexpected_keys"])
+    return model, [named.get(key, key) for key in unused]
+
+
+_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""transformers tells of keys and shapes, and does not judge them."""
+
+
+def _check_there(folder: Path, name: str) -> None:
+    """Check that weights are under a name that transformers reads."""
+    if any((folder / known).is_file() for known in WEIGHTS_FILES):
+        return
+    others = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth")]
+    largest = max(others, key=lambda file: file.stat().st_size, default=None)
+    if largest is None:
+        return
+    meant = WEIGHTS if largest.suffix == ".safetensors" else "pytorch_model.bin"
+    raise CheckpointError(
+        f"{name} has no {WEIGHTS} or pytorch_model.bin, but {largest.name}: if that is the model, call it {meant}."
+    )
+
+
+def _by_own_names(model: Any, info: Mapping[str, Any], files: Files) -> tuple[Any, Mapping[str, Any], dict[str, str]]:
+    """Read a model once more, without what training put around its names, if it is found in its files that way.
+
+    Returns:
+        The model, what transformers tells of its keys, and the names in the file by the model's own.
+    """
+    parts = [part for part, _ in model.named_children()]
+    try:
+        found = own_names(files.weights(lambda _: False), parts, files.shown)
+    except CheckpointError:
+        raise
+    except Exception:
+        return model, info, {}  # what was read is told
+    state = {own: tensor for own, (_, tensor) in found.items()}
+    with foreign(files.shown), without_bars():
+        again, told = type(model).from_pretrained(None, config=model.config, state_dict=state, **_TOLD)
+    if len(told["missing_keys"]) >= len(info["missing_keys"]):
+        return model, info, {}
+    return again, told, {own: name for own, (name, _) in found.items()}
+
+
+def _check_no_bias_lost(model: Any, unused: list[str], name: str) -> None:
+    """Check that no layer that the model has lacks what its file has for it, as biases."""
+    for key in unused:
+        place, _, leaf = key.rpartition(".")
+        if leaf in ("weight", "bias") and place in dict(model.named_modules()):
+            raise CheckpointError(
+                f"The weights of {name} have {key!r}, but its config.json leaves it out of {type(model).__name__}: "
+                f"take the config.json that belongs to them."
+            )
 
 
 @contextmanager
@@ -98,20 +163,23 @@ def _check_found(info: Mapping[str, Any], name: str, kind: str) -> None:
         )
 
 
-def _kinds_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Tensors of the types and shapes of the weights in a folder's files, without their values."""
+def _kinds_of(folder: Path, model: nn.Module, unused: Collection[str]) -> dict[str, torch.Tensor]:
+    """Tensors of the types of the weights in a folder's files, without their values, and without those of which the
+    model has no use or makes whole numbers, as indices."""
+    indices = {key.rpartition(".")[2] for key, value in model.named_buffers() if not value.is_floating_point()}
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118
-                if key.endswith((".weight", ".bias")):
+                if key not in unused and key.rpartition(".")[2] not in indices:
                     piece = opened.get_slice(key)
                     found[key] = piece[:0] if piece.get_shape() else opened.get_tensor(key)
     if not found:
         for file in sorted(folder.glob("pytorch_model*.bin")):
             with suppress(Exception):  # transformers has read it, by whatever way it has
                 state = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-                found |= {key: value for key, value in state.items() if key.endswith((".weight", ".bias"))}
+                kept = ((key, value) for key, _, value in flat_tensors(state) if key not in unused)
+                found |= {key: value for key, value in kept if key.rpartition(".")[2] not in indices}
     return found
 
 
