@@ -23,6 +23,7 @@ IMAGE, CLASSES, NUMBER = datasets.Image(), datasets.ClassLabel(names=["car", "sh
         ({"image": IMAGE, "labels": NUMBER, "id": NUMBER}, ("image", "labels")),
         ({"image": IMAGE, "label": CLASSES, "coarse": CLASSES}, ("image", "label")),
         ({"photo": IMAGE}, ("photo", None)),
+        ({"image": datasets.Value("string"), "img": IMAGE, "label": CLASSES}, ("img", "label")),
         ({"image": IMAGE, "fine": CLASSES, "coarse": CLASSES}, ("image", None)),
     ],
 )

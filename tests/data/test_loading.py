@@ -128,6 +128,14 @@ def test_values_of_more_bits_are_named_and_not_read_as_white(tmp_path: Path) -> 
         open_photo(next(folder.iterdir()), tiny_tosa())
 
 
+def test_values_of_32_bits_that_8_would_hold_are_named_and_not_read_as_black(tmp_path: Path) -> None:
+    folder = write_deep(tmp_path / "deeper", grey().astype(np.int32), ".tif")
+    with pytest.raises(DataError, match=r"deeper/deep\.tif .* 0 to 245 only, whose range is not known"):
+        open_photo(next(folder.iterdir()), tiny_tosa())
+    black = write_deep(tmp_path / "black", np.zeros((40, 40), np.int32), ".tif")
+    assert np.asarray(open_photo(next(black.iterdir()), tiny_tosa())).max() == 0
+
+
 def test_values_of_more_bits_are_left_out_of_shards_and_named(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     for split in ("train", "validation"):

@@ -120,6 +120,12 @@ DATA: list[Row] = [
         "deeper/deep.tif cannot be read (its values run from 0 to 245000, which are no 16 bits). Name another image.",
     ),
     (
+        "an image of 32 bits that 8 would hold",
+        lambda: open_photo(next(write_deep(Path("dark"), grey().astype(np.int32), ".tif").iterdir()), tiny_tosa()),
+        "dark/deep.tif cannot be read (its values of 32 bits run from 0 to 245 only, whose range is not known). Name "
+        "another image.",
+    ),
+    (
         "a file of NYU without its split",
         without_splits,
         "nyu/splits.mat is missing, which tells training from test images: download it beside "

@@ -44,7 +44,9 @@ def find_columns(features: Any, shown: str, image: str = "", label: str = "") ->
         if name and name not in features:
             raise DataError(f"{shown} has no column {name!r}, but {names}: pass one of these with {option}.")
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    if not image and "image" not in features and len(images) != 1:
+    # A column called so may hold their names, where the images stand in another.
+    usual = "image" if "image" in images or ("image" in features and not images) else ""
+    if not image and not usual and len(images) != 1:
         held = f"images in {' and '.join(map(repr, images))}" if images else "no column of images"
         raise DataError(f"{shown} has {held}, of its columns {names}: name the one to read with --image-column.")
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -54,7 +56,7 @@ def find_columns(features: Any, shown: str, image: str = "", label: str = "") ->
     if found is None:
         held = f"labels in {' and '.join(map(repr, labels))}" if labels else "no column of labels"
         problem = f"{shown} has {held}, of its columns {names}: name the one to read with --label-column."
-    taken = image or ("image" if "image" in features else images[0])
+    taken = image or usual or images[0]
     return Columns(taken, found, LabelFacts(problem=problem))
 
 

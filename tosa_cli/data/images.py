@@ -62,7 +62,8 @@ def to_color_mode(image: "Image.Image", mode: str) -> "Image.Image":
 
     Raises:
         OSError: If the file is broken.
-        ValueError: If it has floating-point values, or such of more than 16 bits: their range is not known.
+        ValueError: If it has floating-point values, such of more than 16 bits, or of 32 bits no larger than 8 need:
+            their range is not known.
     """
     if image.mode == "F":
         low, high = image.getextrema()
@@ -77,6 +78,9 @@ def _to_eight_bits(image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values run from {values.min()} to {values.max()}, which are no 16 bits")
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values run from {low} to {high}, which are no 16 bits")
+    if image.mode == "I" and 0 < high < 256:
+        raise ValueError(f"its values of 32 bits run from {low} to {high} only, whose range is not known")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
