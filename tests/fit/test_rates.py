@@ -1,5 +1,7 @@
 """Keep rates of groups, found on the whole model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.nearness import FinalTokens
-from tosa_cli.fit.rates import RateSearch, hold_cosine, largest_saving, search_on, search_rates
+from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold_cosine, largest_saving, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
@@ -70,17 +72,57 @@ def test_the_same_images_give_the_same_rates(photos: Images) -> None:
 
 
 def test_schedules_compared_on_some_images_are_judged_on_all(photos: Images) -> None:
+    with measured(photos) as (schedules, final):
+        found = search_on(final, schedules, 0.2, some=8)
+        assert {near.images for near in final.found.values()} == {8, photos.num_images}
+        assert sum(near.images == photos.num_images for near in final.found.values()) <= 2
+    assert found.images == photos.num_images
+
+
+@contextmanager
+def measured(photos: Images) -> Iterator[tuple[Schedules, FinalTokens]]:
     source = backbone()
     schedules = Schedules(source, METHOD)  # type: ignore[arg-type]
     model = TosaViT(source, METHOD.at(schedules.layers, 1.0))  # type: ignore[arg-type]
     with Calibration(make_accelerator(TrainConfig(device="cpu")), model, photos, True, None) as run:
         final = FinalTokens(run, model.norm, 0)
         final.read()
-        found = search_on(final, schedules, 0.2, some=8)
-        assert {near.images for near in final.found.values()} == {8, photos.num_images}
-        assert sum(near.images == photos.num_images for near in final.found.values()) <= 2
-    assert found.images == photos.num_images
-    assert found.error <= found.steady_error
+        yield schedules, final
+
+
+def test_keep_rates_are_level_unless_images_say_otherwise(photos: Images) -> None:
+    with measured(photos) as (schedules, final):
+        near, far = (schedules.keep_rates(schedules.rising(0.0), target) for target in (0.1, 0.35))
+        assert final.at(near).root < final.at(far).root
+        assert final.is_level(near, far) and final.is_level(near, near) and not final.is_level(far, near)
+        roots = [torch.cat([*final.roots[(*rates.items(), None)].values()]) for rates in (near, far)]
+        assert roots[0].mean().item() == pytest.approx(final.at(near).root)
+        # Three quarters of a standard error apart, by hand.
+        difference = torch.tensor([1.0, -1.0] * (len(roots[0]) // 2), dtype=torch.double)
+        difference = difference + 0.75 * difference.std() / len(difference) ** 0.5
+        final.roots[(*far.items(), None)] = {0: roots[0] + difference}
+        final.roots[(*near.items(), None)] = {0: roots[0]}
+        assert final.is_level(far, near)
+        final.roots[(*far.items(), None)] = {0: roots[0] + 2 * difference.mean() + difference}
+        assert not final.is_level(far, near)
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.0, 0), (1.0, 2)])
+def test_of_level_schedules_the_one_that_begins_last_is_taken(spread: float, expected: int) -> None:
+    schedules = Schedules(backbone(), METHOD)  # type: ignore[arg-type]
+    roots = {tuple(rates.items()): 1 + 0.1 * first_of(shares) for shares, rates in schedules.able(0.2)}
+
+    class Tuning:
+        """Errors that rise with the first layer that merges, by a tenth each."""
+
+        def at(self, keep_rates: dict[int, float], some: int | None = None) -> SimpleNamespace:
+            return SimpleNamespace(root=roots[tuple(keep_rates.items())])
+
+        def is_level(self, keep_rates: dict[int, float], others: dict[int, float], some: int | None = None) -> bool:
+            return roots[tuple(keep_rates.items())] - roots[tuple(others.items())] <= spread
+
+    tuning: Any = Tuning()
+    assert first_of(best_shares(tuning, schedules, 0.2)) == expected
 
 
 def test_a_target_that_cannot_be_reached_is_refused(photos: Images) -> None:

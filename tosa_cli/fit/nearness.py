@@ -78,6 +78,7 @@ class FinalTokens:
         self.class_token = class_token
         self.found: dict[tuple[Any, ...], Nearness] = {}
         self.sizes: dict[int, int] = {}
+        self.roots: dict[tuple[Any, ...], dict[int, Tensor]] = {}
 
     def read(self) -> None:
         """Run the dense model on the images once, and keep what enters its layers and what comes out."""
@@ -90,15 +91,33 @@ class FinalTokens:
             keep_rates: The keep rates.
             some: Measure on so many images, or a few more, whose batches are evenly spread; None takes all.
         """
-        key = (*keep_rates.items(), some)
+        key = _key(keep_rates, some)
         if key not in self.found:
             self.run.model.keep_rates.update(keep_rates)
+            self.roots[key] = {}
             numbers = list(self.sizes) if some is None else self._spread(some)
             images = sum(self.sizes[number] for number in numbers)
             # Of several processes each has read a share of the batches, and all of them are asked for.
-            found = self.run.sum_up(self._error_pass(None if some is None else numbers))
+            found = self.run.sum_up(self._error_pass(None if some is None else numbers, self.roots[key]))
             self.found[key] = self._nearness(found, self.run.num_images if some is None else images)
         return self.found[key]
+
+    def is_level(self, keep_rates: Mapping[int, float], others: Mapping[int, float], some: int | None = None) -> bool:
+        """Whether final tokens are as near at some keep rates as at others, but for chance: both have been measured.
+
+        The roots of the errors are compared image by image, and are level where those of the first are larger by no
+        more than one standard error of their mean difference.
+
+        Args:
+            keep_rates: Keep rates, one a layer.
+            others: Others.
+            some: As for `at`.
+        """
+        first, second = (self.roots[_key(rates, some)] for rates in (keep_rates, others))
+        pairs: Iterator[dict[Any, Sums]] = ({"": _moments(first[number] - second[number])} for number in first)
+        sums = self.run.sum_up(pairs)[""]
+        mean, error = _mean(sums, self.at(keep_rates, some).images)
+        return mean <= (error if math.isfinite(error) else 0.0)  # one image alone says nothing of chance
 
     def _spread(self, some: int) -> list[int]:
         """Batches, evenly spread, that hold so many images."""
@@ -120,10 +139,10 @@ class FinalTokens:
             yield {}
 
     @torch.no_grad()
-    def _error_pass(self, numbers: Sequence[int] | None) -> Iterator[dict[Any, Sums]]:
+    def _error_pass(self, numbers: Sequence[int] | None, roots: dict[int, Tensor]) -> Iterator[dict[Any, Sums]]:
         model = self.run.model
         prefix = model.num_prefix_tokens
-        for _, kept in self.run.kept(numbers):
+        for number, kept in self.run.kept(numbers):
             stream = Stream(kept["tokens"], self.run.places)
             run_all(model.layers(stream))
             cosine = F.cosine_similarity(kept["final"].float(), self.norm(stream.tokens).float(), dim=-1)
@@ -131,9 +150,9 @@ class FinalTokens:
             parts = {"patch": errors[:, prefix:].mean(1)}
             if self.class_token is not None:
                 parts["class"] = errors[:, self.class_token]
-            both = torch.stack([*parts.values()]).mean(0)
+            roots[number] = torch.stack([*parts.values()]).mean(0).sqrt()
             sums: dict[Any, Sums] = {name: _moments(values) for name, values in parts.items()}
-            yield {**sums, "root": {"sum": both.sqrt().sum()}}
+            yield {**sums, "root": {"sum": roots[number].sum()}}
 
     def _nearness(self, sums: Mapping[Any, Sums], count: int) -> Nearness:
         patch, patch_error = _mean(sums["patch"], count)
@@ -146,6 +165,10 @@ class FinalTokens:
             class_error=first_error,
             root=sums["root"]["sum"].item() / count,
         )
+
+
+def _key(keep_rates: Mapping[int, float], some: int | None) -> tuple[Any, ...]:
+    return (*keep_rates.items(), some)
 
 
 def _moments(values: Tensor) -> Sums:
