@@ -8,6 +8,7 @@ import yaml
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError
+from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.recipe import SECTIONS, command_lines, dump_recipe, load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 
@@ -24,6 +25,14 @@ def test_a_recipe_has_a_header_and_one_section_a_command(tmp_path: Path) -> None
     )
     assert recipe.name == "mine" and recipe.description == "Quick." and recipe.expected == ""
     assert recipe.sections == {"convert": {"layers": [2, 4], "keep_rate": 0.5}, "distill": {"lr": 0.01}, "finetune": {}}
+
+
+def test_the_preset_calibrated_is_the_method_that_rates_are_found_for_without_another() -> None:
+    settings = load_recipe("calibrated").sections["convert"]
+    assert {name: settings[name] for name in ("selector", "bypass", "span")} == {
+        name: getattr(CALIBRATED, name) for name in ("selector", "bypass", "span")
+    }
+    assert set(settings) == {"selector", "bypass", "span", "layers", "target_reduction"}
 
 
 def test_a_name_in_the_header_wins_over_that_of_the_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.fit.calibrate import CalibrationReport
+from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
 from tosa_cli.hub.transformers_config import record_settings
 from tosa_cli.hub.weights import check_finite
@@ -73,7 +74,7 @@ def choose_rates(
         batches: What it is called with; a few tens of images are enough. With a cosine two of three batches are held
             out, and the cosine holds on these.
         target_reduction: Share of the MACs of the encoder's layers to save, as 0.25.
-        method: A method that puts tokens into groups; None takes the selector `ward` with the bypass `mean`.
+        method: A method that puts tokens into groups; None takes that of the preset `calibrated`.
         min_cosine: Instead, the mean cosine to hold between the encoder's tokens and the dense model's, as 0.99.
 
     Returns:
@@ -83,7 +84,7 @@ def choose_rates(
         TosaError: If the model cannot be converted, there is no batch, as much cannot be saved, or the cosine holds at
             no saving.
     """
-    method = method or Method(selector="ward", bypass="mean")
+    method = method or CALIBRATED
     config, _ = choose_run_rates(model, batches, method, target_reduction=target_reduction, min_cosine=min_cosine)
     return config
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from tosa_cli.config import Method
 from tosa_cli.errors import InputError
+from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.hub.whole import is_converted, load_whole
 from tosa_cli.model.families import num_heads
 from tosa_cli.model.runs.calls import example_call
@@ -57,7 +57,7 @@ def inspect_whole(source: str) -> WholeInspectReport:
         )
     found = check_runs(model)[0]
     eligible, block = found.eligible_layers, found.blocks[found.eligible_layers[0] - 1]
-    config = Method(selector="ward", bypass="mean").at(eligible, 1.0)
+    config = CALIBRATED.at(eligible, 1.0)
     run = insert_run(found, config, measure_patches(found, example_call(model, found)))
     flops = count_whole(model, name=source)
     encoder = flops.encoder_dense_gmacs / flops.dense_gmacs
