@@ -182,7 +182,7 @@ def test_a_finetuning_that_was_killed_once_its_model_stood_is_known_to_have_ende
     how = ["--objective", "features", "--epochs", "1", "-b", "2", "-j", "0", "--device", "cpu"]
     command = ["finetune", str(folder), "--data-dir", str(photos), *how]
     with monkeypatch.context() as killed:
-        killed.setattr("tosa_cli.workflow.whole_finetune.remove_checkpoint", lambda _: None)
+        killed.setattr("tosa_cli.workflow.job.remove_checkpoint", lambda _: None)
         assert tosa(*command).code == 0
     weights, left = (folder / "model.safetensors").read_bytes(), tmp_path / "whole.finetune-checkpoint.safetensors"
     assert left.exists()

@@ -92,7 +92,7 @@ def one_run(folder: Path | None) -> Iterator[None]:
 
 @dataclass
 class Job:
-    """A model to train and where it goes.
+    """A model to train and where it goes; `read`, `mark` and `write` are what differs from one format to another.
 
     Attributes:
         model: The model: a `TosaViT`, or a `Predictor`.
@@ -109,6 +109,11 @@ class Job:
     overwrite: bool
     listener: Listener
     older_checkpoint: int | None = field(default=None, init=False)
+
+    @property
+    def trained(self) -> Any:
+        """The module that is trained."""
+        return self.model
 
     @property
     def checkpoint(self) -> Path | None:
@@ -161,10 +166,10 @@ class Job:
         """
         checkpoint = self.checkpoint
         result = None if checkpoint is None else read_result(checkpoint)
-        if self.folder is None or checkpoint is None or result is None or not is_model_folder(self.folder):
+        if self.folder is None or checkpoint is None or result is None:
             return None
-        model = load(self.folder)
-        if fingerprint(model) != result:
+        model = self.read(self.folder)
+        if model is None or self.mark(model) != result:
             return None
         state = read_checkpoint(checkpoint)
         remove_checkpoint(checkpoint)
@@ -180,6 +185,22 @@ class Job:
             watch=None,
             config=config,
         )
+
+    def read(self, folder: Path) -> Any:
+        """The model in a folder; None if there is none of the kind."""
+        return load(folder) if is_model_folder(folder) else None
+
+    def mark(self, model: Any) -> str:
+        """What tells a model from all others."""
+        return fingerprint(model)
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Write a model into its folder, whole or not at all.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        save(model, folder, overwrite=self.overwrite)
 
     def start_trackers(self, accelerator: Accelerator, config: TrainConfig) -> None:
         """Start the trackers that were asked for."""
@@ -234,13 +255,14 @@ class Job:
             details: What else is reported.
             task: What was learned.
         """
-        model = self.model.cpu().eval()
+        model = self.model
+        self.trained.cpu().eval()
         model.provenance = model.provenance.after(self.stage, config.recorded(), {COMMANDS[self.stage]: results})
         skipped = [*done.failed, *held_out.failed]
         if self.folder is not None and self.checkpoint is not None and accelerator.is_main_process:
             if self.checkpoint.exists():  # a model that is only fitted has none
-                note_result(self.checkpoint, fingerprint(model))
-            save(model, self.folder, overwrite=self.overwrite)
+                note_result(self.checkpoint, self.mark(model))
+            self.write(model, self.folder)
             remove_checkpoint(self.checkpoint)
         tell_skipped(skipped, self.listener)
         return RunReport(

@@ -1,29 +1,45 @@
 """Finetuning of a whole model on photos, without labels."""
 
-import dataclasses
 from pathlib import Path
+from typing import Any
 
 from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.export.whole import own_shape
-from tosa_cli.hub.folder import check_output
 from tosa_cli.hub.kind import find_kind
-from tosa_cli.hub.whole import save_whole
-from tosa_cli.progress import Listener, tell_skipped
-from tosa_cli.train.checkpoint import (
-    check_resumable,
-    checkpoint_path,
-    note_result,
-    read_checkpoint,
-    read_result,
-    remove_checkpoint,
-)
+from tosa_cli.hub.whole import WholeModel, save_whole
+from tosa_cli.progress import Listener
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.whole import finetune_whole, fingerprint
-from tosa_cli.workflow.job import RunReport, one_run, watched_results
+from tosa_cli.workflow.job import Job, RunReport, one_run, watched_results
 from tosa_cli.workflow.whole_folder import image_part, load_converted
+
+
+class WholeJob(Job):
+    """A whole model to train, in its own format and under a folder of that; `model` is a `WholeModel`."""
+
+    @property
+    def trained(self) -> Any:
+        """The module that is trained."""
+        return self.model.model
+
+    def read(self, folder: Path) -> WholeModel | None:
+        """The model in a folder; None if there is no converted one."""
+        return load_converted(str(folder)) if find_kind(str(folder)) == "whole" else None
+
+    def mark(self, model: WholeModel) -> str:
+        """What tells a model from all others."""
+        return fingerprint(model.model)
+
+    def write(self, model: WholeModel, folder: Path) -> None:
+        """Write a model into its folder, whole or not at all.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        save_whole(model, folder, self.overwrite)
 
 
 def finetune(
@@ -54,80 +70,32 @@ def finetune(
     if config.objective != "features":
         raise ConfigError("A whole model learns to be its dense self again, without labels: pass --objective features.")
     folder = output or Path(name.removeprefix("local-dir:"))
-    checkpoint = checkpoint_path(folder, "finetune")
-    if resume:
-        with one_run(folder):
-            report = _finished(folder, checkpoint, config)
-        if report is not None:
-            listener.say(f"The run had ended, and {folder} is what it wrote: nothing is left to do.")
-            return report
-    whole = load_converted(name)
+    # The model is read once it is known that there is work: a run that had ended left a finetuned one in its place.
+    job = WholeJob(None, "finetuned", folder, overwrite or output is None, listener)
+    with one_run(folder):
+        return (job.finished(config) if resume else None) or _finetune(job, name, config, resume)
+
+
+def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) -> RunReport:
+    whole = job.model = load_converted(name)
     if whole.provenance.is_finetuned:
         raise ConfigError(
             f"{name} was finetuned already, so its own dense weights are not its source's: finetune the model as it "
             f"was converted, with more --epochs."
         )
-    check_output(folder, overwrite or output is None)
-    if resume:
-        check_resumable(checkpoint)
-    with one_run(folder):
-        part = image_part(whole.model)
-        accelerator = make_accelerator(config)
-        images, held_out = open_training(config, whole.processor, own_shape(part)[1:])
-        listener.say(
-            f"Finetuning on {images.num_images} images of {config.data_dir}; {held_out.num_images} are held out."
+    job.check(resume)
+    part = image_part(whole.model)
+    accelerator = make_accelerator(config)
+    images, held_out = open_training(config, whole.processor, own_shape(part)[1:])
+    job.tell_images("Finetuning", images, held_out, resume)
+    with lost_workers_told(lambda: job.how_to_go_on), job.listener.progress("Finetuning") as bar:
+        done, watch = finetune_whole(
+            accelerator, part, images, held_out, config, checkpoint=job.checkpoint, resume=resume, progress=bar
         )
-        how = f"The same command with --resume goes on from {checkpoint}."
-        with lost_workers_told(lambda: how), listener.progress("Finetuning") as bar:
-            done, watch = finetune_whole(
-                accelerator, part, images, held_out, config, checkpoint=checkpoint, resume=resume, progress=bar
-            )
-        results = {**watched_results(watch), "best_step": watch.best.update}
-        provenance = whole.provenance.after("finetuned", config.recorded(), {"finetune": results})
-        whole.model.cpu().eval()
-        if accelerator.is_main_process:
-            if checkpoint.exists():
-                note_result(checkpoint, fingerprint(whole.model))
-            save_whole(dataclasses.replace(whole, provenance=provenance), folder, overwrite=True)
-            remove_checkpoint(checkpoint)
-    skipped = [*done.failed, *held_out.failed]
-    tell_skipped(skipped, listener)
-    return RunReport(
-        model=whole.model,
-        folder=folder,
-        images_per_second=done.images_per_second,
-        seconds=done.seconds,
-        updates=done.updates,
-        skipped=skipped,
-        held_out=results,
-        watch=watch,
-        config=config,
-        details={
-            "measuring_seconds": done.measuring_seconds,
-            "loss": done.last_loss,
-            "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
-        },
-    )
-
-
-def _finished(folder: Path, checkpoint: Path, config: FinetuneConfig) -> RunReport | None:
-    """The report of a run that wrote its model, but was killed before it removed its checkpoint; that is done now."""
-    result = read_result(checkpoint)
-    if result is None or find_kind(str(folder)) != "whole":
-        return None
-    whole = load_converted(str(folder))
-    if fingerprint(whole.model) != result:
-        return None
-    state = read_checkpoint(checkpoint)
-    remove_checkpoint(checkpoint)
-    return RunReport(
-        model=whole.model,
-        folder=folder,
-        images_per_second=0.0,
-        seconds=state.seconds,
-        updates=state.update,
-        skipped=[],
-        held_out=dict(whole.provenance.results["finetune"]),
-        watch=None,
-        config=config,
-    )
+    results = {**watched_results(watch), "best_step": watch.best.update}
+    details = {
+        "measuring_seconds": done.measuring_seconds,
+        "loss": done.last_loss,
+        "history": [{"step": seen.update, **seen.figures} for seen in watch.history],
+    }
+    return job.finish(accelerator, config, done, held_out, watch, results, details)
