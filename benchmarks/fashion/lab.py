@@ -1,4 +1,4 @@
-"""Makes, trains and measures the models of the Fashion-MNIST experiment, and keeps the results."""
+"""Makes, trains and measures the models of the Fashion-MNIST experiment; long, as one class keeps all its results."""
 
 import copy
 import dataclasses

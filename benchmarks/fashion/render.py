@@ -1,4 +1,4 @@
-"""Makes benchmarks/FASHION.md and its plot from benchmarks/results/fashion.json."""
+"""Makes benchmarks/FASHION.md and its plot from benchmarks/results/fashion.json; long, as the page's text is here."""
 
 from collections.abc import Sequence
 from pathlib import Path

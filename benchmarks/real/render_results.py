@@ -1,4 +1,4 @@
-"""Makes benchmarks/RESULTS.md and its picture from benchmarks/results/results.json."""
+"""Makes benchmarks/RESULTS.md and its picture from results/results.json; long, as the page's text is here."""
 
 import statistics
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A trained dense head on the converted encoder, without training: the saliency head of a real DINOv2 ViT-S/14.
+"""The trained saliency head of a real DINOv2 on the converted encoder; long, as it makes a page and a picture too.
 
     python -m benchmarks.real.run_saliency [--work FOLDER] [--sizes 224 518]
     python -m benchmarks.real.run_saliency --render

@@ -1,4 +1,4 @@
-"""Rays against boxes, spheres and cylinders in a closed room: what each pixel sees, and how far away it is.
+"""Rays against boxes, spheres and cylinders: what each pixel sees, how far away; long, as all shapes share its rules.
 
 Only additions, products, quotients and square roots go into a depth, component by component and in double precision.
 IEEE 754 rounds each of them in one way, so that a depth has the same bits on every machine. Lengths are metres; x goes
