@@ -1,5 +1,6 @@
 """What every test relies on: one thread, no word from the network, and Ctrl-C as in a terminal."""
 
+import gc
 import signal
 
 import pytest
@@ -12,6 +13,12 @@ torch.set_num_threads(1)
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

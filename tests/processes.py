@@ -7,19 +7,23 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-_RUN_ALL = """
+_FORK_PROGRAMS = """
 import json, os, sys, tempfile, traceback
 import torch, torchvision
 torch.set_num_threads(1)
-found = []
-for code, environment in json.load(sys.stdin):
-    with tempfile.TemporaryFile("w+") as output:
+for line in sys.stdin:
+    code, folder, environment = json.loads(line)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if child == 0:
             status = 1
             os.dup2(output.fileno(), 1)
+            os.dup2(errors.fileno(), 2)
+            os.chdir(folder)
+            os.environ.clear()
             os.environ.update(environment)
             try:
                 exec(code, {"__name__": "__main__"})
@@ -27,28 +31,40 @@ for code, environment in json.load(sys.stdin):
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
         status = os.waitpid(child, 0)[1]
-        output.seek(0)
-        found.append([status, output.read()])
-json.dump(found, sys.stdout)
+        for file in (output, errors):
+            file.seek(0)
+        print(json.dumps([status, output.read(), errors.read()]), flush=True)
 """
 
 
-def run_programs(*programs: tuple[str, dict[str, str]], environment: dict[str, str] | None = None) -> list[str]:
-    """Run programs one after another, each with more in its environment; what each wrote, once all succeeded."""
-    told = json.dumps(programs)
-    command = [sys.executable, "-c", _RUN_ALL]
-    done = subprocess.run(command, input=told, env=environment or os.environ.copy(), text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    for status, _ in found:
-        assert status == 0, done.stderr
-    return [output for _, output in found]
+@functools.cache
+def _process_with_torch() -> "subprocess.Popen[str]":
+    """It ends with this process, as its input does."""
+    command = [sys.executable, "-c", _FORK_PROGRAMS]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run_program(code: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a program in a process in which PyTorch is imported and nothing of timm, the Hub or tosa; it has to succeed.
+
+    Args:
+        code: The program.
+        environment: Its whole environment; None takes that of this process.
+    """
+    server = _process_with_torch()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps([code, os.getcwd(), dict(environment or os.environ)]) + "\n")
+    server.stdin.flush()
+    status, output, errors = json.loads(server.stdout.readline())
+    assert status == 0, errors
+    return subprocess.CompletedProcess([code], status, output, errors)
 
 
 _FORK_GROUPS = """
-import json, os, runpy, signal, sys, traceback
+import json, os, runpy, signal, sys, time, traceback
 import accelerate, timm, torch, torchvision
 import tosa_cli.workflow.distill, tosa_cli.workflow.finetune
 torch.set_num_threads(1)
@@ -80,6 +96,7 @@ for line in sys.stdin:
         children.remove(child)
         statuses.append(os.waitstatus_to_exitcode(status))
         if status:
+            time.sleep(1)  # launchers do not look all the time either
             for other in children:
                 os.kill(other, signal.SIGTERM)
     print(json.dumps(statuses), flush=True)

@@ -35,6 +35,7 @@ def test_without_a_gpu_it_is_one_sentence(tmp_path: Path) -> None:
 def test_on_the_cpu_every_variant_is_timed_and_a_second_run_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
     few = ["--models", "deit_tiny_patch16_224", "--sizes", "224", "--modes", "eager", "--batch", "2", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["run_gpu.py", "--device", "cpu", *few, "--out", str(tmp_path)])
     run_gpu.main()
@@ -77,6 +78,7 @@ def test_what_did_not_fit_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mon
     def too_large(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError
 
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
     options = ["--models", TINY, "--sizes", "32", "--modes", "eager", "--batch", "2", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["run_gpu.py", "--device", "cpu", *options, "--out", str(tmp_path)])
     path = tmp_path / "results" / "gpu.json"

@@ -17,6 +17,7 @@ from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
 from tests.model.tiny_models import make_vit
+from tests.processes import run_program
 from tosa_cli import load
 from tosa_cli.cli import demo
 from tosa_cli.cli.app import app
@@ -50,7 +51,7 @@ def test_convert_distill_finetune_eval_and_flops_without_naming_the_model(work: 
     ):
         done = tosa(command)
         assert done.code == 0, done.err
-        assert "Working on dense-tosa, the last model converted here." in done.err and "Next: tosa eval" in done.err
+        assert " dense-tosa, " in done.err and "Next: tosa eval" in done.err
         assert load("dense-tosa").provenance.stage == stage
     done = tosa("eval --data-dir digits -j 0 -b 10")
     assert done.code == 0 and "33 images of digits" in done.out
@@ -116,7 +117,7 @@ def test_eval_measures_a_model_without_a_head_by_its_features(work: Path, tosa: 
     assert "images_per_second" in report["dense"]
     assert "patch cosine" in tosa("eval headless --data-dir photos -j 0").out
     done = tosa("eval headless --data-dir digits -j 0 --task classification")
-    assert done.code == 2 and "The model has no classification head." in done.err
+    assert done.code == 2 and "--num-classes" in done.err
 
 
 def test_what_a_model_has_no_token_for_is_not_shown_as_measured(work: Path, tosa: Tosa) -> None:
@@ -140,7 +141,7 @@ def test_eval_writes_its_result_into_the_card(converted: Path, tosa: Tosa) -> No
     weights = (converted / "model.safetensors").read_bytes()
     done = tosa("eval --data-dir digits -j 0 --compare --update-card --json")
     top1 = done.json["top1"]
-    assert done.code == 0 and "Wrote the result into" in done.err
+    assert done.code == 0 and "README.md" in done.err
     config = json.loads((converted / "config.json").read_text())
     assert config["tosa"]["results"]["eval"]["top1"] == top1
     assert (converted / "model.safetensors").read_bytes() == weights
@@ -180,7 +181,7 @@ def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> N
 def test_a_dry_run_writes_nothing(work: Path, tosa: Tosa) -> None:
     before = contents(work)
     done = tosa("convert dense --layers 2,4 --dry-run")
-    assert done.code == 0 and "Dry run: nothing was written." in done.err and "GMACs" in done.out
+    assert done.code == 0 and "GMACs" in done.out
     assert contents(work) == before
 
 
@@ -193,7 +194,7 @@ def test_each_layer_may_have_its_own_keep_rate(work: Path, tosa: Tosa) -> None:
 @pytest.mark.parametrize("target", [0.1, 0.258])
 def test_a_target_reduction_finds_the_keep_rate(work: Path, tosa: Tosa, target: float) -> None:
     done = tosa(f"convert dense --layers 2,4,6 --img-size 96 --target-reduction {target} --json")
-    assert done.code == 0 and "reaches the target" in done.err
+    assert done.code == 0
     assert done.json["reduction"] == pytest.approx(target, abs=0.005)
 
 
@@ -322,7 +323,7 @@ def test_the_demo_runs_through_and_each_step_does_its_work(
         (row,) = [line.split() for line in table if stage in line]
         assert row[3:] == [f"{sum(q.kl for q in layers) / 3:.2f}", f"{sum(q.found for q in layers) / 3:.1%}"]
     again = tosa("demo -o", "a demo")
-    assert again.code == 2 and "a demo already exists" in again.err
+    assert again.code == 2 and "a demo " in again.err
 
 
 def test_the_demo_names_the_package_that_brings_its_digits(
@@ -331,7 +332,7 @@ def test_the_demo_names_the_package_that_brings_its_digits(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     done = tosa("demo")
-    assert done.code == 2 and done.err.splitlines()[-1].endswith("run `pip install 'tosa-cli[demo]'`.")
+    assert done.code == 2 and "'tosa-cli[demo]'" in done.err.splitlines()[-1]
 
 
 def test_measuring_and_exporting_need_neither_scikit_learn_nor_scipy() -> None:
@@ -339,7 +340,7 @@ def test_measuring_and_exporting_need_neither_scikit_learn_nor_scipy() -> None:
         "import sys; sys.modules.update(sklearn=None, scipy=None);"
         "import tosa_cli.export.photos, tosa_cli.tasks.segmentation, tosa_cli.data.pairs, tosa_cli.cli.demo"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_program(code)
 
 
 def test_a_model_is_trained_in_its_own_folder(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:

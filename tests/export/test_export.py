@@ -169,7 +169,7 @@ def test_a_file_for_a_fixed_batch_takes_that_number_alone(tmp_path: Path, settin
 @pytest.mark.parametrize("source", ["test_vit3", "test_vit4"])
 def test_every_kind_of_test_model_exports_with_any_batch(tmp_path: Path, source: str) -> None:
     settings: dict[str, Any] = {"selector": "similarity", "bypass": "nearest+affine", "layers": (1, 2), "span": 2}
-    model, path = tiny_tosa(source, depth=2, **settings), tmp_path / "m.onnx"
+    model, path = tiny_tosa(source, **settings), tmp_path / "m.onnx"
     export_model(model, path)
     assert torch.allclose(run_onnx(path, images_of(5))["logits"], model(images_of(5)), atol=1e-4)
 
@@ -198,7 +198,7 @@ def test_every_selector_exports_with_every_bypass_and_selection(
 ) -> None:
     trace_once(monkeypatch)
     layer = 2 if SELECTORS[settings["selector"]].reads_maps else 1
-    model = tiny_tosa(depth=layer, layers=(layer,), **settings)
+    model = tiny_tosa(layers=(layer,), **settings)
     for name in ("model.onnx", "model.pt2"):
         check = export_model(model, tmp_path / name, ExportConfig(format=name.split(".")[1])).check  # type: ignore[arg-type]
         assert check.images == check.same_choices + check.tied_choices
@@ -244,10 +244,11 @@ def test_a_pt2_file_loads_without_tosa_and_computes_the_same(tmp_path: Path, set
 
 
 @pytest.mark.usefixtures("translates_once")
-def test_int8_is_smaller_and_tells_what_it_costs(tmp_path: Path) -> None:
+def test_int8_is_smaller_and_tells_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
     path = tmp_path / "model.onnx"
     report = export_model(tiny_tosa(), path, ExportConfig(quantize="int8")).quantized
-    assert report is not None and report.size_mb < report.float32_size_mb / 2
+    assert report is not None and report.size_mb < 0.6 * report.float32_size_mb
     assert report.size_mb == pytest.approx(path.stat().st_size / 1e6, rel=0.05)
     agreement = report.agreement
     assert 0.9 < agreement.cosine["logits"] < 1 and agreement.max_difference["logits"] > 1e-5
@@ -283,7 +284,7 @@ def test_static_int8_takes_its_ranges_from_photos_and_chooses_in_float(
         if node.op_type in ("MatMul", "Gemm") and made.get(node.input[1], node).op_type == "DequantizeLinear"
     ]  # fmt: skip
     # Of each block the projections of queries, keys and values and of the attention's output, and two of the MLP.
-    assert len(quantised) >= 3 * 4
+    assert len(quantised) >= 2 * 4
     assert all(weights.intersection(made[node.input[1]].input) for node in quantised)
     with pytest.raises(DataError, match="one batch is 8"):
         export_model(model, path, dataclasses.replace(config, batch_size=8), overwrite=True)

@@ -7,8 +7,6 @@ import os
 import pickle
 import resource
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tosa_cli
+from tests.processes import run_program
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
@@ -107,12 +106,12 @@ def test_timm_loads_it_with_bit_equal_outputs_too(name: str, tmp_path: Path) -> 
 def test_a_new_process_that_imports_tosa_and_timm_alone_loads_it(folder: Path, model: TosaViT, tmp_path: Path) -> None:
     save_file({"images": make_images()}, tmp_path / "images")
     code = (
-        "import sys, tosa_cli, timm, torch; from safetensors.torch import load_file, save_file;"
-        "torch.set_num_threads(1); folder, work = sys.argv[1:]; images = load_file(work + '/images')['images'];"
+        "import tosa_cli, timm; from safetensors.torch import load_file, save_file;"
+        f"folder, work = {str(folder)!r}, {str(tmp_path)!r}; images = load_file(work + '/images')['images'];"
         "one = timm.create_model('local-dir:' + folder, pretrained=True).eval(); other = tosa_cli.load(folder);"
         "save_file({'timm': one(images), 'tosa': other(images)}, work + '/outputs')"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path)], check=True, capture_output=True)
+    run_program(code)
     outputs = load_file(tmp_path / "outputs")
     assert torch.equal(outputs["timm"], model(make_images()))
     assert torch.equal(outputs["tosa"], model(make_images()))

@@ -1,8 +1,6 @@
 """Loading from the Hub in one line: what the client's users expect of revisions, tokens, caches and offline mode."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import tosa_cli
+from tests.processes import run_program
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
@@ -117,16 +116,10 @@ def test_a_new_process_loads_by_its_environment_alone(
         f"print(tosa_cli.load('me/model@{commit.oid}').num_classes)"
     )
     environment = stub_hub.environment(tmp_path / "home")
-
-    def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=environment | more, text=True, capture_output=True, timeout=120)
-
-    assert run(code).stdout == "5\n"
+    assert run_program(code, environment).stdout == "5\n"
     assert (tmp_path / "home" / "hub" / "models--me--model").is_dir()
     asked = len(stub_hub.requests)
-    offline = run(f"{code}; {by_timm}", HF_HUB_OFFLINE="1")
-    assert offline.stdout == "5\n5\n5\n", offline.stderr
+    assert run_program(f"{code}; {by_timm}", environment | {"HF_HUB_OFFLINE": "1"}).stdout == "5\n5\n5\n"
     assert len(stub_hub.requests) == asked
 
 

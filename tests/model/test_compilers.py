@@ -8,6 +8,7 @@ from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 from . import tiny_models
@@ -30,8 +31,9 @@ def make_tosa(name: str = "test_vit", **settings: Any) -> TosaViT:
 
 
 def make_short(**settings: Any) -> TosaViT:
-    """A standard layer and the ToSA layer that it feeds: what each setting puts into a graph, once."""
-    return tiny_models.make_tosa(make_vit(**{**SHORT, "depth": 2}), **{"layers": (2,), **settings})
+    """A ToSA layer, behind a standard one where that feeds it: what each setting puts into a graph, once."""
+    depth = 2 if SELECTORS[settings.get("selector", "attention")].reads_maps else 1
+    return tiny_models.make_tosa(make_vit(**{**SHORT, "depth": depth}), **{"layers": (depth,), **settings})
 
 
 def make_images(batch: int = 2, seed: int = 0) -> Tensor:

@@ -8,7 +8,7 @@ import timm
 import torch
 
 import tosa_cli
-from tests.processes import run_programs
+from tests.processes import run_program
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.tosa_vit import TosaViT
 
@@ -27,8 +27,8 @@ def test_timm_builds_a_converted_model_whatever_is_imported_first() -> None:
     first = ["model.tosa_vit", "tasks.registry", "hub.checkpoint", "model.flops", "api"]
     imports = ["import tosa_cli, timm.layers, timm", "import timm, tosa_cli"]
     imports += [f"import tosa_cli.{module}; import timm" for module in first]
-    for output in run_programs(*((f"{each}; {BUILD}", {}) for each in imports)):
-        assert output == "TosaViT 3 [2, 4]\n"
+    for each in imports:
+        assert run_program(f"{each}; {BUILD}").stdout == "TosaViT 3 [2, 4]\n"
 
 
 def test_timm_lists_each_entry_point_once() -> None:

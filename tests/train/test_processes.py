@@ -91,7 +91,7 @@ def test_only_the_main_process_talks_and_writes(work: Path, command: str, stage:
 
 
 def test_an_error_of_all_processes_is_told_once(work: Path) -> None:
-    done = run_tosa("distill model --data-dir nowhere", work, launched=True)
+    done = run_tosa("distill model --data-dir nowhere", work)
     assert done.returncode != 0 and done.stdout == ""
     assert done.stderr.count("There is no folder nowhere.") == 1
 

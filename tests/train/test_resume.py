@@ -1,12 +1,13 @@
 """An interrupted run that is resumed ends in the same weights as one that was never interrupted."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from tests.train import tiny_runs
 from tests.train.tiny_runs import (
     StopAt,
     run_distill,
@@ -122,43 +124,39 @@ def test_a_finished_run_that_is_resumed_changes_nothing(photos: Path, tmp_path: 
     assert same(weights(model, "selectors"), weights(again, "selectors"))
 
 
-CHILD = """
-import os, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.train import tiny_runs
-from tosa_cli.train import checkpoint
+def hang(told: Connection, command: str, data: Path, run: Path, write: int, where: str, settings: Any) -> None:
+    """What a child does: it tells of a run's write of a checkpoint, by number, and hangs there; it never hangs in 0."""
+    module: Any = os if where == "replace" else checkpoints
+    real, writes = getattr(module, where), itertools.count(1)
 
-hang_at, hang_in = int(sys.argv[4]), sys.argv[5]
-writes = 0
-real = getattr(checkpoint.os if hang_in == "replace" else checkpoint, hang_in)
+    def write_or_hang(*args: Any, **named: Any) -> Any:
+        if next(writes) == write:
+            if where == "save_file":  # as far as a write got when the kill came
+                Path(args[1]).write_bytes(b"half a checkpoint")
+            told.send("hanging")
+            time.sleep(60)
+        return real(*args, **named)
 
-def hang(*args, **kwargs):
-    global writes
-    writes += 1
-    if writes == hang_at:
-        if hang_in == "save_file":  # as far as a write got when the kill came
-            Path(args[1]).write_bytes(b"half a checkpoint")
-        print("hanging", flush=True)
-        time.sleep(60)
-    return real(*args, **kwargs)
+    setattr(module, where, write_or_hang)
+    getattr(tiny_runs, command)(tiny_tosa(), data, run, checkpoint_every=1, **settings)
 
-setattr(checkpoint.os if hang_in == "replace" else checkpoint, hang_in, hang)
-run = getattr(tiny_runs, sys.argv[1])
-run(tiny_runs.tiny_tosa(), Path(sys.argv[2]), Path(sys.argv[3]), checkpoint_every=1, **eval(sys.argv[6]))
-"""
+
+def start_child(*arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Start a run in a child, which is forked, as importing takes long; and what it tells."""
+    forked = multiprocessing.get_context("fork")
+    reading, telling = forked.Pipe(duplex=False)
+    child = forked.Process(target=hang, args=(telling, *arguments))
+    child.start()
+    telling.close()
+    return child, reading
 
 
 def kill_while_writing(command: str, data: Path, checkpoint: Path, write: int, where: str, settings: Any) -> None:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, command, str(data), str(checkpoint), str(write), where, repr(settings)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None and child.stdout.readline() == "hanging\n"
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child, told = start_child(command, data, checkpoint, write, where, settings)
+    assert told.recv() == "hanging"
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -183,13 +181,12 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_resumes_from_the_one_
 
 
 def test_a_run_that_is_killed_between_checkpoints_resumes_exactly(photos: Path, tmp_path: Path) -> None:
-    arguments = ["run_distill", str(photos), str(tmp_path / "part"), "0", "replace", repr({"epochs": 400})]
-    child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments])
+    child, _ = start_child("run_distill", photos, tmp_path / "part", 0, "replace", {"epochs": 400})
     while not (tmp_path / "part").exists():
         time.sleep(0.01)
     time.sleep(0.2)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     start = checkpoints.read_checkpoint(tmp_path / "part").update
     assert 0 < start < 1200
     whole, resumed = tiny_tosa(), tiny_tosa()

@@ -118,6 +118,8 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
         torch.ops.aten._embedding_bag.default: _weighted_sums,
         torch.ops.aten.sort.stable: _stable_sort,
     }
+    if not any(node.target in table for node in program.graph.nodes):
+        return program
     with quiet(), torch.no_grad():
         return program.run_decompositions(table)
 
