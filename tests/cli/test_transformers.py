@@ -103,9 +103,7 @@ def test_what_cannot_be_converted_is_said_in_one_sentence(work: Path, tosa: Tosa
     (work / "theirs" / "config.json").write_text('{"model_type": "swin"}')
     done = tosa("convert theirs --layers 2")
     assert done.code == 2 and done.out == ""
-    assert (
-        "theirs is a transformers model of type 'swin', which cannot be converted: it attends in windows." in done.err
-    )
+    assert "'swin'" in done.err and "windows" in done.err
 
 
 @pytest.mark.parametrize(

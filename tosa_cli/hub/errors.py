@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     DisabledRepoError,
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -19,15 +18,6 @@ from huggingface_hub.errors import (
 )
 
 from tosa_cli.errors import HubError, InputError, SourceError, TosaError
-
-# What a download can fail with on the Hub's side: for callers whose own code raises OSError or RuntimeError too.
-HUB_ERRORS: tuple[type[Exception], ...] = (
-    HTTPError,
-    EntryNotFoundError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-)
 
 # Subclasses stand before their base: a gated repository is also "not found".
 _REASONS: tuple[tuple[type[Exception], type[TosaError], str], ...] = (
