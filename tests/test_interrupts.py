@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from tosa_cli import interrupts
+from tosa_cli.errors import TrainingError
 from tosa_cli.interrupts import noted, raising_interrupt
 
 LONG = 20.0
@@ -84,6 +85,9 @@ def test_other_errors_stay_and_so_does_an_end_that_is_well() -> None:
     with pytest.raises(SystemExit), raising_interrupt():
         swallow()
         raise SystemExit(0)
+    with pytest.raises(TrainingError), raising_interrupt():
+        swallow()
+        raise TrainingError("Interrupted. The last checkpoint is here.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

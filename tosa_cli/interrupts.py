@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tosa_cli.errors import TrainingError
+
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """SIGTERM comes from `kill`, from schedulers and from `timeout`; SIGHUP from a terminal that is closed."""
 
@@ -81,7 +83,8 @@ def raising_interrupt() -> Iterator[None]:
             yield
     except BaseException as error:
         went_well = isinstance(error, SystemExit) and not error.code
-        if not interrupter.asked or went_well or isinstance(error, KeyboardInterrupt):
+        tells_of_it = isinstance(error, (KeyboardInterrupt, TrainingError))
+        if not interrupter.asked or went_well or tells_of_it:
             raise
         raise KeyboardInterrupt from error
     finally:

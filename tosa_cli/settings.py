@@ -12,6 +12,7 @@ and may name another default: `epochs: int = 3`.
 import dataclasses
 import difflib
 import inspect
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -140,10 +141,14 @@ class Declaration:
                 value = value.split(",")
             value = tuple(value) if isinstance(value, list) else value
         try:
-            return self._adapter.validate_python(value)
+            checked = self._adapter.validate_python(value)
+            for text in checked if isinstance(checked, tuple) else (checked,):
+                if isinstance(text, str) and b"\0" in os.fsencode(text):  # no name of a file has a zero
+                    raise ValueError(text)
+            return checked
         except ValidationError as error:
             raise self.error(called, given, error.errors()[0]) from None
-        except (TypeError, OverflowError):
+        except (TypeError, OverflowError, ValueError):
             raise self.error(called, given, {"type": "", "loc": (), "input": given}) from None
 
     def error(self, called: str, given: Any, details: Mapping[str, Any]) -> ConfigError:

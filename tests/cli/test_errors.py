@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,15 @@ def test_a_recipe_with_a_number_out_of_range_is_refused(converted: Path, tosa: T
     Path("mine.yaml").write_text("finetune:\n  model_ema_decay: 2\n")
     done = tosa("finetune --recipe mine.yaml --data-dir digits")
     check_refused(done, "--model-ema-decay", " 2.")
+
+
+@pytest.mark.parametrize("command", ["inspect", "flops", f"finetune --task depth --data-dir photos {TRAIN}"])
+def test_what_is_advised_for_a_file_is_an_option_of_the_command(work: Path, tosa: Tosa, command: str) -> None:
+    Path("dense/model.safetensors").rename("w.safetensors")
+    name, *options = command.split()
+    done = tosa(name, "w.safetensors", *options)
+    advised = re.findall(r"--[a-z-]+", done.err)
+    assert done.code == 2 and advised and {*advised} <= {*re.findall(r"--[a-z-]+", tosa(f"{name} --help").out)}
 
 
 def test_a_recipe_with_a_wrong_type_is_refused(converted: Path, tosa: Tosa) -> None:

@@ -83,3 +83,20 @@ def test_a_model_whose_configuration_is_broken_is_not_taken_for_a_folder_of_imag
     (converted / "config.json").write_text("{")
     done = tosa("viz dense-tosa photos/000.jpg --no-compare")
     assert done.code == 2 and "dense-tosa/config.json " in done.err
+
+
+def test_a_file_of_weights_is_not_taken_for_an_image_and_another_model_drawn(converted: Path, tosa: Tosa) -> None:
+    Path("dense/model.safetensors").rename("w.safetensors")
+    done = tosa("viz w.safetensors photos/000.jpg --no-compare")
+    assert done.code == 2 and " w.safetensors" in done.err and "dense-tosa" not in done.err
+
+
+def test_names_may_hold_anything_that_a_file_system_takes(converted: Path, tosa: Tosa) -> None:
+    names = ["[red].jpg", ":smile:.jpg", "$a$.jpg", "a\nb.jpg", "<b>.jpg", "\udcff.jpg"]
+    Path("odd").mkdir()
+    for name in names:
+        Path("odd", name).write_bytes(Path("photos/000.jpg").read_bytes())
+    done = tosa("viz dense-tosa odd -o out --no-compare --json")
+    assert done.code == 0, done.err
+    assert {Path(report["image"]).name for report in done.json["images"]} == {*names}
+    assert "&lt;b&gt;.jpg" in Path("out/index.html").read_text()

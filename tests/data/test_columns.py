@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.train.tiny_runs import tiny_tosa
 from tosa_cli.data.columns import find_columns
 from tosa_cli.data.datasets import open_dataset
+from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import DataError
 
 datasets: Any = pytest.importorskip("datasets")
@@ -66,3 +68,30 @@ def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
 def test_columns_are_of_tables_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--label-column goes with a Hugging Face data set"):
         open_dataset(str(tmp_path), label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (datasets.Value("string"), "string"),
+        (datasets.Value("float32"), "float32"),
+        (datasets.List(CLASSES), "List"),
+        (IMAGE, "PIL.Image.Image"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers_are_named_and_are_not_called_missing(kind: Any, named: str) -> None:
+    found = find_columns({"image": IMAGE, "label": kind}, "hfds/me/data")
+    assert found.label is None and f"in its column 'label' but {named}" in found.label_facts.problem
+
+
+def test_a_row_without_an_image_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rows = {"image": [None, Image.new("RGB", (8, 8))], "label": [0, 1]}
+    (tmp_path / "data").mkdir()
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": IMAGE, "label": CLASSES}))
+    made.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    opened = open_dataset(str(tmp_path / "cache"), f"hfds/{tmp_path}")
+    images = images_to_read(opened, tiny_tosa(), batch_size=2)
+    assert [len(batch.images) for batch in images.batches(strict=False)] == [1]
+    assert len(images.failed) == 1 and next(iter(images.failed)).startswith("image 0 (")

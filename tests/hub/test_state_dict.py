@@ -54,6 +54,7 @@ PUBLISHED: list[Any] = [
         id="DINO's whole checkpoint",
     ),
     pytest.param(lambda state: {**state, "mask_token": torch.zeros(1, 64)}, id="DINOv2's backbone"),
+    pytest.param(lambda state: {"state_dict": {**state, "masked_embed": torch.zeros(1, 64)}}, id="iBOT's backbone"),
     pytest.param(
         lambda state: {
             "teacher": {

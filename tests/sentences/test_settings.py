@@ -244,6 +244,8 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
     (FinetuneConfig, {"lr": 0}, "--lr must be above 0, not 0."),
     (FinetuneConfig, {"strict": "yes please"}, "--strict must be true or false, not 'yes please'."),
     (FinetuneConfig, {"opt": 3}, "--opt must be a text, not 3."),
+    (FinetuneConfig, {"data_dir": "a\0b"}, r"--data-dir must be a text, not 'a\x00b'."),
+    (FinetuneConfig, {"data_dir": "\ud800"}, r"--data-dir must be a text, not '\ud800'."),
     (FinetuneConfig, {"amp": "fp8"}, "--amp must be one of: no, bf16, fp16; not 'fp8'."),
     (FinetuneConfig, {"device": "tpu"}, "--device must be one of: auto, cpu, cuda; not 'tpu'."),
     (FinetuneConfig, {"batch_size": -1}, "--batch-size must be 1 or more, not -1."),

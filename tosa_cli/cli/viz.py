@@ -101,20 +101,24 @@ def viz(
         from tosa_cli.draw.page import render_page
 
         parts = render_page(subject.title, subject.about, entries)
-        write_parts(target.page, (part.encode() for part in parts))
+        write_parts(target.page, (part.encode(errors="replace") for part in parts))
     _tell(name, target, subject, reports, skipped, json)
 
 
 def split_names(names: Sequence[str]) -> tuple[str | None, list[Path]]:
-    """Tell the model from the images: it comes first, and is meant as a model or is nothing that exists here.
+    """Tell the model from the images: it comes first, and is meant as a model, as a file of weights is which then is
+    refused, or is nothing that exists here.
 
     Raises:
         InputError: If no image was named.
     """
-    from tosa_cli.hub.folder import claims_model
+    from tosa_cli.hub.folder import WEIGHTS_SUFFIXES, claims_model
 
     first = Path(names[0].removeprefix("local-dir:"))
-    is_model = claims_model(first) if first.exists() else first.suffix.lower() not in IMAGE_SUFFIXES
+    if first.is_file():
+        is_model = first.suffix.lower() in WEIGHTS_SUFFIXES
+    else:
+        is_model = claims_model(first) if first.exists() else first.suffix.lower() not in IMAGE_SUFFIXES
     model, images = (names[0], names[1:]) if is_model else (None, names)
     if not images:
         raise InputError(f"No image was named: pass images or a folder of them, as in `tosa viz {names[0]} cat.jpg`.")

@@ -53,11 +53,26 @@ def find_columns(features: Any, shown: str, image: str = "", label: str = "") ->
     labels = labels or [name for name in USUAL_LABELS if name in features]
     found = label or ("label" if "label" in labels else labels[0] if len(labels) == 1 else None)
     problem = ""
-    if found is None:
+    if found is not None and not _holds_numbers(features[found]):
+        kind = getattr(features[found], "dtype", None) or type(features[found]).__name__
+        problem = (
+            f"{shown} has no whole numbers in its column {found!r} but {kind}, so its classes are not known: write it "
+            f"after class_encode_column({found!r}), or name another column with --label-column."
+        )
+        found = None
+    elif found is None:
         held = f"labels in {' and '.join(map(repr, labels))}" if labels else "no column of labels"
         problem = f"{shown} has {held}, of its columns {names}: name the one to read with --label-column."
     taken = image or usual or images[0]
     return Columns(taken, found, LabelFacts(problem=problem))
+
+
+def _holds_numbers(kind: Any) -> bool:
+    """Whether a column holds classes by their numbers."""
+    import datasets
+
+    is_number = isinstance(kind, datasets.Value) and kind.dtype.startswith(("int", "uint", "bool"))
+    return is_number or isinstance(kind, datasets.ClassLabel)
 
 
 def open_columns(dataset: str, data_dir: str, split: str, image: str, label: str) -> Columns:

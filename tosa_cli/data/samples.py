@@ -96,7 +96,10 @@ class ImageSamples(Dataset[Sample]):
         return Sample(None, -1, failed)
 
     def _name(self, index: int) -> str:
-        return self.dataset.filename(index, absolute=True) or f"image {index}"
+        name = ""
+        with contextlib.suppress(Exception):  # a row without an image has no name either
+            name = self.dataset.filename(index, absolute=True)
+        return name or f"image {index}"
 
 
 class StreamedSamples(IterableDataset[Sample]):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,8 @@ def draw_selection(
     elif predicted is not None:
         draw_maps(axes[row][int(beside) :], predicted, pixels, ratio, narrow=beside)
     if title:
-        figure.suptitle(title, fontsize=10, parse_math=False)  # a name may hold dollars
+        # A name may hold dollars, and bytes that are no characters.
+        figure.suptitle(os.fsencode(title).decode(errors="replace"), fontsize=10, parse_math=False)
     if maps:
         _legend(figure, footer, maps)
     buffer = io.BytesIO()

@@ -12,6 +12,9 @@ from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
 WEIGHTS, CONFIG, CARD, RECIPE = "model.safetensors", "config.json", "README.md", "recipe.yaml"
 
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+"""Endings of the names of files of weights."""
+
 STAGING = ".writing"
 """Ending of the name under which a folder or file is written before it takes its place."""
 

@@ -13,7 +13,7 @@ from tosa_cli.hub.architectures import is_transformers, is_wrapped
 from tosa_cli.hub.assemble import build_from_transformers, build_with_weights, build_wrapped
 from tosa_cli.hub.download import cached_commit, fetch_file
 from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
-from tosa_cli.hub.folder import CONFIG, kind_of, read_json
+from tosa_cli.hub.folder import CONFIG, WEIGHTS_SUFFIXES, kind_of, read_json
 from tosa_cli.hub.image_settings import assumed_images, set_images
 from tosa_cli.hub.positions import patch_kernel
 from tosa_cli.hub.state_dict import is_named_by_transformers
@@ -23,8 +23,6 @@ from tosa_cli.model.class_names import class_names, set_class_names
 from tosa_cli.model.families import Backbone
 from tosa_cli.provenance import Provenance
 from tosa_cli.source_config import ImageSettings, PixelSettings
-
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,12 @@ _ANCHORS = (
 
 _OPEN_CLIP, _TRUNK = "visual.", "visual.trunk."
 
-_PRETRAINING_HEADS = ("head.mlp.*", "head.last_layer.*", "dino_head.*", "ibot_head.*", "decoder_*")
-"""Heads and decoders that only pretraining uses: DINO's, DINOv2's and MAE's."""
+_PRETRAINING_HEADS = (
+    *("head.mlp.*", "head.last_layer*", "head.mlp2.*", "dino_head.*", "ibot_head.*", "decoder_*"),
+    "masked_embed",
+)
+"""Heads and decoders that only pretraining uses: DINO's, iBOT's, DINOv2's and MAE's; and iBOT's token for what is
+masked."""
 
 _TEXT_TOWER = (
     *("text.*", "text_model.*", "transformer.*", "token_embedding.*", "ln_final.*"),
