@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.model.whole_models import BACKBONE, depth_anything
+from tests.model.whole_models import BACKBONE, depth_anything, llava
 from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.whole import load_whole
 from tosa_cli.hub.whole_names import own_names
@@ -67,6 +67,17 @@ def test_what_training_put_around_weights_is_taken_off(
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
     assert whole.unused in ((), ("state_dict.loss.scale",))
+
+
+def test_how_a_model_writes_text_is_kept(tmp_path: Path) -> None:
+    model: Any = llava()
+    model.generation_config.max_new_tokens = 7
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({f"module.{key}": value for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    found = load_whole(str(tmp_path)).model
+    assert found.generation_config.max_new_tokens == 7
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
 
 
 def test_parts_of_a_model_are_no_prefix() -> None:

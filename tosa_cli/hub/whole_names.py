@@ -21,12 +21,15 @@ _FRONTS = ("module.", "base_model.model.")
 """What DDP, DeepSpeed and PEFT put before all names."""
 
 
-def own_names(checkpoint: Mapping[Any, Any], parts: Collection[str], shown: str) -> dict[str, tuple[str, Tensor]]:
+def own_names(
+    checkpoint: Mapping[Any, Any], parts: Collection[str] | None, shown: str
+) -> dict[str, tuple[str, Tensor]]:
     """The tensors of one model by its own names.
 
     Args:
         checkpoint: What a file holds, or several.
-        parts: Names of the model's parts, the first words of its names.
+        parts: First words of the model's names in a file, so that what else stands before most of them is taken off;
+            None takes off only what is known to be no part of a name.
         shown: What to call it in an error.
 
     Returns:
@@ -43,7 +46,7 @@ def own_names(checkpoint: Mapping[Any, Any], parts: Collection[str], shown: str)
         for name, place, tensor in found
         if place == chosen and not is_copy(name)
     }
-    while front := _front(named, parts):
+    while parts is not None and (front := _front(named, parts)):
         named = {name.removeprefix(front): value for name, value in named.items()}
     return named
 

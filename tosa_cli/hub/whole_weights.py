@@ -79,19 +79,27 @@ def _by_own_names(model: Any, info: Mapping[str, Any], files: Files) -> tuple[An
     Returns:
         The model, what transformers tells of its keys, and the names in the file by the model's own.
     """
-    parts = [part for part, _ in model.named_children()]
     try:
-        found = own_names(files.weights(lambda _: False), parts, files.shown)
+        held = files.weights(lambda _: False)
     except CheckpointError:
         raise
     except Exception:
         return model, info, {}  # what was read is told
-    state = {own: tensor for own, (_, tensor) in found.items()}
-    with foreign(files.shown), without_bars():
-        again, told = type(model).from_pretrained(None, config=model.config, state_dict=state, **_TOLD)
-    if len(told["missing_keys"]) >= len(info["missing_keys"]):
-        return model, info, {}
-    return again, told, {own: name for own, (name, _) in found.items()}
+    best: tuple[Any, Mapping[str, Any], dict[str, str]] = (model, info, {})
+    # The second only where the first is not enough: names in files may have other first words than the model's parts.
+    for parts in (None, [part for part, _ in model.named_children()]):
+        found = own_names(held, parts, files.shown)
+        names = {own: name for own, (name, _) in found.items()}
+        state = {own: tensor for own, (_, tensor) in found.items()}
+        if all(own == name for own, name in names.items()) or not best[1]["missing_keys"]:
+            continue
+        with foreign(files.shown), without_bars():
+            again, told = type(model).from_pretrained(None, config=model.config, state_dict=state, **_TOLD)
+        if len(told["missing_keys"]) < len(best[1]["missing_keys"]):
+            best = again, told, names
+    if hasattr(model, "generation_config"):  # which is in a file of its own
+        best[0].generation_config = model.generation_config
+    return best
 
 
 def _check_no_bias_lost(model: Any, unused: list[str], name: str) -> None:
