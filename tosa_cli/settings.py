@@ -12,7 +12,6 @@ and may name another default: `epochs: int = 3`.
 import dataclasses
 import difflib
 import inspect
-import os
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -143,7 +142,7 @@ class Declaration:
         try:
             checked = self._adapter.validate_python(value)
             for text in checked if isinstance(checked, tuple) else (checked,):
-                if isinstance(text, str) and b"\0" in os.fsencode(text):  # no name of a file has a zero
+                if isinstance(text, str) and b"\0" in text.encode():  # no name of a file has a zero
                     raise ValueError(text)
             return checked
         except ValidationError as error:

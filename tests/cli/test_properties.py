@@ -30,9 +30,11 @@ from tosa_cli.cli import app as command_line
 from tosa_cli.cli.options import settings_from
 from tosa_cli.config import SETTINGS_KEY, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
+from tosa_cli.data.processed import ProcessedPhotos, norm_of
 from tosa_cli.errors import TosaError
 from tosa_cli.hub.whole import save_whole
 from tosa_cli.measure import speed
+from tosa_cli.measure.agreement import compare_outputs
 from tosa_cli.recipe import SECTIONS
 from tosa_cli.train import checkpoint as checkpoints
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
@@ -227,6 +229,33 @@ def test_every_wrong_or_missing_value_of_the_config_of_a_whole_model_is_told_or_
             except BaseException as error:
                 shown = "missing" if value is MISSING else repr(value)
                 wrong.append(f"{'.'.join(path)} {shown}: {error!r}"[:240])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_wrong_or_missing_value_of_a_processor_is_told_or_harmless(work: Path) -> None:
+    file, wrong = write_whole() / "preprocessor_config.json", []
+    config = json.loads(file.read_text())
+    paths = list(places(config))
+    if not LONG:
+        paths = [path for path in paths if path[0] in ("size", "crop_size", "image_std", "image_processor_type")]
+    few = (MISSING, "wrong", [], {"a": 1})
+    texts = [changed(config, path, value) for path in paths for value in ((MISSING, *WRITTEN) if LONG else few)]
+    texts += [{**config, "size": size} for size in (5, [1, 2], {"shortest_edge": 3}, {"height": 56, "width": 70})]
+    texts += [{**config, name: [value] * 3} for name in ("image_mean", "image_std") for value in (0, 1e30, math.nan)]
+    for values in (*texts, [], "x", None, 5):
+        file.write_text(json.dumps(values))
+        try:
+            with limits(5):
+                whole = load_converted(str(file.parent))
+                photos = ProcessedPhotos("photos", whole.processor, max_samples=1)
+                figures = compare_outputs(None, whole.model, photos).outputs["logits"]
+                assert all(map(math.isfinite, figures.values()))
+                norm_of(whole.processor)
+        except TosaError as error:
+            assert str(error)
+        except BaseException as error:
+            changes = {key: value for key, value in values.items() if config.get(key) != value} if values else values
+            wrong.append(f"{changes}: {error!r}"[:240])
     assert not wrong, "\n".join(wrong)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -327,6 +328,23 @@ def test_an_old_file_never_stands_beside_the_weights_of_a_new_one(
     with pytest.raises(KeyboardInterrupt):
         export_model(tiny_tosa(), path, overwrite=True)
     assert not path.exists()
+
+
+def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
+    # PyTorch's own writer of files would; so the export is in a child.
+    path = tmp_path / "model.pt2"
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+            export_model(tiny_tosa(), path, ExportConfig(format="pt2"))
+        except OutputError:
+            code = 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_check_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,35 @@ def test_a_converted_folder_loads_and_computes_what_transformers_did(name: str, 
         assert tuple(data["input_size"]) == (3, *images.shape[2:])
 
 
+@pytest.mark.parametrize("front", ["", "module.", "model."])
+def test_weights_of_a_type_that_is_no_float_are_refused_before_they_are_joined(tmp_path: Path, front: str) -> None:
+    folder = save(make(published("google/vit-base-patch16-224"), "ViTModel"), tmp_path / "theirs")
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    query = next(key for key in state if key.endswith("query.weight"))
+    torch.save({front + key: value.to(torch.int8) if key == query else value for key, value in state.items()},
+               folder / "pytorch_model.bin")  # fmt: skip
+    with pytest.raises(CheckpointError, match=f"'{front}{query}' is of type int8"):
+        load_source(str(folder))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {f"module.{key}": value for key, value in state.items()},
+    lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 3},
+    lambda state: {"module": {f"_orig_mod.{key}": value for key, value in state.items()}},
+    lambda state: {key.replace("query.", "query.base_layer."): value for key, value in state.items()},
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "facebook/dinov2-small"])
+def test_what_training_put_around_weights_is_taken_off(tmp_path: Path, name: str, wrap: Any) -> None:
+    folder = save(make(published(name)), tmp_path / "theirs")
+    expected = load_source(str(folder)).model.state_dict()
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(wrap(state), folder / "pytorch_model.bin")
+    found = load_source(str(folder)).model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
 def test_a_tiny_epsilon_is_kept_in_the_folder(tmp_path: Path) -> None:
     # Tokens so small that timm's own 1e-6 would be most of their variance.
     theirs = make(published("google/vit-base-patch16-224"), "ViTModel")

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.model.whole_models import BACKBONE
-from tosa_cli.config import TosaConfig
-from tosa_cli.data.processed import ProcessedPhotos
+from tosa_cli.config import Method, TosaConfig
+from tosa_cli.data.processed import ProcessedPhotos, norm_of
+from tosa_cli.fit.whole import choose_run_rates
 from tosa_cli.hub.architectures import plan_model
 from tosa_cli.hub.whole import load_whole, save_whole
 from tosa_cli.measure.agreement import compare_outputs
@@ -106,6 +107,13 @@ def read(folder: Path, *images: Any) -> Any:
         else:
             image.save(photos / f"{number}.tiff")
     return list(ProcessedPhotos("theirs/photos", load_whole("theirs").processor))
+
+
+def prepares(folder: Path, **settings: Any) -> Any:
+    """The processor of a model, some of whose settings are others."""
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return load_whole(str(folder)).processor
 
 
 WEIGHTS: list[Row] = [
@@ -237,6 +245,44 @@ IMAGES: list[Row] = [
         lambda: compare_outputs(Nowhere(), Nowhere(), [{"pixel_values": torch.ones(1, 3, 8, 8)}]),
         "The output logits holds values that are not numbers, so nothing can be said of it: take other images, or a "
         "model from before its weights were spoilt.",
+    ),
+    (
+        "images that are too small for one patch",
+        lambda theirs: compare_outputs(None, load_whole("theirs").model, [{"pixel_values": torch.ones(1, 3, 5, 5)}]),
+        "Dinov2ForImageClassification was not run on what it was given, of the shape 1x3x5x5 (…). Give it batches that "
+        "it takes; of photos it is its processor that makes them.",
+    ),
+    (
+        "a processor by which pixels are not finite",
+        lambda theirs: (prepares(theirs, image_std=[0.0] * 3), read(theirs, Image.new("RGB", (70, 60)))),
+        "No image of theirs/photos can be used, the first of them theirs/photos/0.tiff (…).",
+    ),
+    (
+        "a processor without a deviation, in training",
+        lambda theirs: norm_of(prepares(theirs, image_std=[0.0] * 3)),
+        "The processor of images has the image_std (0.0, 0.0, 0.0), by which nothing can be normalised: it is one "
+        "finite number a channel, and as a deviation not 0.",
+    ),
+    (
+        "a processor that is no object",
+        lambda theirs: (theirs / "preprocessor_config.json").write_text("[]") and load_whole("theirs"),
+        "theirs/preprocessor_config.json should hold a JSON object, but holds a list.",
+    ),
+    (
+        "a processor of no name",
+        lambda theirs: prepares(theirs, image_processor_type=5),
+        "theirs/preprocessor_config.json was not read by transformers (AttributeError: …).",
+    ),
+    (
+        "tokens that are not finite while rates are sought",
+        lambda theirs: choose_run_rates(
+            load_whole("theirs").model,
+            [torch.full((2, 3, 56, 56), 1e38)],
+            Method(selector="ward", bypass="mean"),
+            target_reduction=0.1,
+        ),
+        "The final tokens of some images are no finite numbers, so nothing can be measured by them: check how images "
+        "are prepared, and the weights.",
     ),
 ]
 """Where images, or what a model makes of them, cannot be used."""

@@ -73,6 +73,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         _check_surroundings()
+        _check_text(arguments)
         with raising_interrupt():
             _run(arguments)
     except TosaError as error:
@@ -123,6 +124,20 @@ def _check_surroundings() -> None:
         os.getcwd()
     except OSError as error:
         raise InputError("The current directory was deleted: go to one that is there, as with `cd`.") from error
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Check that arguments are text: names of other bytes go into no model folder, recipe or card.
+
+    Raises:
+        InputError: If one is not.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(argument).decode(errors="replace")
+            raise InputError(f"The name {shown} is no text in UTF-8: rename what it stands for.") from error
 
 
 def _run(arguments: list[str]) -> None:

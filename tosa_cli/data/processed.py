@@ -1,6 +1,7 @@
 """Photos of a folder as a model of transformers is given them, by its own processor."""
 
 import inspect
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tosa_cli.data.images import to_color_mode
 from tosa_cli.data.photos import find_photos
-from tosa_cli.errors import DataError, InputError
+from tosa_cli.errors import CheckpointError, DataError, InputError
 from tosa_cli.progress import NoProgress, Progress
 
 NO_PROCESSOR = (
@@ -109,6 +110,8 @@ def process(image: Image.Image, processor: Any) -> Tensor:
     if "boxes" in inspect.signature(processor.preprocess).parameters:
         options["boxes"] = [[[0.0, 0.0, float(image.width), float(image.height)]]]  # the whole image
     pixels: Tensor = processor(images=[image], return_tensors="pt", **options)["pixel_values"]
+    if not pixels.isfinite().all():
+        raise ValueError("by the mean, deviation and factor of the processor, its pixels are no finite numbers")
     return pixels
 
 
@@ -120,10 +123,24 @@ def _reason(error: Exception) -> str:
 
 
 def norm_of(processor: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel by which a processor normalises; 0.5 where it says nothing."""
+    """Mean and standard deviation of each channel by which a processor normalises; 0.5 where it says nothing.
+
+    Raises:
+        CheckpointError: If they are none.
+    """
     processor = getattr(processor, "image_processor", processor)
-    mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-    return list(mean or (0.5, 0.5, 0.5)), list(std or (0.5, 0.5, 0.5))
+    found = []
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name, None)
+        channels = [0.5] * 3 if values is None else list(values) if isinstance(values, (list, tuple)) else [values] * 3
+        numbers = [value for value in channels if isinstance(value, (int, float)) and math.isfinite(value)]
+        if len(numbers) != len(channels) or len(channels) not in (1, 3) or (name == "image_std" and 0 in channels):
+            raise CheckpointError(
+                f"The processor of images has the {name} {values!r}, by which nothing can be normalised: it is one "
+                f"finite number a channel, and as a deviation not 0."
+            )
+        found.append(channels)
+    return found[0], found[1]
 
 
 def shown_pixels(images: Tensor, processor: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """One verb: `export_model(model, path, config) -> ExportReport`. A file is whole and checked, or not there."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -225,7 +226,10 @@ def _export_pt2(job: _Job, path: Path) -> _Exported:
         program = trace(job.model, job.outputs, job.images, dynamic)
         told = trace(job.model, job.outputs, job.images, dynamic, with_choices=True)
         with quiet():
-            torch.export.save(program, path, extra_files={"metadata.json": _as_json(job)})
+            # Into memory first: the writer of PyTorch ends the process where a disk is full.
+            content = io.BytesIO()
+            torch.export.save(program, content, extra_files={"metadata.json": _as_json(job)})
+            path.write_bytes(content.getbuffer())
             loaded = torch.export.load(path)
     except OSError:
         raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tosa_cli.errors import DataError
 from tosa_cli.fit.calibration import KeptTokens
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.stream import Stream, run_all
@@ -81,7 +82,11 @@ class FinalTokens:
         self.roots: dict[tuple[Any, ...], dict[int, Tensor]] = {}
 
     def read(self) -> None:
-        """Run the dense model on the images once, and keep what enters its layers and what comes out."""
+        """Run the dense model on the images once, and keep what enters its layers and what comes out.
+
+        Raises:
+            DataError: If what comes out are no finite numbers.
+        """
         self.run.sum_up(self._dense_pass())
 
     def at(self, keep_rates: Mapping[int, float], some: int | None = None) -> Nearness:
@@ -135,7 +140,13 @@ class FinalTokens:
             stream = Stream(tokens, self.run.places)
             run_all(model.dense_layers(stream))
             self.sizes[number] = len(tokens)
-            self.run.keep(number, {"tokens": tokens, "final": self.norm(stream.tokens)})
+            final = self.norm(stream.tokens)
+            if not final.isfinite().all():
+                raise DataError(
+                    "The final tokens of some images are no finite numbers, so nothing can be measured by them: check "
+                    "how images are prepared, and the weights."
+                )
+            self.run.keep(number, {"tokens": tokens, "final": final})
             yield {}
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from tosa_cli.hub.positions import check_patches, own_size
 from tosa_cli.hub.state_dict import to_timm
 from tosa_cli.hub.timm_models import build, build_planned
 from tosa_cli.hub.weight_sets import WeightSet
-from tosa_cli.hub.weights import load_weights, read_parts, weights_error
+from tosa_cli.hub.weights import check_floats, load_weights, read_parts, weights_error
 from tosa_cli.hub.whole_names import own_names
 from tosa_cli.model.families import Backbone, family_of
 from tosa_cli.model.registry import set_norm_eps_
@@ -79,11 +79,13 @@ def build_from_transformers(
         naming = plan.family.naming
         try:
             held = files.weights(lambda key: naming.drops(key, plan.dropped))
-            state = {own: tensor for own, (_, tensor) in own_names(held, naming.parts, shown).items()}
+            named = own_names(held, naming.parts, shown)
         except TosaError:
             raise
         except Exception as error:
             raise weights_error(error, shown) from error
+        state = {name: tensor for name, (_, tensor) in named.items() if not naming.drops(name, plan.dropped)}
+        check_floats(state, lambda name: named[name][0], shown)  # joined with others they would become such
         state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
         # Position embeddings of another image size are resampled as transformers does it.
         state = family_of(model).fit_checkpoint(state, model, antialias=plan.family.antialias)

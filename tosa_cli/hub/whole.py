@@ -8,7 +8,8 @@ from tosa_cli.errors import CheckpointError, ConfigError, InputError, SourceErro
 from tosa_cli.hub.architectures import FAMILIES, is_transformers, is_wrapped
 from tosa_cli.hub.checkpoint import versions
 from tosa_cli.hub.download import fetch_file
-from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, kind_of
+from tosa_cli.hub.files import PROCESSOR_FILES
+from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, kind_of, read_json
 from tosa_cli.hub.kind import find_config
 from tosa_cli.hub.whole_card import render_whole_card
 from tosa_cli.hub.whole_weights import class_of_name, foreign, read_model, without_bars
@@ -101,7 +102,7 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
         raise CheckpointError(f"{name}/{CONFIG} cannot be used: {error}") from error
     return WholeModel(
         model.eval(),
-        _processor(place, options),
+        _processor(place, folder, options),
         name,
         provenance,
         tuple(unused),
@@ -136,13 +137,27 @@ def _class_name(config: dict[str, Any]) -> str | None:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
-def _processor(place: str, options: dict[str, Any]) -> Any:
-    """What prepares inputs: the whole processor where there is a tokenizer too, else that of images alone."""
+def _processor(place: str, folder: Path, options: dict[str, Any]) -> Any:
+    """What prepares inputs: the whole processor where there is a tokenizer too, else that of images alone.
+
+    Raises:
+        CheckpointError: If its file is broken.
+    """
     import transformers
 
+    files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    for file in files:
+        read_json(file)
+    wrong: Exception | None = None
     for kind in (transformers.AutoProcessor, transformers.AutoImageProcessor):
         try:
             return kind.from_pretrained(place, **options)
-        except (OSError, ValueError, KeyError, ImportError, TypeError):
-            continue
+        except (OSError, ValueError, KeyError, ImportError):
+            continue  # a kind that is not known here, or none
+        except Exception as error:
+            wrong = error
+    if wrong is not None and files:
+        raise CheckpointError(
+            f"{files[0]} was not read by transformers ({type(wrong).__name__}: {' '.join(str(wrong).split())[:200]})."
+        ) from wrong
     return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tosa_cli.errors import ConfigError
+from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.model.runs.find import ImageRun
 
 DEFAULT_SIZE = 224
@@ -31,8 +31,23 @@ class Call:
 
     @torch.no_grad()
     def outputs(self) -> dict[str, Tensor]:
-        """The tensors of numbers that come out, by what they are called."""
-        return tensors_of(self.module(*self.args, **self.kwargs))
+        """The tensors of numbers that come out, by what they are called.
+
+        Raises:
+            DataError: If the model does not take what it is called with.
+        """
+        try:
+            return tensors_of(self.module(*self.args, **self.kwargs))
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            words = " ".join(str(error).split())[:200]
+            if "memory" in words:
+                raise
+            values = [*self.args, *self.kwargs.values()]
+            shapes = " and ".join("x".join(map(str, value.shape)) for value in values if isinstance(value, Tensor))
+            raise DataError(
+                f"{type(self.module).__name__} was not run on what it was given, of the shape {shapes} ({words}). Give "
+                f"it batches that it takes; of photos it is its processor that makes them."
+            ) from error
 
 
 def call_on(model: nn.Module, batch: Any) -> Call:
@@ -79,8 +94,8 @@ def example_call(model: nn.Module, found: ImageRun, example: Any = None) -> Call
     call = Call(tower, (images,), {"output_hidden_states": True} if hasattr(tower, "config") else {})
     try:
         call.outputs()
-    except (TypeError, ValueError, RuntimeError) as error:
-        words = " ".join(str(error).split())[:200]
+    except DataError as error:
+        words = " ".join(str(error.__cause__).split())[:200]
         raise ConfigError(
             f"{type(tower).__name__} was not run on images of {height}x{width} pixels ({words}): pass a batch that the "
             f"model takes, as in convert(model, config, example=batch)."
