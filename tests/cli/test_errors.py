@@ -20,7 +20,7 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import Done, Tosa
+from tests.cli.conftest import WARD, Done, Tosa, write_whole
 from tests.model.tiny_models import make_vit
 from tests.train.tiny_pairs import write_folder
 from tosa_cli import load
@@ -442,6 +442,22 @@ def test_a_second_run_on_one_folder_is_refused(converted: Path, tosa: Tosa) -> N
             done = tosa(command)
             assert done.code == 2 and done.err.splitlines()[-1].startswith("Error: ") and "dense-tosa" in done.err
     assert contents(converted) == before
+
+
+def test_a_second_run_on_one_folder_of_a_whole_model_is_refused(converted: Path, tosa: Tosa) -> None:
+    folder = write_whole()
+    before = contents(folder)
+    with FileLock(".whole-tosa.lock"):
+        for command in (
+            "distill whole-tosa --data-dir photos --max-samples 2",
+            "finetune whole-tosa --data-dir photos -b 2 --epochs 1 --objective features",
+            f"convert whole --whole {WARD} -o whole-tosa --overwrite",
+            "eval whole-tosa --data-dir photos --max-samples 2 --update-card",
+        ):
+            done = tosa(command)
+            assert done.code == 2 and "Error: Another run is writing whole-tosa: wait until it has ended" in done.err
+            assert not done.out or "convert" in command
+    assert contents(folder) == before
 
 
 def test_a_tracker_that_is_not_installed_is_refused(converted: Path, tosa: Tosa) -> None:

@@ -1,6 +1,7 @@
 """What commands do with a whole model of transformers."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,13 +114,15 @@ def distill(name: str, given: Mapping[str, Any], output: Path | None, overwrite:
     check_given("distill", given, "data_dir", "max_samples")
 
     from tosa_cli.hub.folder import check_output
+    from tosa_cli.hub.writing import alone
     from tosa_cli.workflow import whole_folder
 
     folder = output or Path(name.removeprefix("local-dir:"))
     if output is not None:
         check_output(folder, overwrite)
-    whole, reports = whole_folder.distill(name, given.get("data_dir", ""), given.get("max_samples"), console)
-    whole_folder.save(whole, folder, overwrite=output is None or overwrite)
+    with alone(folder):
+        whole, reports = whole_folder.distill(name, given.get("data_dir", ""), given.get("max_samples"), console)
+        whole_folder.save(whole, folder, overwrite=output is None or overwrite)
     if json:
         console.print_json({"runs": [vars(report) for report in reports]})
     for report in reports:
@@ -176,18 +179,21 @@ def evaluate(name: str, given: Mapping[str, Any], texts: Sequence[str], update_c
     """`tosa eval` of a whole model: how near its outputs are to the dense model's."""
     check_given("eval", given, "data_dir", "max_samples")
 
+    from tosa_cli.hub.writing import alone
     from tosa_cli.workflow import whole_folder
 
-    report = whole_folder.evaluate(name, given.get("data_dir", ""), given.get("max_samples"), console, texts)
-    if json:
-        console.print_json(report.to_dict())
-    else:
-        title = f"Outputs of {name} against the dense model's, {report.samples} images"
-        show_agreement(title, report.outputs)
-    if update_card:
-        folder = Path(name.removeprefix("local-dir:"))
-        whole_folder.record(name, folder, report)
-        console.say(f"Wrote the result into {folder}.")
+    folder = Path(name.removeprefix("local-dir:"))
+    # Measured and written by one run: another one would put other weights under these figures.
+    with alone(folder) if update_card else nullcontext():
+        report = whole_folder.evaluate(name, given.get("data_dir", ""), given.get("max_samples"), console, texts)
+        if json:
+            console.print_json(report.to_dict())
+        else:
+            title = f"Outputs of {name} against the dense model's, {report.samples} images"
+            show_agreement(title, report.outputs)
+        if update_card:
+            whole_folder.record(name, folder, report)
+            console.say(f"Wrote the result into {folder}.")
 
 
 def export(name: str, path: Path, config: "ExportConfig", json: bool) -> None:

@@ -57,11 +57,11 @@ def make_whole_picture(
     layers = None if layers is None else set(layers)
     run.watchers.append(watch)
     try:
-        converted = call_on(model, images).outputs()
+        converted = call_on(model, images).outputs_or_why()
     finally:
         run.watchers.remove(watch)
     with dense(model):
-        expected = call_on(model, images).outputs()
+        expected = call_on(model, images).outputs_or_why()
     output = compare_one(expected, converted, labels)
     png = draw_selection(pixels, maps, predicted=output, title=title, footer=NO_SCORES)
     return Picture(png, maps, None, outputs=compare_outputs(None, model, [images]).outputs)

@@ -84,7 +84,7 @@ class BatchTokens(KeptTokens):
 
         handle = self.found.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            call_on(self.whole, batch).outputs()
+            call_on(self.whole, batch).outputs_or_why()
         except _ReachedError as reached:
             given = reached.given
             return given.pop(names[0]), given

@@ -112,7 +112,7 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
 
 
 def _outputs(call: Call) -> dict[str, Tensor]:
-    found = call.outputs()
+    found = call.outputs_or_why()
     return {
         name: value.float() for name, value in found.items() if name.partition(".")[0] not in SKIPPED and value.ndim > 0
     }

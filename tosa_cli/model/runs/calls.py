@@ -31,13 +31,17 @@ class Call:
 
     @torch.no_grad()
     def outputs(self) -> dict[str, Tensor]:
-        """The tensors of numbers that come out, by what they are called.
+        """The tensors of numbers that come out, by what they are called."""
+        return tensors_of(self.module(*self.args, **self.kwargs))
+
+    def outputs_or_why(self) -> dict[str, Tensor]:
+        """The same, of a batch that is the user's.
 
         Raises:
-            DataError: If the model does not take what it is called with.
+            DataError: If the model does not take it.
         """
         try:
-            return tensors_of(self.module(*self.args, **self.kwargs))
+            return self.outputs()
         except (IndexError, TypeError, ValueError, RuntimeError) as error:
             words = " ".join(str(error).split())[:200]
             if "memory" in words:
@@ -94,8 +98,8 @@ def example_call(model: nn.Module, found: ImageRun, example: Any = None) -> Call
     call = Call(tower, (images,), {"output_hidden_states": True} if hasattr(tower, "config") else {})
     try:
         call.outputs()
-    except DataError as error:
-        words = " ".join(str(error.__cause__).split())[:200]
+    except (TypeError, ValueError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{type(tower).__name__} was not run on images of {height}x{width} pixels ({words}): pass a batch that the "
             f"model takes, as in convert(model, config, example=batch)."
