@@ -12,7 +12,7 @@ from tests.train.tiny_runs import tiny_tosa
 from tests.workflow.test_labels import Heard
 from tosa_cli import save
 from tosa_cli.data.maps import read_mask
-from tosa_cli.errors import DataError, MeasureError
+from tosa_cli.errors import DataError
 from tosa_cli.measure.config import EvalConfig
 from tosa_cli.workflow.evaluate import evaluate
 from tosa_cli.workflow.finetune import finetune
@@ -53,6 +53,26 @@ def test_masks_of_0_and_255_are_told_to_lack_a_class(tmp_path: Path, model: Path
     assert [said for said in heard.told if said.startswith("No pixel in the 12 masks is of class 1")]
 
 
+def test_a_value_that_was_no_class_in_training_is_none_in_evaluation(tmp_path: Path, model: Path) -> None:
+    data = with_masks(tmp_path / "data", (0, 7))
+    report, _ = trained(model, data, ignore_index=7)
+    heard = Heard()
+    found = evaluate(report.folder, data, EvalConfig(**READ), listener=heard).values  # type: ignore[arg-type]
+    named = evaluate(report.folder, data, EvalConfig(**READ, ignore_index=7), listener=Heard()).values  # type: ignore
+    assert found["miou"] == named["miou"] and found["pixel_accuracy"] == named["pixel_accuracy"]
+    assert any(said.startswith("In the masks 7 is no class, as it was when") for said in heard.told)
+
+
+def test_masks_without_a_class_are_refused_before_the_training_and_have_no_figures(tmp_path: Path, model: Path) -> None:
+    report, _ = trained(model, with_masks(tmp_path / "data", (0, 1)))
+    empty = with_masks(tmp_path / "empty", (255, 255))
+    with pytest.raises(DataError, match=r"No pixel in the 11 masks of empty is of a class \(0 to 1\)"):
+        finetune(model, empty, QUICK, output=tmp_path / "none", listener=Heard())  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(DataError, match=r"No pixel in the 12 masks is of a class"):
+        evaluate(report.model, empty, EvalConfig(**READ), listener=Heard())  # type: ignore[arg-type]
+
+
 def test_masks_that_have_every_class_are_read_without_a_word(tmp_path: Path, model: Path) -> None:
     assert trained(model, with_masks(tmp_path / "data", (0, 1)))[1] == []
 
@@ -72,7 +92,7 @@ def test_a_value_that_is_named_is_no_class(tmp_path: Path, model: Path) -> None:
     assert set(np.unique(read_mask(path, 7))) == {1, 255} and set(np.unique(read_mask(path))) == {1, 7}
     found = evaluate(report.model, data, EvalConfig(**READ, ignore_index=7)).to_dict()
     assert 0 <= found["miou"] <= 1
-    with pytest.raises(MeasureError, match="no mIoU"):
+    with pytest.raises(DataError, match="No pixel in the 12 masks is of a class"):
         evaluate(report.model, with_masks(tmp_path / "none", (7, 255)), EvalConfig(**READ, ignore_index=7))
 
 

@@ -141,6 +141,10 @@ class PredictorTask(Task):
         """What a report says of what counted."""
         return {}
 
+    def read_as_trained(self, model: Predictor, name: str, config: EvalConfig, listener: Listener) -> EvalConfig:
+        """The settings of an evaluation, with what maps were read by in training where they do not say it."""
+        return config
+
     def trial(self, model: Predictor, name: str, config: EvalConfig, listener: Listener) -> Trial:
         """Open images with maps.
 
@@ -149,6 +153,7 @@ class PredictorTask(Task):
         """
         if config.compare and not isinstance(model.encoder, TosaViT):
             raise InputError(f"The encoder of {name} computes every token already: leave out --compare.")
+        config = self.read_as_trained(model, name, config, listener)
         pairs = pairs_of(config, model.config.task)
         asked_size, counted = both_sides(config.img_size), self.measured_config(model.config, config.data_format)
         images = pairs_to_read(

@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel, learned by cross entropy and measured by intersection over union."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.data.pair_images import PairImages, count_labels
+from tosa_cli.errors import DataError
+from tosa_cli.measure.config import EvalConfig
 from tosa_cli.model.predictor import Predictor
-from tosa_cli.progress import counted
+from tosa_cli.progress import Listener, counted
 from tosa_cli.task import IGNORED_LABEL, TaskConfig
 from tosa_cli.tasks.base import Column
 from tosa_cli.tasks.predictor import MapMeasure, PredictorTask
@@ -110,6 +112,14 @@ class Segmentation(PredictorTask):
         """The mean intersection over union."""
         return figures["miou"]
 
+    def read_as_trained(self, model: Predictor, name: str, config: EvalConfig, listener: Listener) -> EvalConfig:
+        """The settings, with the value of masks that was no class in training where none is named."""
+        learned = model.provenance.steps.get("finetune", {}).get("ignore_index")
+        if config.ignore_index is not None or not isinstance(learned, int):
+            return config
+        listener.say(f"In the masks {learned} is no class, as it was when {name} was trained.")
+        return replace(config, ignore_index=learned)
+
     def training_notes(self, training: PairImages, model: Predictor) -> list[str]:
         """Which classes have no pixel in masks to train on; of many masks some are looked at."""
         return _without_pixels(*count_labels(training.samples, model.config.num_labels), training.name)
@@ -124,18 +134,27 @@ class Segmentation(PredictorTask):
 
 
 def _without_pixels(pixels: Sequence[int], seen: int, total: int, name: str) -> list[str]:
-    """A sentence that names classes without a pixel, if there are any.
+    """A sentence that names classes without a pixel, if there are any; without any class it is an error.
 
     Args:
         pixels: Pixels of each class, and at last of none.
         seen: So many masks were looked at.
         total: So many there are.
         name: What to call the data.
+
+    Raises:
+        DataError: If no mask has a class.
     """
     *of_classes, of_none = pixels
     missing = [str(label) for label, count in enumerate(of_classes) if not count]
     if not missing:
         return []
+    if not any(of_classes) and seen == total:
+        raise DataError(
+            f"No pixel in the {counted(total, 'mask')}{f' of {name}' if name else ''} is of a class (0 to "
+            f"{len(of_classes) - 1}): each has a value that is none, 255 or --ignore-index. A mask holds the number of "
+            f"its class in each pixel, from 0 up."
+        )
     shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
     part = counted(total, "mask") if seen == total else f"{seen} of {counted(total, 'mask')}"
     where = f"{part} of {name}" if name else part
