@@ -579,6 +579,7 @@ COMMANDS = [
         "convert dense/config.json --layers 2",
         "dense/config.json is not a weights file: expected one of .safetensors, .pth, .pt, .ckpt, .bin, .tar.",
     ),
+    ("convert dense\udcff --layers 2", "The name dense\ufffd is no text in UTF-8: rename what it stands for."),
     ("convert --layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
     (
         "convert dense --recipe nope",
