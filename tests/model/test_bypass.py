@@ -121,6 +121,16 @@ def test_a_tosa_layer_is_the_block_on_the_selected_tokens_and_the_bypass_on_the_
                 assert torch.allclose(output[image, token], tokens[image, token] + expected, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_bypass_without_partners_normalises_the_skipped_tokens_alone() -> None:
+    block, tokens = make_vit().blocks[2], torch.randn(2, 17, 64)
+    keep = choose_tokens(torch.rand(2, 17), 9, 1)
+    normalised: list[int] = []
+    block.norm1.register_forward_hook(lambda module, args, output: normalised.append(args[0].shape[1]))
+    run_tosa_layer(block, tokens, Choice(keep, other_indices(keep, 17)), KINDS["linear"](64))
+    assert normalised == [8, 9]  # for the bypass, and by the block
+
+
 @pytest.mark.parametrize("bypass", BYPASSES)
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_number_and_order_of_the_tokens_stay_and_the_selection_is_fixed_in_size(selector: str, bypass: str) -> None:
