@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import CALIBRATED, TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.recipe import SECTIONS, command_lines, dump_recipe, load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
 

@@ -315,3 +315,7 @@ class TosaConfig(Method, Places):
 def is_int(value: object) -> bool:
     """Whether a value is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+CALIBRATED = Method(selector="ward", bypass="mean", span=2)
+"""The method of the preset `calibrated`."""

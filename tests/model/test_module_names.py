@@ -25,7 +25,7 @@ from .families import MECHANISMS, make_family
 from .tiny_models import LAYERS, make_images, make_tosa, make_vit
 
 ADDED = ("selectors.", "keys.", "bypasses.", "outputs.")
-CALIBRATED = {"selector": "similarity", "bypass": "nearest+affine"}
+MATCHED = {"selector": "similarity", "bypass": "nearest+affine"}
 PROBE = {"selector": "probe", "bypass": "linear", "span": 2, "layers": (2, 3, 5, 6)}
 
 
@@ -52,7 +52,7 @@ def one_process() -> Any:
 @pytest.mark.parametrize("family", MECHANISMS)
 def test_keys_are_paths_of_modules_and_the_names_of_the_source(family: str) -> None:
     source = make_family(family)
-    model = make_tosa(source, layers=(2, 4), **CALIBRATED)
+    model = make_tosa(source, layers=(2, 4), **MATCHED)
     assert own(model.state_dict()) == list(source.state_dict())
     assert own(name for name, _ in model.named_modules()) == [name for name, _ in source.named_modules()]
     assert own(name for name, _ in model.named_parameters()) == [name for name, _ in source.named_parameters()]
@@ -107,7 +107,7 @@ def test_whatever_of_a_source_runs_its_layers_runs_them_as_a_tosa_model(kind: ty
 # ---------------------------------------------------------------------- what stands there is run
 
 
-@pytest.mark.parametrize("settings", [{}, CALIBRATED, PROBE], ids=str)
+@pytest.mark.parametrize("settings", [{}, MATCHED, PROBE], ids=str)
 def test_a_call_with_other_weights_computes_with_them(settings: dict[str, Any]) -> None:
     model, other, images = make_tosa(**settings), make_tosa(make_vit(seed=5), **settings), make_images()
     expected = other(images)
@@ -209,7 +209,7 @@ def _positions(dense: Any) -> None:
 CHANGES = (_no_head, _other_head, _identity, _added, _table, _pooling, _fewer_layers, _size, _positions)
 
 
-@pytest.mark.parametrize("settings", [{}, CALIBRATED], ids=["paper", "calibrated"])
+@pytest.mark.parametrize("settings", [{}, MATCHED], ids=["paper", "matched"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
 def test_what_is_changed_on_the_dense_model_is_changed_on_the_model(change: Any, settings: dict[str, Any]) -> None:
     model, expected = make_tosa(**settings), make_tosa(**settings)
@@ -303,7 +303,7 @@ def test_layer_decay_scales_each_weight_as_in_the_source(family: str) -> None:
     )
 
 
-@pytest.mark.parametrize("settings", [{}, CALIBRATED, PROBE, {"selector": "previous", "bypass": "linear"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, MATCHED, PROBE, {"selector": "previous", "bypass": "linear"}], ids=str)
 def test_it_trains_in_several_processes(settings: dict[str, Any], one_process: None) -> None:
     model = make_tosa(**settings).train()
     parallel = DistributedDataParallel(model)
@@ -313,9 +313,7 @@ def test_it_trains_in_several_processes(settings: dict[str, Any], one_process: N
     assert all(parameter.grad is not None for parameter in model.backbone_parameters())
 
 
-@pytest.mark.parametrize(
-    ("settings", "by_layer"), [({}, True), ({}, False), (CALIBRATED, False), (PROBE, False)], ids=str
-)
+@pytest.mark.parametrize(("settings", "by_layer"), [({}, True), ({}, False), (MATCHED, False), (PROBE, False)], ids=str)
 def test_it_trains_sharded(settings: dict[str, Any], by_layer: bool, one_process: None) -> None:
     # What is read of a layer before it runs cannot be, where the layer's weights are together only while it runs.
     plain, sharded, images = make_tosa(**settings).train(), make_tosa(**settings).train(), make_images()

@@ -488,7 +488,11 @@ COMMANDS = [
     ("convert dense --layers 2,4,4", "Layer 4 was given twice: name each ToSA layer once."),
     ("convert dense --layers 4,2", "Layers must be in rising order, not 4,2."),
     ("convert dense --layers two", "--layers must be layer numbers with commas, as in 2,4,6, or auto, not 'two'."),
-    ("convert dense", "The setting 'layers' is missing: it must be layer numbers with commas, as in 2,4,6, or auto."),
+    (
+        "convert dense",
+        "Nothing says which layers become ToSA layers: pass --layers, as 2,4,6,8,10, or a preset that finds them on "
+        "your photos, as --preset calibrated --data-dir PHOTOS.",
+    ),
     (
         "convert dense --layers 2,4 --keep-rate 0",
         "The keep rate of layer 2 is 0.0, but must be above 0 and at most 1.",

@@ -57,6 +57,11 @@ def convert(
     values = settings_from("convert", preset_recipe(preset, recipe), {**settings, "source": source})
     if "source" not in values:
         raise ConfigError("No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe.")
+    if "layers" not in values:
+        raise ConfigError(
+            "Nothing says which layers become ToSA layers: pass --layers, as 2,4,6,8,10, or a preset that finds them "
+            "on your photos, as --preset calibrated --data-dir PHOTOS."
+        )
     _drop_overruled(values, settings)
     if values.get("layers") != AUTO:
         _check_no_images(settings)

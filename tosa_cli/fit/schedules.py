@@ -8,9 +8,6 @@ from tosa_cli.model.families import Backbone, eligible_layers
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.selection import num_kept
 
-CALIBRATED = Method(selector="ward", bypass="mean", span=2)
-"""The method of the preset `calibrated`."""
-
 RISES = (0.0, 0.5, 1.0, -0.5)
 """Powers of the depth that the number of merged groups rises or falls with."""
 

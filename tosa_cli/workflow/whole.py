@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from tosa_cli.config import Method, TosaConfig
+from tosa_cli.config import CALIBRATED, Method, TosaConfig
 from tosa_cli.fit.calibrate import CalibrationReport
-from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
 from tosa_cli.hub.transformers_config import record_settings
 from tosa_cli.hub.weights import check_finite

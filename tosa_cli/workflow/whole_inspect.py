@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from tosa_cli.config import CALIBRATED
 from tosa_cli.errors import InputError
-from tosa_cli.fit.schedules import CALIBRATED
 from tosa_cli.hub.whole import is_converted, load_whole
 from tosa_cli.model.families import num_heads
 from tosa_cli.model.runs.calls import example_call
