@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tests.model.families import make_family
 from tests.model.tiny_models import make_images, make_tosa
+from tests.model.whole_models import depth_anything
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, DataError, ExportError, InputError, OutputError
 from tosa_cli.export import export as export_module
@@ -25,6 +26,7 @@ from tosa_cli.export import onnx_file, program
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.export import export_model
 from tosa_cli.export.report import ExportReport
+from tosa_cli.export.whole import write_whole
 from tosa_cli.measure import speed
 from tosa_cli.methods import BYPASSES, SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
@@ -128,6 +130,21 @@ def test_an_onnx_file_computes_what_the_model_does_for_any_number_of_images(
         assert torch.allclose(outputs["logits"], model(images), atol=1e-4)
         assert torch.allclose(outputs["last_hidden_state"], tokens, atol=1e-4)
         assert torch.allclose(outputs["pooler_output"], model.forward_head(tokens, pre_logits=True), atol=1e-4)
+
+
+def operations(path: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+
+
+def test_attention_is_written_as_softmax_alone(plain: tuple[TosaViT, Path, ExportReport], tmp_path: Path) -> None:
+    # A mask of every place, as transformers makes while a model is traced, costs more than the attention.
+    model, path, _ = plain
+    dense, whole = tmp_path / "dense.onnx", tmp_path / "whole.onnx"
+    onnx_file.write_onnx(model.backbone, dense, ["logits"], images=images_of(1), dynamic_batch=False, opset=20)
+    depth = depth_anything().eval()
+    write_whole(depth, whole, batch_size=1, opset=20, shape=(3, 56, 56))
+    for file in (path, dense, whole):
+        assert "Softmax" in operations(file) and not operations(file) & {"IsNaN", "Where"}, file.name
 
 
 def test_an_onnx_file_says_where_it_comes_from_and_what_to_feed_it(plain: tuple[TosaViT, Path, ExportReport]) -> None:

@@ -12,6 +12,7 @@ from torch.export import Dim
 from tosa_cli.errors import ExportError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.export import move_files
+from tosa_cli.export.masks import MaskedCalls, drop_idle_masks
 from tosa_cli.export.onnx_file import SINGLE_FILE_BYTES, OnnxModule
 from tosa_cli.export.photos import photo_pieces
 from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, decompose
@@ -123,12 +124,14 @@ def write_whole(
         ExportError: If PyTorch's exporter cannot say the model in ONNX.
     """
     images = torch.randn((batch_size or TRACED_BATCH, *shape), generator=torch.Generator().manual_seed(0))
-    names = tuple(Call(model, (images,), {}).outputs())
+    with MaskedCalls() as calls:
+        names = tuple(Call(model, (images,), {}).outputs())
     free = {INPUT: {0: Dim(BATCH, min=1)}} if batch_size is None else None
     weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     try:
         with quiet():
             traced = torch.export.export(_Outputs(model, names).eval(), (images,), strict=False, dynamic_shapes=free)
+            drop_idle_masks(traced, calls.masked)
             written: Any = torch.onnx.export(
                 decompose(traced),
                 dynamo=True,
