@@ -4,24 +4,26 @@
     python -m benchmarks.deploy.run_deploy --render
 
 Each model is written once for each batch size and run by each runtime; dense and converted are timed in turns in one
-process, which wants the machine alone. Needs the extras `benchmarks` and `openvino`. It writes
+process, which wants the machine alone. Needs the extras `benchmarks` and `openvino`, and `nncf` for its row. It writes
 benchmarks/results/deploy.json after each measurement and goes on where it stopped; from that file it makes
 benchmarks/DEPLOY.md.
 """
 
 import argparse
 import copy
+import importlib.util
 import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deploy.render_deploy import COMPILED, GROWTH, RUNTIMES, SAVINGS, render
+from benchmarks.deploy.render_deploy import COMPILED, GROWTH, NNCF, RUNTIMES, SAVINGS, render
 from benchmarks.lab import FIGURES, HERE, WORK, Lab
 from benchmarks.real.lab import fetch
-from benchmarks.real.run_merging import METHOD, MergingLab
+from benchmarks.real.run_merging import MergingLab
 from benchmarks.writer import machine
+from tosa_cli.config import CALIBRATED
 
 RESULTS = FIGURES / "deploy.json"
 PAGE = HERE / "DEPLOY.md"
@@ -55,7 +57,8 @@ class DeployLab(Lab):
         self.real = MergingLab(work)
         self.folder = work / "deploy"
         self.folder.mkdir(exist_ok=True)
-        self.results["machine"] = machine() | versions()
+        self.machine = machine() | versions()
+        self.results.setdefault("machine", self.machine)
 
     def models(self, size: int) -> dict[str, Any]:
         """The dense DINOv2 ViT-S/14, what it converts to, and the dense one on a smaller input at the first saving."""
@@ -95,7 +98,7 @@ def loaders(
     from tosa_cli.export.quantize import quantize_file
 
     images = torch.zeros(batch, 3, size, size)
-    files: dict[str, dict[str, Path]] = {"float32": {}, "int8": {}, "static": {}}
+    files: dict[str, dict[str, Path]] = {"float32": {}, "int8": {}, "static": {}, "nncf": {}}
     for name, model in models.items():
         stem = f"{size}_{batch}_{name.replace(' ', '_')}"
         files["float32"][name] = folder / f"{stem}.onnx"
@@ -106,6 +109,9 @@ def loaders(
             files["int8"][name], files["static"][name] = folder / f"{stem}_int8.onnx", folder / f"{stem}_static.onnx"
             quantize_file(files["float32"][name], files["int8"][name])
             quantize_file(files["float32"][name], files["static"][name], photos)
+        if NNCF in runtimes(size, bool(photos)):
+            files["nncf"][name] = folder / f"{stem}_nncf.xml"
+            quantize_by_nncf(files["float32"][name], files["nncf"][name], photos)
 
     half = {name: copy.deepcopy(model).bfloat16() for name, model in models.items()}
     opened = {
@@ -118,14 +124,38 @@ def loaders(
         "OpenVINO float32": lambda name: Tokens(OpenVinoModule(files["float32"][name], "float32")),
         "OpenVINO bfloat16": lambda name: Tokens(OpenVinoModule(files["float32"][name], "bfloat16")),
         "OpenVINO int8, static": lambda name: Tokens(OpenVinoModule(files["static"][name], "float32")),
+        NNCF: lambda name: Tokens(OpenVinoModule(files["nncf"][name], "float32")),
     }
     for runtime in runtimes(size, bool(photos)):
         yield runtime, {name: opened[runtime](name) for name in models}
 
 
+def quantize_by_nncf(path: Path, target: Path, photos: list[Any]) -> None:
+    """Quantise a file for OpenVINO; products of activations with each other, the distances too, stay float."""
+    import nncf
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    products = []
+    for node in model.get_ordered_ops():
+        sources = {source.get_node().get_type_name() for source in node.input_values()}
+        if node.get_type_name() == "MatMul" and "Constant" not in sources:
+            products.append(node.get_friendly_name())
+    data = nncf.Dataset([images.numpy() for images in photos])
+    kept = nncf.IgnoredScope(names=products)
+    quantized = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, ignored_scope=kept)
+    openvino.save_model(quantized, target, compress_to_fp16=False)
+
+
 def runtimes(size: int, real: bool) -> list[str]:
-    """What runs models of a size: int8 wants real weights, and compiling is for the small ones."""
-    return [name for name in RUNTIMES if (real or "int8" not in name) and (name != COMPILED or (real and size == 224))]
+    """What runs models of a size: int8 wants real weights, NNCF its package, and compiling is for the small ones."""
+    return [
+        name
+        for name in RUNTIMES
+        if (real or "int8" not in name)
+        and (name != COMPILED or (real and size == 224))
+        and (name != NNCF or importlib.util.find_spec("nncf"))
+    ]
 
 
 def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, name: str, real: bool) -> None:
@@ -153,7 +183,7 @@ def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, na
                 row["reduction"] = reductions[kind]
                 if real and batch == 1 and runtime != COMPILED and kind != "smaller input":
                     row["quality"] = lab.real.near(opened[kind], size)
-            return {"threads": torch.get_num_threads(), "models": rows}
+            return {"threads": torch.get_num_threads(), "machine": lab.machine, "models": rows}
 
         lab.measure("rows", f"{name} {batch} {runtime}", one)
 
@@ -180,7 +210,7 @@ def run_base(lab: DeployLab) -> None:
     models: dict[str, Any] = {"dense": timm.create_model(BASE, img_size=224, num_classes=0).eval()}
     for saving in SAVINGS[224]:
         rates = lab.real.rates(224, saving, 0)
-        config = METHOD.at(rates, rates.values())
+        config = CALIBRATED.at(rates, rates.values())
         models[f"-{saving:.0%}"] = insert_selectors(copy.deepcopy(models["dense"]), config).eval()
     run_models(lab, models, 224, 1, "base", real=False)
 
@@ -196,7 +226,7 @@ def run_growth(lab: DeployLab) -> None:
 
     def one(size: int) -> dict[str, Any]:
         dense = lab.real.source(size).eval()
-        schedules = Schedules(dense, METHOD)
+        schedules = Schedules(dense, CALIBRATED)
         model = insert_selectors(
             lab.real.source(size), schedules.config(schedules.keep_rates(schedules.rising(0.0), 0.25))
         ).eval()

@@ -189,7 +189,8 @@ def render(results: dict[str, Any]) -> str:
         f"Rooms: `render_scenes.py`, {settings['scenes']} of them from seed 0, each a room of its own; every tenth is "
         f"a test image, and {settings['training_images']} of the others are trained on, once. Selectors and bypasses "
         f"are fitted on {settings['calibration_images']} training pictures, without their depth (`tosa distill` keeps "
-        "a fit only where it helps); then decoder and encoder are trained alike for all, the selectors frozen.",
+        "a fit only where it helps); then decoder and encoder are trained alike for all, the selectors frozen. The "
+        "preset `calibrated` in a depth model that is not trained again is in [WHOLE.md](WHOLE.md).",
         f"Training: `tosa finetune ENCODER {settings['training']}`.",
         f"Machine: {machine_used}.",
     ]

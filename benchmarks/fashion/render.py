@@ -71,7 +71,8 @@ def _head(results: dict[str, Any]) -> str:
         f"models take error curves from {settings['curve_images']} and their fit from "
         f"{settings['calibration_images']:,} training images, without labels.\n\n"
         f"A seed draws all these images and their order, and the weights of untrained selectors. The teacher is one "
-        f"and the same. ± is the standard deviation over the seeds.\n\nMachine: {machine}. "
+        f"and the same. ± is the standard deviation over the seeds. The preset `calibrated`, without finetuning, is "
+        f"measured on this teacher in [MERGING.md](MERGING.md).\n\nMachine: {machine}. "
         f"Teacher apart, all that is on this page took {_hours(results):.1f} hours of one process, of which several "
         f"may run at once."
     )

@@ -13,6 +13,7 @@ TARGETS = {224: (0.25, 0.4, 0.5), 518: (0.3, 0.45)}
 CALIBRATION = {224: 32, 518: 12}
 HELD_OUT = {224: 95, 518: 24}
 DRAWS = {224: 3, 518: 1}
+FASHION_DRAWS = 3
 OURS = "calibrated"
 MERGE = "merge"
 NAMES = {
@@ -35,8 +36,8 @@ def key(size: int, target: float, *more: Any) -> str:
     return " ".join(map(str, (size, f"-{target:.0%}", *more)))
 
 
-def render(results: dict[str, Any]) -> str:
-    """The page, from the committed figures."""
+def render(results: dict[str, Any], fashion: dict[str, Any]) -> str:
+    """The page, from the committed figures of photos and of Fashion-MNIST."""
     setting = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     parts = [
         "# Beside token merging, at equal MACs and on the clock",
@@ -49,6 +50,7 @@ def render(results: dict[str, Any]) -> str:
         f"The keep rates of `calibrated` are found on calibration photos ({CALIBRATION[224]} at 224, "
         f"{CALIBRATION[518]} at 518), of which {DRAWS[224]} draws are made at 224: mean ± standard deviation.",
         *sections(results),
+        *fashion_sections(fashion),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -62,7 +64,7 @@ def sections(results: dict[str, Any]) -> Iterator[str]:
             if OURS not in rows or MERGE not in rows:
                 continue
             yield f"## {size} pixels, {target:.0%} fewer MACs ({rows[OURS][0]['photos']} photos)"
-            yield quality_table(rows)
+            yield quality_table(rows, {"saliency": ("saliency", 1, 4)})
             ratios = [mean(rows[OURS], part) / mean(rows[MERGE], part) for part in ("patch", "class")]
             medians = [
                 mean(rows[OURS], f"{part}_median") / mean(rows[MERGE], f"{part}_median") for part in ("patch", "class")
@@ -88,8 +90,26 @@ def mean(found: list[dict[str, Any]], part: str) -> float:
     return statistics.mean(one[part] for one in found)
 
 
-def quality_table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Errors of the models."""
+def fashion_sections(results: dict[str, Any]) -> Iterator[str]:
+    """A part for each saving on Fashion-MNIST."""
+    dense = results["quality"]["dense"]
+    setting = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    yield "## A classifier of other statistics"
+    yield (
+        "The Fashion-MNIST teacher of [FASHION.md](FASHION.md), a DeiT of width 64 at 56 pixels, as it is: nothing is "
+        f"finetuned. Made by `python -m benchmarks.fashion.run_merging`, {setting}. Keep rates are found on 32 "
+        f"training images without labels, {FASHION_DRAWS} draws; {dense['photos']} test images. The dense model's "
+        f"top-1 is {dense['top1']:.1%}, `as dense` how often the class is the dense model's."
+    )
+    for target in sorted({name.split()[1] for name in results["quality"] if name != "dense"}):
+        rows = {name: draws_of(results["quality"], f"56 {target} {name}") for name in NAMES}
+        yield f"### {target.removeprefix('-')} fewer MACs"
+        more = {"top-1": ("top1", 100, 2), "as dense": ("agreement", 100, 2)}
+        yield quality_table({name: found for name, found in rows.items() if found}, more)
+
+
+def quality_table(rows: dict[str, list[dict[str, Any]]], more: dict[str, tuple[str, float, int]]) -> str:
+    """Errors of the models, and `more` columns: the figure, what it is multiplied by, and its digits."""
 
     def cell(found: list[dict[str, Any]], part: str, scale: float, digits: int) -> str:
         values = [one[part] * scale for one in found]
@@ -101,7 +121,7 @@ def quality_table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "",
         "MACs",
         *(name.replace("_", ", ").replace("worst, tenth", "nine of ten") for name in columns),
-        "saliency",
+        *more,
     ]
     return table(
         head,
@@ -110,7 +130,7 @@ def quality_table(rows: dict[str, list[dict[str, Any]]]) -> str:
                 NAMES[name],
                 f"-{mean(found, 'reduction'):.1%}",
                 *(cell(found, column, 1000, 2) for column in columns),
-                cell(found, "saliency", 1, 4),
+                *(cell(found, *column) for column in more.values()),
             ]
             for name, found in rows.items()
         ],

@@ -33,7 +33,8 @@ def render(results: dict[str, Any], folder: Path) -> None:
 def _head(results: dict[str, Any], folder: Path) -> str:
     machine = results["machine"]
     labelled = (
-        "The paper's experiment, with labels and finetuning, is in [FASHION.md](FASHION.md), on Fashion-MNIST.\n\n"
+        "The paper's experiment, with labels and finetuning, is in [FASHION.md](FASHION.md), on Fashion-MNIST; the "
+        "preset `calibrated`, tokens in groups, is beside token merging in [MERGING.md](MERGING.md).\n\n"
     )
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
     return (

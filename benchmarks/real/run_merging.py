@@ -28,12 +28,12 @@ from benchmarks.real.render_merging import (
 )
 from benchmarks.real.run_saliency import SaliencyLab, correlation
 from benchmarks.writer import machine
-from tosa_cli.config import Method
+from tosa_cli.config import CALIBRATED
 
 RESULTS = FIGURES / "merging.json"
+FASHION_RESULTS = FIGURES / "merging_fashion.json"
+"""From benchmarks.fashion.run_merging."""
 PAGE = HERE / "MERGING.md"
-METHOD = Method(selector="ward", bypass="mean", span=2)
-"""The preset `calibrated`."""
 
 
 def main() -> None:
@@ -52,7 +52,13 @@ def main() -> None:
                 run_quality(lab, size, target)
                 if args.speed:
                     run_speed(lab, size, target)
-    PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    write_page()
+
+
+def write_page() -> None:
+    """Render the page from all figures there are."""
+    figures = [json.loads(path.read_text("utf-8")) for path in (RESULTS, FASHION_RESULTS)]
+    PAGE.write_text(render(*figures), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
 
@@ -72,7 +78,7 @@ class MergingLab(SaliencyLab):
         def one() -> dict[str, Any]:
             source = self.source(size)
             photos = self.photos("calibration", source, CALIBRATION[size], draw)
-            return search_rates(self.accelerator, source, METHOD, photos, target).to_dict()
+            return search_rates(self.accelerator, source, CALIBRATED, photos, target).to_dict()
 
         name = key(size, target, draw)
         self.measure("rates", name, one)
@@ -83,7 +89,7 @@ class MergingLab(SaliencyLab):
         from tosa_cli.model.convert import insert_selectors
 
         rates = self.rates(size, target, draw)
-        config = METHOD.at(rates, rates.values())
+        config = CALIBRATED.at(rates, rates.values())
         return insert_selectors(self.source(size), config).eval()
 
     def matched(self, size: int, target: float) -> Any:
@@ -104,16 +110,19 @@ class MergingLab(SaliencyLab):
                 maps, tokens = self.map_and_tokens(model, images)
                 errors.append(1 - F.cosine_similarity(tokens, dense_tokens, dim=-1))
                 correlations.append(correlation(dense_maps.flatten(1).double(), maps.flatten(1).double()))
-        error = torch.cat(errors)
-        parts = {"patch": error[:, 1:].mean(1), "class": error[:, 0]}
-        found: dict[str, Any] = {"photos": len(error), "saliency": torch.cat(correlations).mean().item()}
-        for name, values in parts.items():
-            found |= {name: values.mean().item(), f"{name}_median": values.median().item()}
-            found[f"{name}_worst_tenth"] = values.quantile(0.9).item()
-        return found
+        return {**error_figures(torch.cat(errors)), "saliency": torch.cat(correlations).mean().item()}
 
     def keep(self, names: list[str], what: str, batches: list[Any]) -> None:
         """Nothing: this page has no picture."""
+
+
+def error_figures(errors: Any) -> dict[str, Any]:
+    """Mean, median and worst tenth of errors (images, N) of patch tokens, a mean an image, and of the class token."""
+    found: dict[str, Any] = {"photos": len(errors)}
+    for name, values in {"patch": errors[:, 1:].mean(1), "class": errors[:, 0]}.items():
+        found |= {name: values.mean().item(), f"{name}_median": values.median().item()}
+        found[f"{name}_worst_tenth"] = values.quantile(0.9).item()
+    return found
 
 
 def run_quality(lab: MergingLab, size: int, target: float) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
         lab = SaliencyLab(args.work)
         for size in args.sizes:
             run_size(lab, size)
-    if (args.work / "saliency_maps").is_dir():
+    if all((args.work / "saliency_maps" / f"{file_name(name)}.npz").exists() for name in DRAWN):
         draw(args.work / "saliency_maps", PICTURE)
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
@@ -150,7 +150,7 @@ def file_name(setting: str) -> str:
 
 
 def run_size(lab: SaliencyLab, size: int) -> None:
-    """Every setting at one image size."""
+    """Every setting at one image size; those of the preset `calibrated` once MERGING.md has been made."""
     from tosa_cli.config import TosaConfig
     from tosa_cli.model.flops import solve_keep_rate
 
@@ -168,6 +168,7 @@ def run_size(lab: SaliencyLab, size: int) -> None:
         ),
         MATCHED: measured(lab, source, 0.25),
         "matched, layers by measurement: -40%": measured(lab, source, 0.4),
+        **calibrated(size),
     }
 
     def one(name: str) -> dict[str, Any]:
@@ -182,6 +183,18 @@ def run_size(lab: SaliencyLab, size: int) -> None:
 
     for name in settings:
         lab.measure(f"maps_{size}", name, partial(one, name))
+
+
+def calibrated(size: int) -> dict[str, Any]:
+    """The preset `calibrated` at the savings of MERGING.md, whose keep rates it takes."""
+    from tosa_cli.config import CALIBRATED
+
+    rates = json.loads((FIGURES / "merging.json").read_text("utf-8"))["rates"]
+    return {
+        f"calibrated: {name.split()[1]}": CALIBRATED.at(map(int, found["keep_rates"]), found["keep_rates"].values())
+        for name, found in rates.items()
+        if name.split()[0] == str(size) and name.endswith(" 0")
+    }
 
 
 def measured(lab: SaliencyLab, source: Any, target: float) -> Any:
@@ -235,7 +248,10 @@ def draw(maps: Path, path: Path) -> None:
 
 def render(results: dict[str, Any]) -> str:
     """The page, from the committed figures."""
-    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    machine, latest = (
+        ", ".join(f"{key} {value}" for key, value in results.get(which, {}).items())
+        for which in ("machine", "latest_machine")
+    )
     parts = [
         "# A trained dense head on the converted encoder, without training",
         "Made by `python -m benchmarks.real.run_saliency` from `results/saliency.json`; nothing here is typed by hand. "
@@ -248,7 +264,7 @@ def render(results: dict[str, Any]) -> str:
         "what is left in it is noise to the head, and its correlation says little, so it is left out of the columns "
         "`not flat` and given by its error alone. `all pixels` is one correlation over the pixels of all photos, in "
         "which each counts by what it varies.",
-        f"Machine: {machine}.",
+        f"Machine: {machine}{f'; of the latest rows: {latest}' if latest else ''}.",
         f"![Maps of the dense and of converted encoders](results/{PICTURE.name})",
         f"The held-out photos of scikit-image, whole, at 224 x 224: r is the correlation with the dense map. "
         f"`{SHOWN[2]}` is nearly flat.",

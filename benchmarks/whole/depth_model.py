@@ -18,7 +18,7 @@ from benchmarks.lab import WORK
 from benchmarks.real.lab import fetch
 from benchmarks.scenes.render_scenes import run as render_scenes
 
-SIZE, ROOMS, SEED = 518, 300, 0
+SIZE, ROOMS, SEED = 518, 200, 0
 EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 3, 1e-3, 1e-2
 MAX_DEPTH = 10
 """Metres, the farthest that a room goes."""

@@ -62,7 +62,7 @@ def _depth(results: dict[str, Any], size: int) -> list[str]:
     goal = results.get("speed", {}).get("-30 %, onnxruntime")
     if goal:
         reached = "reached" if goal["speedup"] >= GOAL else "missed"
-        parts.append(f"Set was at least {GOAL:.2f}x at -30 % in ONNX Runtime: {goal['speedup']:.2f}x, {reached}.")
+        parts.append(f"Set was at least {GOAL:.2f}x at -30 % in ONNX Runtime: {goal['speedup']:.3f}x, {reached}.")
     rooms, photos = results.get("rooms", {}), results.get("photos", {})
     if rooms:
         keys = ("abs_rel", "delta1", "aligned_abs_rel", "aligned_delta1", "aligned_correlation")

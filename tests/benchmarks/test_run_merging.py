@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.real.render_merging import equal_time, interpolate, key, render
-from benchmarks.real.run_merging import PAGE, RESULTS
+from benchmarks.real.run_merging import FASHION_RESULTS, PAGE, RESULTS
 
 
 def quality(error: float) -> dict[str, Any]:
@@ -33,11 +33,21 @@ def figures() -> dict[str, Any]:
 
 
 def test_the_page_is_made_from_the_committed_figures() -> None:
-    assert PAGE.read_text(encoding="utf-8") == render(json.loads(RESULTS.read_text(encoding="utf-8")))
+    assert PAGE.read_text("utf-8") == render(
+        *(json.loads(path.read_text("utf-8")) for path in (RESULTS, FASHION_RESULTS))
+    )
 
 
 def test_draws_are_told_with_their_spread_and_shares_by_their_mean() -> None:
-    page = render(figures())
+    fashion = {
+        "machine": {"cores": 2},
+        "quality": {
+            "dense": {"top1": 0.88, **quality(0.0)},
+            **{f"56 -25% calibrated {draw}": {"top1": 0.87, "agreement": 0.9, **quality(0.002)} for draw in (0, 1)},
+        },
+    }
+    page = render(figures(), fashion)
+    assert "### 25% fewer MACs" in page and "| 87.00 ± 0.00 | 90.00 ± 0.00 |" in page and "88.0%" in page
     assert "| 5.00 ± 1.41 |" in page and "## 224 pixels, 25% fewer MACs (5 photos)" in page
     assert "0.50 / 0.50 by the mean" in page and "## 518 pixels" not in page
 
