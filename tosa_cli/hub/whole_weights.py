@@ -104,9 +104,10 @@ def _by_own_names(model: Any, info: Mapping[str, Any], files: Files) -> tuple[An
 
 def _check_no_bias_lost(model: Any, unused: list[str], name: str) -> None:
     """Check that no layer that the model has lacks what its file has for it, as biases."""
+    modules = {place for place, _ in model.named_modules()}
     for key in unused:
         place, _, leaf = key.rpartition(".")
-        if leaf in ("weight", "bias") and place in dict(model.named_modules()):
+        if leaf in ("weight", "bias") and place in modules:
             raise CheckpointError(
                 f"The weights of {name} have {key!r}, but its config.json leaves it out of {type(model).__name__}: "
                 f"take the config.json that belongs to them."

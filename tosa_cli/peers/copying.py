@@ -16,7 +16,7 @@ from tosa_cli.model.matching import Choice, mean_of_partners, nearest_of, other_
 from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.block_halves import check_blocks, run_attention, run_mlp
-from tosa_cli.peers.pruning import num_attentive
+from tosa_cli.peers.pruning import check_keep_rate, num_attentive
 
 NEIGHBORS = 10
 """How many kept tokens a token copies, in the scripts that the paper comes with."""
@@ -138,8 +138,7 @@ def check_copying(backbone: Backbone, keep_rate: float, layer: int) -> None:
         ConfigError: Saying what was given and what is possible.
     """
     check_blocks(backbone, "taken out", "copying of neighbours")
-    if not 0 < keep_rate <= 1:
-        raise ConfigError(f"The keep rate is {keep_rate}, but must be above 0 and at most 1, as 0.7.")
+    check_keep_rate(keep_rate)
     if not 1 <= layer < len(backbone.blocks):
         raise ConfigError(
             f"Tokens cannot be taken out behind layer {layer} of {len(backbone.blocks)}, but behind 1 to "

@@ -172,14 +172,23 @@ def check_prunable(backbone: Backbone) -> None:
         )
 
 
+def check_keep_rate(keep_rate: float) -> None:
+    """Check the share of the patches that a layer keeps.
+
+    Raises:
+        ConfigError: If it is not above 0 and at most 1.
+    """
+    if not 0 < keep_rate <= 1:
+        raise ConfigError(f"The keep rate is {keep_rate}, but must be above 0 and at most 1, as 0.7.")
+
+
 def check_pruning(keep_rate: float, layers: Sequence[int], depth: int) -> None:
     """Check a keep rate, and layers against the number that a model has.
 
     Raises:
         ConfigError: Saying what was given and what is possible.
     """
-    if not 0 < keep_rate <= 1:
-        raise ConfigError(f"The keep rate is {keep_rate}, but must be above 0 and at most 1, as 0.7.")
+    check_keep_rate(keep_rate)
     listed = ",".join(map(str, layers))
     if not layers or len(set(layers)) < len(layers) or not all(1 <= layer <= depth for layer in layers):
         raise ConfigError(f"The layers to prune in are {listed or 'none'}, but must be different ones of 1 to {depth}.")
