@@ -11,8 +11,10 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tosa_cli.model.sdpa import ARGUMENTS
+
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
-MASK = 3
+MASK = ARGUMENTS.index("attn_mask")
 """Which of the arguments of attention the mask is."""
 
 
@@ -33,8 +35,8 @@ class MaskedCalls(TorchFunctionMode):
         """Call a function as it would be called without this mode."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            mask = args[MASK] if len(args) > MASK else kwargs.get("attn_mask")
-            self.masked.append(mask is not None)
+            given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+            self.masked.append(given.get("attn_mask") is not None)
         return func(*args, **kwargs)
 
 
