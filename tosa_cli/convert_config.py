@@ -6,11 +6,15 @@ from typing import Annotated, Any, Literal
 from tosa_cli.config import Method, TosaConfig, read_keep_rate, read_layers
 from tosa_cli.data.images import ImgSize, read_img_size
 from tosa_cli.errors import ConfigError
-from tosa_cli.settings import Setting
+from tosa_cli.settings import Setting, option_name
 from tosa_cli.source_config import ARCHITECTURE, WEIGHTS_KEY, ImageSettings
+from tosa_cli.train.config import CLASS_MAP
 
 AUTO: Literal["auto"] = "auto"
 """Stands for layers and keep rates that are chosen by measurement."""
+
+WISHES = ("target_reduction", "min_cosine", "max_drop")
+"""Settings that say how much is saved where layers are chosen by measurement: a share, or what has to hold."""
 
 
 def _read_layers(value: Any) -> tuple[int, ...] | Literal["auto"]:
@@ -71,16 +75,36 @@ class ConvertConfig(Method, ImageSettings):
             lt=1,
         ),
     ] = None
-    data_dir: Annotated[str, Setting("Images to measure on, for --layers auto; no labels are read.")] = ""
+    max_drop: Annotated[
+        float | None,
+        Setting(
+            "Save as much as costs no more than so many percentage points, as in 1.0, on held-out images: of top-1 "
+            "accuracy by the labels of --data-dir or --dataset; of a whole model, of the agreement of its outputs with "
+            "the dense model's. For --layers auto and methods that put tokens into groups.",
+            gt=0,
+            lt=100,
+        ),
+    ] = None
+    data_dir: Annotated[
+        str, Setting("Images to measure on, for --layers auto; labels are read for --max-drop alone.")
+    ] = ""
     dataset: Annotated[
         str, Setting("timm's name of the type of that data, for --layers auto: hfds/... or wds/....")
     ] = ""
-    split: Annotated[str, Setting("Its split, for --layers auto.")] = "train"
+    split: Annotated[
+        str,
+        Setting(
+            "Its split, for --layers auto. Default: train; with --max-drop validation, as accuracy says little on "
+            "images that the head was trained on."
+        ),
+    ] = ""
+    class_map: Annotated[str, CLASS_MAP] = ""
     max_samples: Annotated[
         int | None,
         Setting(
             "Measure on so many of them, for --layers auto: evenly spread, of wds/... the first. Default: 32; with "
-            "--min-cosine 96, of which two thirds are held out.",
+            "--min-cosine 96, of which two thirds are held out; with --max-drop 532, of which all but some 32 are, or "
+            "96 of a whole model.",
             ge=1,
         ),
     ] = None
@@ -95,22 +119,31 @@ class ConvertConfig(Method, ImageSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        told = [name for name in WISHES if getattr(self, name) is not None]
+        held = next((option_name(name) for name in told if name != "target_reduction"), "")
+        if self.class_map and self.max_drop is None:
+            raise ConfigError("--class-map is about labels, which are read for --max-drop alone: leave it out.")
         if isinstance(self.layers, tuple):
-            if self.min_cosine is not None:
-                raise ConfigError("--min-cosine chooses the layers too: pass --layers auto, or leave it out.")
+            if held:
+                raise ConfigError(f"{held} chooses the layers too: pass --layers auto, or leave it out.")
             self.at(self.layers, self.keep_rate)
             return
-        if self.target_reduction is not None and self.min_cosine is not None:
-            raise ConfigError("Both --target-reduction and --min-cosine were given: pass one of them.")
-        if self.min_cosine is not None and not self.groups_tokens:
+        if len(told) > 1:
+            raise ConfigError(f"Both {' and '.join(map(option_name, told[:2]))} were given: pass one of them.")
+        if held and not self.groups_tokens:
             raise ConfigError(
-                f"--min-cosine is for methods that put tokens into groups, for which `convert` leaves nothing to fit: "
-                f"pass --selector ward --bypass mean, or --target-reduction 0.25 for the selector {self.selector!r}."
+                f"{held} is for methods that put tokens into groups, for which `convert` leaves nothing to fit: pass "
+                f"--selector ward --bypass mean, or --target-reduction 0.25 for the selector {self.selector!r}."
             )
-        if self.target_reduction is None and self.min_cosine is None:
+        if not told:
             raise ConfigError(
                 "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
                 "--keep-rate."
+            )
+        if self.max_drop is not None and self.num_classes is not None:
+            raise ConfigError(
+                "--num-classes gives the model a new head, which is not trained and has no accuracy to lose: leave out "
+                "--num-classes, or hold the tokens with --min-cosine 0.99."
             )
         self.check_measurable()
 
@@ -125,6 +158,11 @@ class ConvertConfig(Method, ImageSettings):
                 "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
                 "as in --layers 2,4,6,8,10."
             )
+
+    @property
+    def split_to_read(self) -> str:
+        """The split that is measured on."""
+        return self.split or ("train" if self.max_drop is None else "validation")
 
     @property
     def images(self) -> ImageSettings:

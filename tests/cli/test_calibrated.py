@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
 from tests.model.tiny_models import make_vit
+from tests.train.tiny_runs import fit_head
 from tosa_cli import load
 
 CPU = "-b 4 -j 0 --device cpu"
@@ -38,6 +39,20 @@ def test_a_cosine_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tos
     assert "with 95 % confidence" in done.err
     card = (work / "dense-tosa" / "README.md").read_text()
     assert f"{held['patch_cosine']:.4f}" in card and f"{held['images']} held-out images" in card
+
+
+def test_an_accuracy_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tosa) -> None:
+    model = fit_head(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10), work / "digits" / "validation")
+    save_for_hf(model, "reads", safe_serialization=True)
+    done = tosa("convert reads --preset calibrated --data-dir digits --max-drop 10")
+    assert done.code == 0, done.err
+    assert "on 11 images of digits, and on 22 other images whether the accuracy holds" in done.err
+    held = load("reads-tosa").provenance.results["budget"]["search"]["held"]
+    assert (held["images"], held["measure"]) == (22, "top-1 accuracy") and held["drop"] <= 10
+    assert held["drop"] == pytest.approx(100 * (held["lost"] - held["gained"]) / 22)
+    told = f"On 22 held-out images top-1 accuracy is {held['converted']:.2f} %, and {held['dense']:.2f} % dense: "
+    assert told in done.err and f"less than {held['sure']:.2f} with 95 % confidence" in done.err
+    assert told in (work / "reads-tosa" / "README.md").read_text()
 
 
 def test_the_matched_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> None:

@@ -98,6 +98,17 @@ def test_a_cosine_that_is_asked_for_is_held_on_other_photos(
     assert found["encoder_gmacs"] < found["encoder_dense_gmacs"]
 
 
+def test_a_drop_that_is_allowed_is_held_on_other_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "held"
+    options = ["--preset", "calibrated", "--max-drop", "5", "--data-dir", str(photos)]
+    done = tosa("convert", str(source), *options, "-o", str(folder), "--json")
+    held = done.json["search"]["held"]
+    assert (held["images"], held["measure"], held["dense"]) == (2, "delta1 of predicted_depth", 100)
+    assert 0 <= held["drop"] <= 5 and held["lost"] is None
+    told = f"On 2 held-out images delta1 of predicted_depth is {held['converted']:.2f} %"
+    assert told in (folder / "README.md").read_text()
+
+
 def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]

@@ -17,8 +17,8 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibration import Calibration
-from tosa_cli.fit.nearness import FinalTokens
-from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold_cosine, largest_saving, search_on, search_rates
+from tosa_cli.fit.nearness import FinalTokens, MinCosine
+from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, largest_saving, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
@@ -141,13 +141,13 @@ def cosines(dense: torch.nn.Module, model: torch.nn.Module, photos: Images) -> t
     return cosine[:, 1:].mean(1), cosine[:, 0]
 
 
-def hold(photos: Images, min_cosine: float) -> RateSearch:
+def held(photos: Images, min_cosine: float) -> RateSearch:
     accelerator = make_accelerator(TrainConfig(device="cpu"))
-    return hold_cosine(accelerator, backbone(), METHOD, photos, photos, min_cosine)
+    return hold(accelerator, backbone(), METHOD, photos, photos, MinCosine(min_cosine))
 
 
 def test_a_cosine_that_is_asked_for_holds_on_the_held_out_images(photos: Images) -> None:
-    found = hold(photos, 0.97)
+    found = held(photos, 0.97)
     model = insert_selectors(backbone(), METHOD.at(found.keep_rates, found.keep_rates.values()))  # type: ignore[arg-type]
     patch, first = cosines(backbone(), model, photos)
     assert found.held is not None and found.held.images == photos.num_images
@@ -169,12 +169,12 @@ def test_the_largest_saving_at_which_a_cosine_holds_is_found_to_the_percent(most
             return SimpleNamespace(least=0.99 if schedules.reduction(keep_rates) <= allowed else 0.98)
 
     judge: Any = Judge()
-    assert largest_saving(schedules, judge, schedules.rising(0.0), 0.99) == most / 100
+    assert largest_saving(schedules, judge, schedules.rising(0.0), MinCosine(0.99)) == most / 100
 
 
 def test_the_nearer_the_tokens_have_to_be_the_less_is_saved(photos: Images) -> None:
     def saved(min_cosine: float) -> float:
-        found = hold(photos, min_cosine)
+        found = held(photos, min_cosine)
         return count_flops(backbone(), METHOD.at(found.keep_rates, found.keep_rates.values())).reduction
 
     assert saved(0.999) < saved(0.98) < saved(0.9)
@@ -182,4 +182,4 @@ def test_the_nearer_the_tokens_have_to_be_the_less_is_saved(photos: Images) -> N
 
 def test_a_cosine_that_holds_nowhere_is_refused(photos: Images) -> None:
     with pytest.raises(ConfigError, match=r"A cosine of 0\.99999999 is not held on \d+ held-out images even where 1%"):
-        hold(photos, 0.99999999)
+        held(photos, 0.99999999)

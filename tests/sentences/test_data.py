@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tosa_cli
 from tests.data.test_loading import grey, write_deep
 from tests.data.test_pairs import (
     FLOOR,
@@ -24,6 +25,7 @@ from tests.model.tiny_models import make_images, make_tosa, make_vit
 from tests.train.tiny_pairs import save_image, save_png16, scene, write_folder, write_nyu_mat
 from tests.train.tiny_runs import read as read_images
 from tests.train.tiny_runs import tiny_tosa, write_digits
+from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.data.pairs import Pairs, open_pairs
@@ -105,7 +107,35 @@ def read_a_broken_photo() -> None:
     read_photo(Path(written("cat.jpg", b"meow")), model, photo_transform(model))
 
 
+DROP = ConvertConfig(layers="auto", selector="ward", bypass="mean", max_drop=1.5, data_dir="digits")
+
+
+def converted(**settings: Any) -> Any:
+    """A model that does not know the digits, converted so that it loses little of its accuracy on them."""
+    write_digits(Path("digits"), 40)
+    return tosa_cli.convert(make_vit(img_size=32, patch_size=8, **settings), DROP)
+
+
 DATA: list[Row] = [
+    (
+        "an accuracy of guesses",
+        lambda: converted(num_classes=10),
+        "The dense model gets … of 26 held-out images of digits right, and by guessing 10.0% are, so 1.5 points tell "
+        "too little: check which class each label is (--class-map FILE), hold out more images with --max-samples, or "
+        "allow less.",
+    ),
+    (
+        "an accuracy without a head",
+        lambda: converted(num_classes=0),
+        "test_vit has no classifier head, so it has no accuracy to lose: hold its tokens with --min-cosine 0.99, or "
+        "name a model with a trained head.",
+    ),
+    (
+        "labels that are not the model's",
+        lambda: converted(num_classes=5),
+        "digits has 10 classes, but the model's head has 5. Point --data-dir at the right folder, say with --class-map "
+        "FILE which class each folder is, or convert the source with --num-classes 10.",
+    ),
     (
         "an image of more than 16 bits in a folder",
         lambda: list(

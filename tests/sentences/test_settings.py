@@ -671,6 +671,37 @@ COMMANDS = [
         "--min-cosine chooses the layers too: pass --layers auto, or leave it out.",
     ),
     (
+        "convert dense --preset calibrated --data-dir photos --min-cosine 0.9 --max-drop 1",
+        "Both --min-cosine and --max-drop were given: pass one of them.",
+    ),
+    (
+        "convert dense --preset matched --data-dir photos --max-drop 1",
+        "--max-drop is for methods that put tokens into groups, for which `convert` leaves nothing to fit: pass "
+        "--selector ward --bypass mean, or --target-reduction 0.25 for the selector 'similarity'.",
+    ),
+    (
+        "convert dense --layers 2,4 --max-drop 1",
+        "--max-drop chooses the layers too: pass --layers auto, or leave it out.",
+    ),
+    (
+        "convert dense --preset calibrated --data-dir digits --max-drop 1 --num-classes 5",
+        "--num-classes gives the model a new head, which is not trained and has no accuracy to lose: leave out "
+        "--num-classes, or hold the tokens with --min-cosine 0.99.",
+    ),
+    (
+        "convert dense --preset calibrated --data-dir digits --class-map names.txt",
+        "--class-map is about labels, which are read for --max-drop alone: leave it out.",
+    ),
+    (
+        "convert dense --preset calibrated --data-dir photos --max-drop 1",
+        "photos has no class folders, or one, and --max-drop goes by labels: point --data-dir at one folder a class, "
+        "or hold the tokens with --min-cosine 0.99, which needs none.",
+    ),
+    (
+        "convert dense --preset calibrated --data-dir digits --max-drop 1 --max-samples 1",
+        "digits has 1 image, and --max-drop needs some to hold out: add more.",
+    ),
+    (
         "convert dense --layers auto --data-dir photos",
         "With --layers auto the share of the MACs to save is missing: pass --target-reduction 0.25, and no "
         "--keep-rate.",

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 import tosa_cli
-from tests.model.whole_models import depth_anything, eomt
+from tests.model.whole_models import depth_anything, eomt, yolos
 from tosa_cli.cli import whole as cli
 from tosa_cli.config import TosaConfig
+from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.processed import prepare
 from tosa_cli.hub.whole import load_whole, save_whole
+from tosa_cli.measure.agreement import chief_figure
 from tosa_cli.model.runs import converted_runs
 from tosa_cli.progress import Nobody
 from tosa_cli.train.config import FinetuneConfig
@@ -51,14 +53,33 @@ NO_PROCESSOR = (
 
 ROWS: list[Row] = [
     (
-        "neither target nor cosine",
+        "neither target nor wish",
         lambda: tosa_cli.choose_rates(depth_anything(), [BATCH]),
-        "Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one.",
+        "Keep rates are found for a target_reduction, as 0.25, a min_cosine, as 0.99, or a max_drop, as 1.0: pass one.",
     ),
     (
         "nothing to hold out",
         lambda: tosa_cli.choose_rates(depth_anything(), [BATCH], min_cosine=0.9),
-        "A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more.",
+        "What is to hold is measured on batches that are held out, but there is one batch: pass smaller ones, or more.",
+    ),
+    (
+        "an output of which nothing is known",
+        lambda: chief_figure({"score": {"difference": torch.zeros(2)}}),
+        "Of the model's 'score' no share is known that agrees with the dense model's, so no drop can be held: hold the "
+        "encoder's tokens with min_cosine.",
+    ),
+    (
+        "a drop that holds nowhere",
+        lambda: tosa_cli.choose_rates(yolos(), [torch.randn(2, 3, 56, 70)] * 2, max_drop=1e-9),
+        "A drop of 1e-09 points is not held on 2 held-out images even where 1% of the MACs are saved: there "
+        "matched_iou of pred_boxes is … %, and 100.00 % dense. Allow more with --max-drop, or hold out more images.",
+    ),
+    (
+        "labels of a whole model",
+        lambda folder: whole_folder.convert(
+            ConvertConfig(source="theirs", layers="auto", selector="ward", bypass="mean", max_drop=1, class_map="a.txt")
+        ),
+        "A whole model is measured without labels: leave out --class-map.",
     ),
     (
         "a layer behind the queries",

@@ -20,7 +20,7 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
-from tosa_cli.convert_config import AUTO, ConvertConfig
+from tosa_cli.convert_config import AUTO, WISHES, ConvertConfig
 from tosa_cli.data.images import COLOR_MODES
 from tosa_cli.errors import ConfigError
 from tosa_cli.hub.names import stem_of
@@ -118,19 +118,17 @@ def _convert(
 
 
 def _drop_overruled(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Leave out what a recipe says of keep rate, target or cosine where the command line says another of them.
+    """Leave out what a recipe says of keep rate, target or what is to hold where the command line says another of them.
 
     Raises:
         ConfigError: If the command line says two.
     """
-    wishes = ("keep_rate", "target_reduction", "min_cosine")
-    told = [name for name in wishes if name in given]
+    told = [name for name in ("keep_rate", *WISHES) if name in given]
     if len(told) > 1:
         raise ConfigError(f"Both {' and '.join(map(option_name, told[:2]))} were given: pass one of them.")
-    if told:
-        dropped = {*wishes, *told} - {*told}
-    else:
-        dropped = {"target_reduction", "min_cosine"} if given.get("layers", AUTO) != AUTO else set()
+    dropped = {"keep_rate", *WISHES} - {*told} if told else set()
+    if not told and given.get("layers", AUTO) != AUTO:
+        dropped = {*WISHES}
     for name in dropped:
         values.pop(name, None)
 
@@ -141,7 +139,9 @@ def _check_no_images(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If an option about images was given.
     """
-    names = [option_name(name) for name in ("data_dir", "dataset", "split", "max_samples") if name in given]
+    names = [
+        option_name(name) for name in ("data_dir", "dataset", "split", "class_map", "max_samples") if name in given
+    ]
     if names:
         raise ConfigError(
             f"No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "

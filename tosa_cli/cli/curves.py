@@ -9,6 +9,7 @@ from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
+    from tosa_cli.fit.drop import Drop
     from tosa_cli.fit.nearness import Nearness
     from tosa_cli.fit.rates import RateSearch
 
@@ -44,12 +45,23 @@ def show_search(search: "RateSearch") -> None:
         show_held(search.held)
 
 
-def show_held(held: "Nearness") -> None:
-    """Show how near the final tokens of held-out images are, and how sure that is."""
+def show_held(held: "Nearness | Drop") -> None:
+    """Show what held on held-out images, and how sure that is."""
+    from tosa_cli.fit.drop import Drop
+
+    images = counted(held.images, "held-out image")
+    if isinstance(held, Drop):
+        by_image = "" if held.lost is None else f", {held.lost} of the images lost and {held.gained} gained"
+        console.say(
+            f"On {images} {held.measure} is {held.converted:.2f} %, and {held.dense:.2f} % dense: {held.drop:.2f} ± "
+            f"{held.drop_error:.2f} points less (± standard error, image by image{by_image}); on other such images it "
+            f"is less than {held.sure:.2f} with 95 % confidence."
+        )
+        return
     means = [f"of patch tokens {held.patch_cosine:.4f} ± {held.patch_error:.4f}"]
     if held.class_cosine is not None:
         means.append(f"of class tokens {held.class_cosine:.4f} ± {held.class_error:.4f}")
     console.say(
-        f"Mean cosine on {counted(held.images, 'held-out image')} {', '.join(means)} (± standard error); on other such "
-        f"images it is above {held.sure:.4f} with 95 % confidence."
+        f"Mean cosine on {images} {', '.join(means)} (± standard error); on other such images it is above "
+        f"{held.sure:.4f} with 95 % confidence."
     )

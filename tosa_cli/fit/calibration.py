@@ -111,9 +111,13 @@ class Calibration(KeptTokens):
         images: Calibration images, in order and not augmented.
         strict: Stop at an image that cannot be read.
         progress: Told about the advance.
+
+    Attributes:
+        targets: Labels (B,) of the batch that was read last; -1 where there is none.
     """
 
     model: TosaViT
+    targets: Tensor
 
     def __init__(
         self, accelerator: Accelerator, model: TosaViT, images: Images, strict: bool, progress: Progress | None
@@ -135,5 +139,6 @@ class Calibration(KeptTokens):
                 if number % processes == own:
                     pixels = batch.images.to(self.accelerator.device)
                     tokens, self.places = self.model.embed(pixels)
+                    self.targets = batch.targets.to(self.accelerator.device)
                     yield number, tokens
                 self.progress.advance(len(batch.images), "")

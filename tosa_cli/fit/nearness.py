@@ -64,6 +64,28 @@ class Nearness:
         return {name: value for name, value in asdict(self).items() if name != "root"}
 
 
+@dataclass(frozen=True)
+class MinCosine:
+    """The wish that final tokens stay so near to the dense model's: mean cosine of patch and of class tokens."""
+
+    least: float
+
+    def is_met(self, found: Nearness) -> bool:
+        """Whether they are as near."""
+        return found.least >= self.least
+
+    def refusal(self, found: Nearness) -> str:
+        """What is said where this is met at no saving.
+
+        Args:
+            found: How near they are at the smallest saving.
+        """
+        return (
+            f"A cosine of {self.least} is not held on {found.images} held-out images even where 1% of the MACs are "
+            f"saved: there it is {found.least:.4f}. Ask for less with --min-cosine."
+        )
+
+
 class FinalTokens:
     """The final tokens of a model beside the dense model's on the same images, at one setting after another.
 
@@ -119,9 +141,9 @@ class FinalTokens:
             some: As for `at`.
         """
         first, second = (self.roots[_key(rates, some)] for rates in (keep_rates, others))
-        pairs: Iterator[dict[Any, Sums]] = ({"": _moments(first[number] - second[number])} for number in first)
+        pairs: Iterator[dict[Any, Sums]] = ({"": moments(first[number] - second[number])} for number in first)
         sums = self.run.sum_up(pairs)[""]
-        mean, error = _mean(sums, self.at(keep_rates, some).images)
+        mean, error = mean_of(sums, self.at(keep_rates, some).images)
         return mean <= (error if math.isfinite(error) else 0.0)  # one image alone says nothing of chance
 
     def _spread(self, some: int) -> list[int]:
@@ -162,12 +184,12 @@ class FinalTokens:
             if self.class_token is not None:
                 parts["class"] = errors[:, self.class_token]
             roots[number] = torch.stack([*parts.values()]).mean(0).sqrt()
-            sums: dict[Any, Sums] = {name: _moments(values) for name, values in parts.items()}
+            sums: dict[Any, Sums] = {name: moments(values) for name, values in parts.items()}
             yield {**sums, "root": {"sum": roots[number].sum()}}
 
     def _nearness(self, sums: Mapping[Any, Sums], count: int) -> Nearness:
-        patch, patch_error = _mean(sums["patch"], count)
-        first, first_error = _mean(sums["class"], count) if "class" in sums else (None, None)
+        patch, patch_error = mean_of(sums["patch"], count)
+        first, first_error = mean_of(sums["class"], count) if "class" in sums else (None, None)
         return Nearness(
             images=count,
             patch_cosine=1 - patch,
@@ -182,12 +204,13 @@ def _key(keep_rates: Mapping[int, float], some: int | None) -> tuple[Any, ...]:
     return (*keep_rates.items(), some)
 
 
-def _moments(values: Tensor) -> Sums:
+def moments(values: Tensor) -> Sums:
+    """What `mean_of` reads: the sum of values, one an image, and that of their squares."""
     return {"sum": values.sum(), "squares": values.square().sum()}
 
 
-def _mean(sums: Sums, count: int) -> tuple[float, float]:
-    """Mean, and its standard error; of a single value that is infinite."""
+def mean_of(sums: Sums, count: int) -> tuple[float, float]:
+    """Mean of so many values by their `moments`, and its standard error; of a single value that is infinite."""
     mean = sums["sum"].item() / count
     if count < 2:
         return mean, math.inf

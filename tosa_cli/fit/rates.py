@@ -8,10 +8,10 @@ fits the images that are measured, and other images suffer.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
@@ -20,7 +20,8 @@ from tosa_cli.config import Method
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibration import Calibration
-from tosa_cli.fit.nearness import FinalTokens, Nearness
+from tosa_cli.fit.drop import Drop, Guesses, MaxDrop
+from tosa_cli.fit.nearness import FinalTokens, MinCosine, Nearness
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
@@ -28,6 +29,24 @@ from tosa_cli.progress import NoProgress, Progress
 
 FIRST_GUESS = 0.25
 """The share of the MACs for which a schedule is sought first, where it is not known how much can be saved."""
+
+
+Wish = MinCosine | MaxDrop
+"""What has to hold on held-out images."""
+
+
+class Judge(Protocol):
+    """What is measured on held-out images."""
+
+    def at(self, keep_rates: Mapping[int, float]) -> Any:
+        """What it finds at these keep rates, one a layer; a wish is met by it or is not."""
+
+
+def wished(min_cosine: float | None, max_drop: float | None) -> Wish | None:
+    """The wish that is named, if one is."""
+    if max_drop is not None:
+        return MaxDrop(max_drop)
+    return None if min_cosine is None else MinCosine(min_cosine)
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,8 @@ class RateSearch:
         steady_error: The same where every layer merges as many groups as every other, at the same MACs.
         images: Number of images that it was measured on.
         tries: Number of schedules that were measured.
-        held: How near the final tokens are on held-out images, where a cosine was asked for; None otherwise.
+        held: What held on held-out images, where it was asked for: how near the final tokens are, or what is lost of
+            the task; None otherwise.
     """
 
     keep_rates: dict[int, float]
@@ -48,7 +68,7 @@ class RateSearch:
     steady_error: float
     images: int
     tries: int
-    held: Nearness | None = None
+    held: Nearness | Drop | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The search as plain JSON values."""
@@ -87,18 +107,18 @@ def search_rates(
         return search_on(tuning, schedules, target_reduction)
 
 
-def hold_cosine(
+def hold(
     accelerator: Accelerator,
     backbone: Backbone,
     method: Method,
     images: Images,
     held_out: Images,
-    min_cosine: float,
+    wish: Wish,
     *,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> RateSearch:
-    """Find the keep rates that save most while the final tokens of held-out images stay as near as asked for.
+    """Find the keep rates that save most while a wish is met on held-out images.
 
     Schedules are sought on some images, and how much they may save is decided on others, to the percent.
 
@@ -107,22 +127,24 @@ def hold_cosine(
         backbone: The dense model; it is not changed.
         method: A method that puts tokens into groups.
         images: Images in order and not augmented, on which schedules are compared.
-        held_out: Other images, on which the mean cosine has to hold, of patch and of class tokens.
-        min_cosine: The cosine to hold, between 0 and 1.
+        held_out: Other images, on which the wish has to be met; labelled ones for a drop of accuracy.
+        wish: What has to hold.
         strict: Stop at an image that cannot be read.
         progress: Told about the advance.
 
     Raises:
-        ConfigError: If tokens can be selected in no layer, or the cosine holds at no saving.
-        DataError: If no image can be read, or one cannot and `strict` is set.
+        ConfigError: If tokens can be selected in no layer, or the wish is met at no saving.
+        DataError: If no image can be read, or one cannot and `strict` is set; or labels are missing or not the model's.
     """
     schedules = Schedules(backbone, method)
     tries = 2 * len(schedules.all())
     with (
         _measured(accelerator, backbone, schedules, images, strict, progress, tries) as tuning,
-        _measured(accelerator, backbone, schedules, held_out, strict, progress, 0) as judge,
+        _calibrated(accelerator, backbone, schedules, held_out, strict, progress, 0) as run,
     ):
-        return hold_on(tuning, judge, schedules, min_cosine)
+        judge = Guesses(run, wish) if isinstance(wish, MaxDrop) else _final_tokens(run, backbone)
+        judge.read()
+        return hold_on(tuning, judge, schedules, wish)
 
 
 def search_on(
@@ -139,32 +161,27 @@ def search_on(
     return _report(tuning, schedules, best_shares(tuning, schedules, target_reduction, some), target_reduction)
 
 
-def hold_on(
-    tuning: FinalTokens, judge: FinalTokens, schedules: Schedules, min_cosine: float, some: int | None = None
-) -> RateSearch:
-    """Find the keep rates that save most while a cosine holds, on images that the dense model has read.
+def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish, some: int | None = None) -> RateSearch:
+    """Find the keep rates that save most while a wish is met, on images that the dense model has read.
 
     Args:
         tuning: Images on which schedules are compared.
-        judge: Others, on which the cosine has to hold.
+        judge: Others, on which the wish has to be met.
         schedules: What is tried.
-        min_cosine: The cosine.
+        wish: What has to hold.
         some: As for `best_shares`.
 
     Raises:
-        ConfigError: If it holds at no saving.
+        ConfigError: If it is met at no saving.
     """
     first = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most), some)
-    most, shares = largest_saving(schedules, judge, first, min_cosine), first
+    most, shares = largest_saving(schedules, judge, first, wish), first
     if most:  # a saving of its own has a schedule of its own, which may hold further
         second = best_shares(tuning, schedules, most, some)
-        most, shares = max((most, first), (largest_saving(schedules, judge, second, min_cosine), second))
+        most, shares = max((most, first), (largest_saving(schedules, judge, second, wish), second))
     held = judge.at(schedules.keep_rates(shares, most or 0.01))
     if not most:
-        raise ConfigError(
-            f"A cosine of {min_cosine} is not held on {held.images} held-out images even where 1% of the MACs are "
-            f"saved: there it is {held.least:.4f}. Ask for less with --min-cosine."
-        )
+        raise ConfigError(wish.refusal(held))
     return dataclasses.replace(_report(tuning, schedules, shares, most), held=held)
 
 
@@ -179,12 +196,31 @@ def _measured(
     passes: int,
 ) -> Iterator[FinalTokens]:
     """The model's final tokens of images that the dense model has read; `passes` are told to the progress bar."""
+    with _calibrated(accelerator, backbone, schedules, images, strict, progress, passes) as run:
+        final = _final_tokens(run, backbone)
+        final.read()
+        yield final
+
+
+@contextmanager
+def _calibrated(
+    accelerator: Accelerator,
+    backbone: Backbone,
+    schedules: Schedules,
+    images: Images,
+    strict: bool,
+    progress: Progress | None,
+    passes: int,
+) -> Iterator[Calibration]:
+    """Images, and the model with every layer converted in which tokens can be selected."""
     model = TosaViT(backbone, schedules.method.at(schedules.layers, 1.0))
     with Calibration(accelerator, model, images, strict, progress or NoProgress()) as run:
         run.progress.start(run.num_batches * (1 + passes), 0)
-        final = FinalTokens(run, model.norm, 0 if has_class_token(backbone) else None)
-        final.read()
-        yield final
+        yield run
+
+
+def _final_tokens(run: Calibration, backbone: Backbone) -> FinalTokens:
+    return FinalTokens(run, run.model.norm, 0 if has_class_token(backbone) else None)
 
 
 def best_shares(
@@ -214,11 +250,11 @@ def first_of(shares: Sequence[float]) -> int:
     return next(place for place, share in enumerate(shares) if share > 0)
 
 
-def largest_saving(schedules: Schedules, judge: FinalTokens, shares: list[float], min_cosine: float) -> float:
-    """The largest whole percentage of the MACs that can be saved while a cosine holds; 0 if none."""
+def largest_saving(schedules: Schedules, judge: Judge, shares: list[float], wish: Wish) -> float:
+    """A whole percentage of the MACs that can be saved while a wish is met, and not one percent more; 0 if none."""
 
     def holds(percent: int) -> bool:
-        return judge.at(schedules.keep_rates(shares, percent / 100)).least >= min_cosine
+        return wish.is_met(judge.at(schedules.keep_rates(shares, percent / 100)))
 
     return largest(0, int(schedules.most * 100), holds) / 100
 

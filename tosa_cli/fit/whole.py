@@ -14,8 +14,9 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibrate import CalibrationReport, fit
 from tosa_cli.fit.calibration import KeptTokens
+from tosa_cli.fit.drop import Agreement, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens
-from tosa_cli.fit.rates import RateSearch, hold_on, search_on
+from tosa_cli.fit.rates import Judge, RateSearch, Wish, hold_on, search_on, wished
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.families.transformers_vit import parameters
@@ -159,41 +160,49 @@ def choose_run_rates(
     *,
     target_reduction: float | None = None,
     min_cosine: float | None = None,
+    max_drop: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[TosaConfig, RateSearch]:
-    """Find the keep rates with which the tokens behind the encoder are nearest to the dense model's.
+    """Find keep rates for a share of the MACs to save, or those that save most while something holds.
+
+    Of several schedules the one is taken with which the tokens behind the encoder are nearest to the dense model's.
 
     Args:
         model: The model, not converted yet; it is as it was at the end.
-        batches: What it is called with; a few tens of images are enough. With a cosine two of three are held out.
+        batches: What it is called with; a few tens of images are enough. Where something is to hold two of three are
+            held out.
         method: A method that puts tokens into groups.
         target_reduction: Share of the MACs of the encoder's layers to save.
         min_cosine: Or the mean cosine of the tokens of the held-out batches that is to hold, of patch and class tokens.
+        max_drop: Or how many points of the agreement of the outputs may be lost on these, below 100.
         progress: Told about the advance.
 
     Returns:
         The settings of the conversion, and how they were found.
 
     Raises:
-        ConfigError: If the method puts tokens into no groups, the model is converted, not one of target and cosine is
-            given, as much cannot be saved, or the cosine holds at no saving.
+        ConfigError: If the method puts tokens into no groups, the model is converted, not one of target, cosine and
+            drop is given, as much cannot be saved, or what is asked for holds at no saving.
         UnsupportedModelError: If the model cannot be converted.
         DataError: If there is no batch; for a cosine, if there is none to hold out.
     """
     if not method.groups_tokens:
         raise ConfigError("Keep rates are found for tokens in groups: take the selector 'ward' and the bypass 'mean'.")
-    if (target_reduction is None) == (min_cosine is None):
+    if [target_reduction, min_cosine, max_drop].count(None) != 2:
         raise ConfigError(
-            "Keep rates are found for a target_reduction, as 0.25, or for a min_cosine, as 0.99: pass one."
+            "Keep rates are found for a target_reduction, as 0.25, a min_cosine, as 0.99, or a max_drop, as 1.0: pass "
+            "one."
         )
+    wish = wished(min_cosine, max_drop)
     if converted_runs(model):
         raise ConfigError("The model is converted already: rates are found before.")
     batches = list(batches)
     if not batches:
         raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")
-    if min_cosine is not None and len(batches) == 1:
+    if wish is not None and len(batches) == 1:
         raise DataError(
-            "A cosine holds on batches that are held out, but there is one batch: pass smaller ones, or more."
+            "What is to hold is measured on batches that are held out, but there is one batch: pass smaller ones, or "
+            "more."
         )
     found, mode = check_runs(model)[0], model.training
     layers = found.eligible_layers
@@ -202,17 +211,18 @@ def choose_run_rates(
     try:
         schedules: Any = _RunSchedules(run, method, layers)  # type: ignore[arg-type]
         tries = len(schedules.all())
-        if target_reduction is not None:
-            schedules.check(target_reduction)
+        if wish is None:
+            target = cast(float, target_reduction)
+            schedules.check(target)
             with _measured(model, found, batches, progress, tries) as tuning:
-                search = search_on(tuning, schedules, target_reduction, _first(tuning))
+                search = search_on(tuning, schedules, target, _first(tuning))
         else:
             others = [batch for place, batch in enumerate(batches) if place % 3]
             with (
                 _measured(model, found, batches[::3], progress, 2 * tries) as tuning,
-                _measured(model, found, others, progress, 0) as judge,
+                _judge(model, found, others, progress, wish) as judge,
             ):
-                search = hold_on(tuning, judge, schedules, cast(float, min_cosine), _first(tuning))
+                search = hold_on(tuning, judge, schedules, wish, _first(tuning))
         return method.at(search.keep_rates, search.keep_rates.values()), search
     finally:
         remove_run(found)
@@ -228,6 +238,19 @@ def _measured(
         kept.progress.start(len(batches) * (1 + passes), 0)
         final = FinalTokens(kept, _normalised, kept.model.class_token)
         final.read()
+        yield final
+
+
+@contextmanager
+def _judge(
+    model: nn.Module, found: ImageRun, batches: list[Any], progress: Progress | None, wish: Wish
+) -> Iterator[Judge]:
+    """What is measured on batches that are held out."""
+    if isinstance(wish, MaxDrop):
+        assert found.run is not None
+        yield Agreement(model, found.run, batches, progress)
+        return
+    with _measured(model, found, batches, progress, 0) as final:
         yield final
 
 

@@ -199,13 +199,13 @@ def _measured(provenance: Provenance, measured: Sequence[str]) -> str:
     distilled: Any = provenance.results.get("distill") or {}
     selectors = [_selector_table(distilled)] if "layers" in distilled else []
     budget: Any = provenance.results.get("budget") or {}
-    rates = [_rate_search(budget["search"])] if "search" in budget else []
+    rates = [describe_search(budget["search"])] if "search" in budget else []
     parts = [*rates, *selectors, *measured]
     return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
 
 
-def _rate_search(search: dict[str, Any]) -> str:
-    """On what the keep rates were found, and what held-out images say of them."""
+def describe_search(search: Mapping[str, Any]) -> str:
+    """On what the keep rates were found, and what held-out images say of them, in sentences."""
     found = (
         f"Keep rates were found on {counted(search['images'], 'image')}, where 1 - cosine of the final tokens to the "
         f"source's is {search['error']:.4f}."
@@ -213,14 +213,22 @@ def _rate_search(search: dict[str, Any]) -> str:
     held: Any = search.get("held")
     if held is None:
         return found
+    images = counted(held["images"], "held-out image")
+    decided = "How much is saved was decided on these same images: on others"
+    if "drop" in held:
+        by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
+        return (
+            f"{found} On {images} {held['measure']} is {held['converted']:.2f} %, and {held['dense']:.2f} % dense: "
+            f"{held['drop']:.2f} ± {held['drop_error']:.2f} points less (± standard error, image by image{by_image}). "
+            f"{decided} it may be a little more."
+        )
     means = [
         f"{kind} {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
         for kind in ("patch", "class")
         if held[f"{kind}_cosine"] is not None
     ]
     return (
-        f"{found} Mean cosine on {counted(held['images'], 'held-out image')}: {', '.join(means)} (± standard error). "
-        f"How much is saved was decided on these same images: on others it may be a little lower."
+        f"{found} Mean cosine on {images}: {', '.join(means)} (± standard error). {decided} it may be a little lower."
     )
 
 

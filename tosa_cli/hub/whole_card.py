@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from tosa_cli.hub.card import describe_search
 from tosa_cli.model.runs.find import converted_runs
 from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.provenance import Provenance
@@ -64,15 +65,18 @@ def render_whole_card(model: Any, provenance: Provenance, name: str) -> str:
     if provenance.base_hub_id:
         base = {"base_model": provenance.base_hub_id, "base_model_relation": "finetune"}
     data = ModelCardData(library_name="transformers", tags=["tosa"], license=provenance.license, **base)
-    agreement = provenance.results.get("eval")
     measured = ""
+    search = provenance.results.get("budget", {}).get("search")
+    if search:
+        measured += f"\n## How keep rates were found\n\n{describe_search(search)}\n"
+    agreement = provenance.results.get("eval")
     if agreement:
         rows = [
             f"| {output} | {figure} | {value:.4f} |"
             for output, figures in agreement["outputs"].items()
             for figure, value in figures.items()
         ]
-        measured = f"\n## Agreement with the dense model, on {agreement['samples']} images\n\n" + "\n".join(
+        measured += f"\n## Agreement with the dense model, on {agreement['samples']} images\n\n" + "\n".join(
             ["| output | figure | mean |", "|---|---|---|", *rows, ""]
         )
     return _TEXT.format(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.model.runs import dense as dense_model
-from tosa_cli.model.runs.calls import Call, call_on
+from tosa_cli.model.runs.calls import call_on
 
 Figures = dict[str, Tensor]
 """Figures by name, one a sample, each (B,)."""
@@ -30,6 +30,12 @@ SKIPPED = (
     "pooled_output", "logits_per_text", "vision_model_output", "loss",
 )  # fmt: skip
 """Outputs that are not compared: they are inner ones, those of the text, or others turned round."""
+
+
+NOTHING_IN_COMMON = "The models have no output in common."
+
+CHIEF = ("top1_agreement", "delta1", "keypoints_near", "iou", "matched_iou", "cosine")
+"""The figures that say most of an output, 1 where it is the dense model's: of several outputs the first of these."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +83,22 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
             batches_read += 1
             context = dense_model(tosa) if dense is None else contextlib.nullcontext()
             with context:
-                expected = _outputs(call_on(tosa if dense is None else dense, batch))
-            made = _outputs(call_on(tosa, batch))
-            count = 0
-            for name, value in expected.items():
-                if name not in made or made[name].shape != value.shape:
-                    continue
-                if value.isnan().any() or made[name].isnan().any():
-                    raise DataError(
-                        f"The output {name} holds values that are not numbers, so nothing can be said of it: take "
-                        f"other images, or a model from before its weights were spoilt."
-                    )
-                count = max(count, len(value))
-                figures = _figures(name, expected)(value, made[name], expected, made)
+                expected = outputs_of(tosa if dense is None else dense, batch)
+            made = outputs_of(tosa, batch)
+            found = compare_batch(expected, made)
+            for name, figures in found.items():
                 for key, one in figures.items():
                     sums.setdefault(name, {}).setdefault(key, []).append(one.detach().double().cpu())
-                if name.endswith("embeds") and value.ndim == 2:
-                    embeddings.setdefault(name, []).append((value.cpu(), made[name].cpu()))
-            samples += count
+                if name.endswith("embeds") and expected[name].ndim == 2:
+                    embeddings.setdefault(name, []).append((expected[name].cpu(), made[name].cpu()))
+            samples += max((len(expected[name]) for name in found), default=0)
     finally:
         for model, mode in modes:
             model.train(mode)
     if not batches_read:
         raise DataError("There is no batch to compare on: pass an iterable of what the models are called with.")
     if not samples:
-        raise ConfigError("The models have no output in common.")
+        raise ConfigError(NOTHING_IN_COMMON)
     outputs = {
         name: {key: torch.cat(parts).mean().item() for key, parts in keys.items()} for name, keys in sums.items()
     }
@@ -111,8 +108,54 @@ def compare_outputs(dense: nn.Module | None, tosa: nn.Module, batches: Iterable[
     return AgreementReport(samples, outputs)
 
 
-def _outputs(call: Call) -> dict[str, Tensor]:
-    found = call.outputs_or_why()
+def compare_batch(expected: dict[str, Tensor], made: dict[str, Tensor]) -> dict[str, Figures]:
+    """The figures of each output that two models have in common, one a sample.
+
+    Args:
+        expected: What `outputs_of` gives of the dense model.
+        made: What it gives of the converted one.
+
+    Raises:
+        DataError: If an output holds values that are not numbers.
+    """
+    found = {}
+    for name, value in expected.items():
+        if name not in made or made[name].shape != value.shape:
+            continue
+        if value.isnan().any() or made[name].isnan().any():
+            raise DataError(
+                f"The output {name} holds values that are not numbers, so nothing can be said of it: take other "
+                f"images, or a model from before its weights were spoilt."
+            )
+        found[name] = _figures(name, expected)(value, made[name], expected, made)
+    return found
+
+
+def chief_figure(figures: dict[str, Figures]) -> tuple[str, str]:
+    """The output that says most of a model, and its figure: by what `compare_batch` gives.
+
+    Raises:
+        ConfigError: If there is none that is 1 where the models agree.
+    """
+    for figure in CHIEF:
+        names = [name for name, found in figures.items() if figure in found]
+        if names:  # embeddings are what is made to be compared
+            return min(names, key=lambda name: not name.endswith("embeds")), figure
+    if not figures:
+        raise ConfigError(NOTHING_IN_COMMON)
+    raise ConfigError(
+        f"Of the model's {next(iter(figures))!r} no share is known that agrees with the dense model's, so no drop can "
+        f"be held: hold the encoder's tokens with min_cosine."
+    )
+
+
+def outputs_of(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """What a model gives of a batch and is compared, in float32.
+
+    Raises:
+        DataError: If it does not take the batch.
+    """
+    found = call_on(model, batch).outputs_or_why()
     return {
         name: value.float() for name, value in found.items() if name.partition(".")[0] not in SKIPPED and value.ndim > 0
     }

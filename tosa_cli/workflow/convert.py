@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from tosa_cli.config import Method, TosaConfig
+from tosa_cli.config import TosaConfig
 from tosa_cli.convert_config import ConvertConfig
-from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
-from tosa_cli.data.loading import Images, images_to_read
-from tosa_cli.errors import DataError
-from tosa_cli.fit.budget import ErrorCurve, allocate, measure_curves
-from tosa_cli.fit.rates import RateSearch, hold_cosine, search_rates
+from tosa_cli.data.class_map import read_class_map
+from tosa_cli.errors import ConfigError
+from tosa_cli.fit.budget import allocate
+from tosa_cli.fit.drop import MaxDrop
+from tosa_cli.fit.rates import RateSearch, wished
 from tosa_cli.hub.checkpoint import with_results
 from tosa_cli.hub.source import Source, load_source
 from tosa_cli.hub.weights import check_finite
@@ -21,29 +21,9 @@ from tosa_cli.model.families import Backbone
 from tosa_cli.model.flops import count_flops, solve_keep_rate
 from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import Listener, Nobody, counted
+from tosa_cli.progress import Listener, Nobody
 from tosa_cli.seeding import seeded
-from tosa_cli.train.config import TrainConfig
-from tosa_cli.train.processes import make_accelerator
-
-DEFAULT_SAMPLES = 32
-DEFAULT_HELD_OUT = 64
-BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class MeasuredLayers:
-    """What each layer, or span of layers, can spare.
-
-    Attributes:
-        curves: Error curves, by layer; none where tokens are in groups, for which layers alone say little.
-        search: How keep rates were found on the whole model, where tokens are in groups.
-        skipped: Images that could not be read, with the reason.
-    """
-
-    curves: tuple[ErrorCurve, ...] = ()
-    search: RateSearch | None = None
-    skipped: tuple[str, ...] = ()
+from tosa_cli.workflow.rates import MeasuredLayers, find_rates, measure_layers
 
 
 @dataclass(frozen=True)
@@ -100,10 +80,20 @@ def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listene
             tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
             listener.say(f"Keep rate {tosa.keep_rate} reaches the target.")
     else:
-        where = (config.data_dir, config.dataset, config.split, config.max_samples)
+        where = (config.data_dir, config.dataset, config.split_to_read, config.max_samples)
         if config.groups_tokens:
-            reduction, cosine = config.target_reduction, config.min_cosine
-            measured = find_rates(loaded.model, config, reduction, *where, min_cosine=cosine, listener=listener)
+            wish = wished(config.min_cosine, config.max_drop)
+            if isinstance(wish, MaxDrop):
+                _check_head(loaded)
+            measured = find_rates(
+                loaded.model,
+                config,
+                config.target_reduction,
+                *where,
+                wish=wish,
+                class_map=read_class_map(config.class_map),
+                listener=listener,
+            )
             found = cast(RateSearch, measured.search).keep_rates
             tosa = config.at(found, found.values())
         else:
@@ -145,106 +135,17 @@ def as_source(model: nn.Module) -> Source:
     return Source(cast(Backbone, model), name)
 
 
-def measure_layers(
-    model: Backbone,
-    method: Method,
-    data_dir: str = "",
-    dataset: str = "",
-    split: str = "train",
-    max_samples: int | None = None,
-    *,
-    listener: Listener | None = None,
-) -> MeasuredLayers:
-    """Measure the error curve of each layer on a few images, evenly spread, or the first of a stream.
-
-    Args:
-        model: The dense model; it is not changed.
-        method: By what tokens are selected.
-        data_dir: Folder of images, or root of a data set.
-        dataset: timm's name of the type of the data set; empty for a folder.
-        split: Split of the data set.
-        max_samples: Measure on so many images; None takes 32.
-        listener: Told what is done.
+def _check_head(source: Source) -> None:
+    """Check that a source has a head whose accuracy can be held.
 
     Raises:
-        DataError: If there are none.
-        ConfigError: If the selector says nothing before it is trained.
+        ConfigError: If it has none.
     """
-
-    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
-    images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
-    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
-    with listener.progress("Measuring") as bar:
-        curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
-    return MeasuredLayers(tuple(curves), skipped=tuple(images.failed))
-
-
-def find_rates(
-    model: Backbone,
-    method: Method,
-    target_reduction: float | None,
-    data_dir: str = "",
-    dataset: str = "",
-    split: str = "train",
-    max_samples: int | None = None,
-    *,
-    min_cosine: float | None = None,
-    listener: Listener | None = None,
-) -> MeasuredLayers:
-    """Find keep rates of groups on the whole model, on a few images as `measure_layers` takes them.
-
-    Args:
-        model: The dense model; it is not changed.
-        method: A method that puts tokens into groups.
-        target_reduction: Share of the MACs to save; None saves what leaves a cosine.
-        data_dir: Folder of images, or root of a data set.
-        dataset: timm's name of the type of the data set; empty for a folder.
-        split: Split of the data set.
-        max_samples: Measure on so many images; None takes 32, and with a cosine 96, two thirds of them held out.
-        min_cosine: Cosine of the final tokens of held-out images that is to hold, where there is no target.
-        listener: Told what is done.
-
-    Raises:
-        DataError: If there are none; for a cosine, if they can only be read in order.
-        ConfigError: If as much cannot be saved, or the cosine holds at no saving.
-    """
-    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
-    accelerator = make_accelerator(TrainConfig())
-    if target_reduction is not None:
-        images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
-        listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
-        with listener.progress("Measuring") as bar:
-            found = search_rates(accelerator, model, method, images, target_reduction, progress=bar)
-        return MeasuredLayers(search=found, skipped=tuple(images.failed))
-    indices = _evenly(opened, max_samples or DEFAULT_SAMPLES + DEFAULT_HELD_OUT)
-    if indices is None:
-        raise DataError(f"{name} can only be read in order, so no images can be held out: pass --target-reduction.")
-    if len(indices) < 2:
-        raise DataError(
-            f"{name} has {counted(len(indices), 'image')}, and --min-cosine needs some to hold out: add more."
+    if not source.model.num_classes:
+        raise ConfigError(
+            f"{source.name} has no classifier head, so it has no accuracy to lose: hold its tokens with --min-cosine "
+            f"0.99, or name a model with a trained head."
         )
-    tuning, others = indices[::3], [index for position, index in enumerate(indices) if position % 3]
-    images, held_out = (_images(opened, model, part, max_samples, name) for part in (tuning, others))
-    listener.say(
-        f"Measuring what can be spared, on {counted(images.num_images, 'image')} of {name}, and on "
-        f"{counted(held_out.num_images, 'other image')} whether the cosine holds ..."
-    )
-    with listener.progress("Measuring") as bar:
-        found = hold_cosine(accelerator, model, method, images, held_out, cast(float, min_cosine), progress=bar)
-    return MeasuredLayers(search=found, skipped=(*images.failed, *held_out.failed))
-
-
-def _evenly(opened: Any, count: int) -> list[int] | None:
-    """Indices of so many images, evenly spread; None for data that can only be read in order."""
-    return None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
-
-
-def _images(opened: Any, model: Backbone, indices: list[int] | None, max_samples: int | None, name: str) -> Images:
-    """Images of a data set to measure on; of a stream the first."""
-    first = max_samples or DEFAULT_SAMPLES
-    return images_to_read(
-        opened, cast(nn.Module, model), indices=indices, first=first, batch_size=BATCH_SIZE, name=name
-    )
 
 
 def convert_source(source: Source, config: TosaConfig, named: str, loading: Mapping[str, Any] | None = None) -> TosaViT:

@@ -12,7 +12,7 @@ from tosa_cli.model.families import Backbone, eligible_layers, num_heads
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.progress import Listener, Nobody
-from tosa_cli.workflow.convert import MeasuredLayers, measure_layers
+from tosa_cli.workflow.rates import MeasuredLayers, measure_layers
 
 KEEP_RATES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 TARGETS = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)

@@ -65,26 +65,36 @@ def choose_rates(
     method: Method | None = None,
     *,
     min_cosine: float | None = None,
+    max_drop: float | None = None,
 ) -> TosaConfig:
-    """Find keep rates by what they do to the whole encoder: for a share of the MACs to save, or for a cosine to hold.
+    """Find keep rates by what they do to the whole encoder: for a share of the MACs to save, or for what is to hold.
 
     Args:
         model: A model that `convert` can convert in place; it is not changed.
-        batches: What it is called with; a few tens of images are enough. With a cosine two of three batches are held
-            out, and the cosine holds on these.
+        batches: What it is called with; a few tens of images are enough. Where something is to hold two of three
+            batches are held out, and it holds on these.
         target_reduction: Share of the MACs of the encoder's layers to save, as 0.25.
         method: A method that puts tokens into groups; None takes that of the preset `calibrated`.
         min_cosine: Instead, the mean cosine to hold between the encoder's tokens and the dense model's, as 0.99.
+        max_drop: Instead, how many percentage points of agreement with the dense model's outputs may be lost, as 1.0:
+            of the figure that says most of them, such as `top1_agreement`, `delta1`, `keypoints_near`, `iou` or
+            `cosine` (see `compare`).
 
     Returns:
         The settings, for `convert`.
 
     Raises:
-        TosaError: If the model cannot be converted, there is no batch, as much cannot be saved, or the cosine holds at
-            no saving.
+        TosaError: If the model cannot be converted, there is no batch, as much cannot be saved, or what is asked for
+            holds at no saving.
     """
-    method = method or CALIBRATED
-    config, _ = choose_run_rates(model, batches, method, target_reduction=target_reduction, min_cosine=min_cosine)
+    config, _ = choose_run_rates(
+        model,
+        batches,
+        method or CALIBRATED,
+        target_reduction=target_reduction,
+        min_cosine=min_cosine,
+        max_drop=max_drop,
+    )
     return config
 
 

@@ -31,7 +31,7 @@ from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.provenance import Provenance
-from tosa_cli.workflow.convert import DEFAULT_HELD_OUT, DEFAULT_SAMPLES
+from tosa_cli.workflow.rates import DEFAULT_HELD_OUT, DEFAULT_SAMPLES
 from tosa_cli.workflow.whole import convert_whole
 
 
@@ -69,6 +69,8 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
             raise ConfigError(
                 f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
             )
+    if config.class_map:
+        raise ConfigError("A whole model is measured without labels: leave out --class-map.")
     whole = load_whole(config.source, config.pretrained)
     if whole.unused:
         listener.warn(
@@ -253,11 +255,12 @@ def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) ->
         layers = check_runs(whole.model)[0].eligible_layers
         listener.say("Without a measurement of single layers, all but the first get one keep rate.")
         return _at_target(whole.model, config, layers[1:], config.target_reduction, listener), None
-    default = DEFAULT_SAMPLES if config.min_cosine is None else DEFAULT_SAMPLES + DEFAULT_HELD_OUT
-    photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=config.max_samples or default)
-    if config.min_cosine is not None:
+    holds = config.target_reduction is None
+    count = config.max_samples or DEFAULT_SAMPLES + DEFAULT_HELD_OUT * holds
+    photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=count)
+    if holds:
         photos.batch_size = max(1, min(photos.batch_size, len(photos.files) // 3))
-    held = ", two thirds of them held out," if config.min_cosine is not None else ""
+    held = ", two thirds of them held out," if holds else ""
     listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')}{held} of {config.data_dir} ...")
     with listener.progress("Measuring") as bar:
         found = choose_run_rates(
@@ -266,6 +269,7 @@ def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) ->
             config,
             target_reduction=config.target_reduction,
             min_cosine=config.min_cosine,
+            max_drop=config.max_drop,
             progress=bar,
         )
     for skipped in photos.skipped:
