@@ -11,9 +11,11 @@ from torch import nn
 import tosa_cli
 from tests.model.test_whole_models import GROUPED, NEAREST, build, output
 from tests.model.whole_models import CONVERTED, batch_for
+from tosa_cli import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.runs import converted_runs
 
+PAPER = TosaConfig(layers=(2, 4), keep_rate=0.5, query_rows="all")
 NAMES = ["depth_anything", "vitpose", "clip"]
 
 
@@ -44,7 +46,7 @@ def test_threads_do_not_mix_their_images(name: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("config", [GROUPED, NEAREST], ids=["grouped", "nearest"])
+@pytest.mark.parametrize("config", [GROUPED, NEAREST, PAPER], ids=["grouped", "nearest", "paper"])
 def test_gradient_checkpointing_changes_no_gradient(name: str, config: Any) -> None:
     model = tosa_cli.convert(build(name), config).train()
     for module in model.modules():

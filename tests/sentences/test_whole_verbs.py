@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tosa_cli
 from tests.model.whole_models import depth_anything, eomt, yolos
@@ -37,6 +38,23 @@ def folder(place: Path) -> Path:
     tosa_cli.convert(found.model, GROUPED)
     save_whole(found, Path("whole"))
     return Path("whole")
+
+
+def eager() -> Any:
+    model: Any = depth_anything()
+    model.set_attn_implementation("eager")
+    return model
+
+
+class Reads(nn.Module):
+    """A model that sends no image through its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tosa_cli.convert(depth_anything(), TosaConfig(layers=(2,)))
+
+    def forward(self, text: torch.Tensor) -> torch.Tensor:
+        return text
 
 
 def finetuned(folder: Path) -> Any:
@@ -85,6 +103,17 @@ ROWS: list[Row] = [
         "a layer behind the queries",
         lambda: tosa_cli.convert(eomt(), TosaConfig(layers=(5,), selector="ward", bypass="mean")),
         "Layer 5 of layers cannot select tokens, as queries enter behind layer 4.",
+    ),
+    (
+        "maps of an attention that is not fused",
+        lambda: tosa_cli.convert(eager(), TosaConfig(layers=(2,))),
+        "Dinov2Layer ran without PyTorch's fused attention, so its logits cannot be read. Load the model with "
+        "attn_implementation='sdpa'.",
+    ),
+    (
+        "a selector trained on a text",
+        lambda: tosa_cli.calibrate(Reads(), [torch.zeros(1, 4)]),
+        "The batch sends no image through the encoder: pass what the model is called with.",
     ),
     (
         "labels for a whole model",

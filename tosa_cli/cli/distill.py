@@ -1,6 +1,6 @@
 """`tosa distill`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +17,11 @@ from tosa_cli.cli.options import (
     settings_from,
     with_settings,
 )
-from tosa_cli.errors import ConfigError
 from tosa_cli.progress import counted, figure
 from tosa_cli.train.config import DistillConfig
+
+if TYPE_CHECKING:
+    from tosa_cli.workflow.job import RunReport
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an interrupted run.")]
 
@@ -44,15 +46,20 @@ def distill(
     config = DistillConfig.from_dict(settings_from("distill", preset_recipe(preset, recipe), settings))
     name = resolve_model(model)
     if whole.is_whole(name):
-        if resume:
-            raise ConfigError("A whole model is fitted in one go: leave out --resume.")
-        whole.distill(name, settings, output, overwrite, json)
+        whole.distill(name, config, settings, output, overwrite, resume, json)
         return
 
     from tosa_cli.model.flops import count_flops
     from tosa_cli.workflow.distill import distill as run
 
     report = run(name, config=config, output=output, overwrite=overwrite, resume=resume, listener=console)
+    show_distilled(report, json)
+    console.say(f"Wrote {report.folder}: {count_flops(report.model).reduction:.1%} fewer MACs.")
+    console.next_command("tosa", "eval", report.folder, "--data-dir", "IMAGES", "--compare")
+
+
+def show_distilled(report: "RunReport", json: bool) -> None:
+    """Print what was trained and fitted, and warn of a fit that was not kept."""
     if json:
         console.print_json(report.to_dict())
     else:
@@ -60,8 +67,6 @@ def distill(
         steps = counted(report.updates, "step")
         console.say(f"{steps}, {report.seconds:.1f} s in all, {report.images_per_second:.1f} images/s.")
     _warn_if_undone(report.held_out)
-    console.say(f"Wrote {report.folder}: {count_flops(report.model).reduction:.1%} fewer MACs.")
-    console.next_command("tosa", "eval", report.folder, "--data-dir", "IMAGES", "--compare")
 
 
 def _show(results: dict[str, Any]) -> None:

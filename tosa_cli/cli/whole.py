@@ -12,6 +12,7 @@ from tosa_cli.cli.options import remember_model
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.settings import option_name
+from tosa_cli.train.config import DistillConfig
 
 if TYPE_CHECKING:
     from tosa_cli.export.config import ExportConfig
@@ -65,7 +66,7 @@ def convert(config: ConvertConfig, folder: Path, overwrite: bool, dry_run: bool,
         console.say("Dry run: nothing was written.")
         return
     console.say(f"Wrote {folder}: after `import tosa_cli`, {kind}.from_pretrained({str(folder)!r}) loads it.")
-    console.next_command("tosa", "distill" if report.config.is_fitted else "eval", "--data-dir", "PHOTOS")
+    console.next_command("tosa", "distill" if report.config.needs_distill else "eval", "--data-dir", "PHOTOS")
 
 
 def inspect(source: str, given: Mapping[str, Any], json: bool) -> None:
@@ -109,42 +110,44 @@ def flops(name: str, json: bool) -> None:
         show_flops(report)
 
 
-def distill(name: str, given: Mapping[str, Any], output: Path | None, overwrite: bool, json: bool) -> None:
-    """`tosa distill` of a whole model."""
-    check_given("distill", given, "data_dir", "max_samples")
-
-    from tosa_cli.hub.folder import check_output
-    from tosa_cli.hub.writing import alone
-    from tosa_cli.workflow import whole_folder
-
-    folder = output or Path(name.removeprefix("local-dir:"))
-    if output is not None:
-        check_output(folder, overwrite)
-    with alone(folder):
-        whole, reports = whole_folder.distill(name, given.get("data_dir", ""), given.get("max_samples"), console)
-        whole_folder.save(whole, folder, overwrite=output is None or overwrite)
-    if json:
-        console.print_json({"runs": [vars(report) for report in reports]})
-    for report in reports:
-        if report.errors and not json:
-            console.print_table(
-                "Error of the bypass, as a share of the true update",
-                ["layer", "error"],
-                [[str(layer), f"{error:.1%}"] for layer, error in report.errors.items()],
-            )
-        if not report.errors:
-            console.say("There was nothing to fit: selector and bypass have no parameters.")
-    console.say(f"Wrote {folder}.")
-    console.next_command("tosa", "eval", folder, "--data-dir", "PHOTOS")
-
+DISTILLED_BY = (
+    "data_dir", "max_samples", "epochs", "batch_size", "grad_accum_steps", "lr", "opt", "sched", "warmup_epochs",
+    "min_lr", "weight_decay", "clip_grad", "amp", "workers", "seed", "strict", "device", "log_with",
+    "checkpoint_every", "max_minutes", "crop_scale",
+)  # fmt: skip
+"""Settings of `tosa distill` that mean something for a whole model."""
 
 FINETUNED_BY = (
     "data_dir", "max_samples", "objective", "epochs", "batch_size", "grad_accum_steps", "lr", "opt", "sched",
     "warmup_epochs", "min_lr", "weight_decay", "clip_grad", "amp", "workers", "seed", "strict", "device",
-    "checkpoint_every", "max_minutes", "feature_layers", "eval_every", "hflip", "crop_scale", "model_ema",
+    "log_with", "checkpoint_every", "max_minutes", "feature_layers", "eval_every", "hflip", "crop_scale", "model_ema",
     "model_ema_decay", "grad_checkpointing",
 )  # fmt: skip
 """Settings of `tosa finetune` that mean something for a whole model."""
+
+
+def distill(
+    name: str,
+    config: DistillConfig,
+    given: Mapping[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    resume: bool,
+    json: bool,
+) -> None:
+    """`tosa distill` of a whole model."""
+    defaults = DistillConfig().to_dict()
+    changed = {key: value for key, value in config.to_dict().items() if value != defaults[key]}
+    check_given("distill", {**changed, **given}, *DISTILLED_BY)
+
+    from tosa_cli.cli.distill import show_distilled
+    from tosa_cli.model.runs.flops import count_whole
+    from tosa_cli.workflow.whole_distill import distill
+
+    report = distill(name, config, output=output, overwrite=overwrite, resume=resume, listener=console)
+    show_distilled(report, json)
+    console.say(f"Wrote {report.folder}: {count_whole(report.model.model).reduction:.1%} fewer MACs.")
+    console.next_command("tosa", "eval", report.folder, "--data-dir", "PHOTOS")
 
 
 def finetune(

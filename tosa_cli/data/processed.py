@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class ProcessedPhotos:
         processor: The model's processor.
         batch_size: Most images of a batch: processors that keep the shape of an image give them one by one.
         max_samples: Use so many, evenly spread; None uses all.
+        files: The photos, where they are known already.
 
     Raises:
         DataError: If there are none, or, where they are read, if none can be used.
@@ -38,14 +39,21 @@ class ProcessedPhotos:
         skipped: Files that could not be read, with the reason.
     """
 
-    def __init__(self, folder: str | Path, processor: Any, batch_size: int = 8, max_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        processor: Any,
+        batch_size: int = 8,
+        max_samples: int | None = None,
+        files: Sequence[Path] | None = None,
+    ) -> None:
         if processor is None:
             raise InputError(NO_PROCESSOR)
         if not folder:
             raise InputError("No photos were named: pass --data-dir PHOTOS.")
         self.processor = getattr(processor, "image_processor", processor)
         self.folder = folder
-        files = find_photos([Path(folder)])
+        files = find_photos([Path(folder)]) if files is None else files
         count = min(max_samples or len(files), len(files))
         self.files = [files[i * len(files) // count] for i in range(count)]
         self.batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Photos for the finetuning of a whole model: cropped and flipped, and normalised as its processor does."""
+"""Photos for the training of a whole model: cropped and flipped, and normalised as its processor does."""
 
 from functools import partial
 from typing import Any
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from tosa_cli.data.datasets import open_dataset, split_indices
-from tosa_cli.data.loading import Images, one_a_core, start_worker
+from tosa_cli.data.loading import Augmentation, Images, one_a_core, start_worker
 from tosa_cli.data.processed import NO_PROCESSOR, norm_of, process
 from tosa_cli.data.samples import ImageSamples, collate
 from tosa_cli.errors import DataError, InputError
-from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 
 MAX_HELD_OUT = 64
 """Held-out images: they are measured often, with the dense model beside."""
@@ -69,13 +69,16 @@ class AsProcessed:
         return pixels[0]
 
 
-def open_training(config: FinetuneConfig, processor: Any, size: tuple[int, int]) -> tuple[Images, Images]:
+def open_training(
+    config: DistillConfig | FinetuneConfig, processor: Any, size: tuple[int, int], augment: bool = True
+) -> tuple[Images, Images]:
     """Photos to train on, and those of the same folder that are held out.
 
     Args:
         config: The settings.
         processor: The model's processor.
         size: Height and width in pixels that the model is made for.
+        augment: Whether the first are cropped and shuffled; else they are read as those that are held out.
 
     Raises:
         DataError: If there are too few photos.
@@ -89,14 +92,16 @@ def open_training(config: FinetuneConfig, processor: Any, size: tuple[int, int])
     training, held_out = split_indices(len(opened), config.max_samples, hold_out=True, max_held_out=MAX_HELD_OUT)
     if not held_out:
         raise DataError(f"{config.data_dir} holds one image, and some have to be held out: add more.")
-    crop = TrainingCrop(size, processor, config.crop_scale, config.hflip)
+    as_processed = AsProcessed(size, processor)
+    hflip = config.hflip if isinstance(config, FinetuneConfig) else Augmentation.hflip
+    crop = TrainingCrop(size, processor, config.crop_scale, hflip) if augment else as_processed
     return (
-        _images(opened, training, crop, config, shuffle=True),
-        _images(opened, held_out, AsProcessed(size, processor), config, shuffle=False),
+        _images(opened, training, crop, config, shuffle=augment),
+        _images(opened, held_out, as_processed, config, shuffle=False),
     )
 
 
-def _images(opened: Any, indices: list[int], transform: Any, config: FinetuneConfig, shuffle: bool) -> Images:
+def _images(opened: Any, indices: list[int], transform: Any, config: TrainConfig, shuffle: bool) -> Images:
     samples = ImageSamples(opened, indices, "RGB", substitute=shuffle, seed=config.seed)
     samples.transform = transform
     loader: DataLoader[Any] = DataLoader(

@@ -44,12 +44,16 @@ class CalibrationReport:
         errors: Of each ToSA layer, the error of the fitted bypass on the images it was fitted on: norm of the
             difference from the layer's true update, as a share of the norm of that update.
         failed: Images that could not be read, with the reason.
+        updates: Optimizer steps of a selector that is trained, where it was trained as well.
+        loss: Mean loss of the last epoch of these.
     """
 
     images: int = 0
     seconds: float = 0.0
     errors: dict[int, float] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
+    updates: int = 0
+    loss: float | None = None
 
 
 def calibrate(

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Container, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -26,6 +26,8 @@ from tosa_cli.model.runs.calls import call_on
 from tosa_cli.model.runs.find import check_runs
 from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
+from tosa_cli.model.runs.maps import NO_IMAGE
+from tosa_cli.model.runs.run import ReachedError
 from tosa_cli.progress import Progress
 
 LEAST_COMPARED = 8
@@ -79,25 +81,21 @@ class BatchTokens(KeptTokens):
         """What the first block of the run is called with."""
         block = self.model.blocks[0]
         names = parameters(type(block))
+        given: dict[str, Any] = {}
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _ReachedError(dict(zip(names, args, strict=False)) | kwargs)
+            given.update(dict(zip(names, args, strict=False)) | kwargs)
+            raise ReachedError
 
         handle = self.found.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            call_on(self.whole, batch).outputs_or_why()
-        except _ReachedError as reached:
-            given = reached.given
-            return given.pop(names[0]), given
+            with suppress(ReachedError):
+                call_on(self.whole, batch).outputs_or_why()
         finally:
             handle.remove()
-        raise ConfigError("The batch sends no image through the encoder: pass what the model is called with.")
-
-
-class _ReachedError(Exception):
-    def __init__(self, given: dict[str, Any]) -> None:
-        super().__init__()
-        self.given = given
+        if not given:
+            raise ConfigError(NO_IMAGE)
+        return given.pop(names[0]), given
 
 
 def calibrate_runs(
@@ -128,11 +126,6 @@ def calibrate_runs(
     try:
         for found in runs:
             assert found.run is not None
-            if SELECTORS[found.run.config.selector].is_trained:
-                raise ConfigError(
-                    f"The selector {found.run.config.selector!r} is trained, which is not done for a whole model: "
-                    f"convert it with the selector similarity or ward."
-                )
             started, report = time.perf_counter(), CalibrationReport()
             if found.run.config.is_fitted:
                 with BatchTokens(model, found, batches, progress) as kept:

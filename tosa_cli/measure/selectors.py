@@ -1,7 +1,7 @@
 """How well selectors predict: KL divergence, and the share of the true top-K that they find."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept, take_query_rows
 from tosa_cli.model.selectors import AttentionSelector
 from tosa_cli.model.selectors.attention import attention_kl
+from tosa_cli.model.tosa_layers import TosaLayers
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -60,17 +61,29 @@ def measure_selectors(model: TosaViT, batches: Iterable[Tensor], device: torch.d
         device: Where to compute.
     """
     model.to(device).eval()
+    logits = (model.dense_logits(images.to(device), model.map_layers, query_rows="all") for images in batches)
+    return compare_maps(model, logits)
+
+
+@torch.no_grad()
+def compare_maps(model: TosaLayers, batches: Iterable[Mapping[int, Tensor]]) -> SelectorReport:
+    """Compare what selectors predict from maps with the maps of the layers that they are for.
+
+    Args:
+        model: The layers, whose selectors read maps.
+        batches: Scaled logits (B, H, N, N) of its `map_layers`, of one batch at least. All query rows of the true map
+            are needed to rank the tokens; a selector reads its own few of them.
+    """
     layers = list(model.keep_rates)
     samples = 0
     sums = {layer: torch.zeros(4, dtype=torch.float64) for layer in layers}
     shares: dict[int, float] = {}
-    for images in batches:
-        # All rows of the true map are needed to rank the tokens; the selector reads its own few of them.
-        logits = model.dense_logits(images.to(device), {*layers, *(layer - 1 for layer in layers)}, query_rows="all")
+    for logits in batches:
+        count = len(logits[layers[0]])
         for layer in layers:
             values, shares[layer] = _compare(model, layer, logits[layer - 1], logits[layer])
-            sums[layer] += values.cpu().double() * len(images)
-        samples += len(images)
+            sums[layer] += values.cpu().double() * count
+        samples += count
     qualities = []
     for layer in layers:
         kl, kl_previous, found, found_previous = (sums[layer] / samples).tolist()
@@ -78,7 +91,7 @@ def measure_selectors(model: TosaViT, batches: Iterable[Tensor], device: torch.d
     return SelectorReport(samples, qualities)
 
 
-def _compare(model: TosaViT, layer: int, feeding: Tensor, true: Tensor) -> tuple[Tensor, float]:
+def _compare(model: TosaLayers, layer: int, feeding: Tensor, true: Tensor) -> tuple[Tensor, float]:
     """KL of selector and previous map, and share of the true top-K that each finds, as a tensor of 4; chance."""
     prefix, length = model.num_prefix_tokens, true.shape[-1]
     kept = num_kept(length, model.keep_rates[layer], prefix)

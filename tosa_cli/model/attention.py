@@ -88,12 +88,16 @@ def run_and_tap(
     Raises:
         UnsupportedModelError: If the block does not use PyTorch's fused attention function.
     """
-    tap = AttentionTap(query_rows, read, num_attentions(block))
-    with tap:
-        output = kind_of(block).run(block, tokens, extras or {})
+    kind, tap = kind_of(block), AttentionTap(query_rows, read, num_attentions(block))
+
+    def run(tokens: Tensor) -> Tensor:
+        with tap:
+            return kind.run(block, tokens, extras or {})
+
+    output = kind.run_within(block, run, tokens)
     if tap.result is None:
         raise UnsupportedModelError(
             f"{type(block).__name__} ran without PyTorch's fused attention, so its logits cannot be read. "
-            f"Unset TIMM_FUSED_ATTN, or build the model without exportable=True."
+            f"{kind.how_to_fuse}"
         )
     return output, tap.result

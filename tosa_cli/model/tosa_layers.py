@@ -189,6 +189,11 @@ class TosaLayers:
     def _ahead(self, stream: Stream, last: int | None) -> range:
         return range(stream.layer + 1, 1 + (len(self.blocks) if last is None else last))
 
+    @property
+    def map_layers(self) -> frozenset[int]:
+        """The layers whose maps a trained selector learns by: those that it reads, and those that it predicts."""
+        return frozenset({*self.keep_rates, *(layer - 1 for layer in self.keep_rates)})
+
     def is_read(self, layer: int) -> bool:
         """Whether the selector of the next layer reads the logits of a layer."""
         return self.config.reads_maps and layer + 1 in self.keep_rates

@@ -1,6 +1,8 @@
 """Selector training (paper 2.2) and the fit of what has a closed form: label-free, the backbone frozen."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,6 +13,7 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.fit.calibrate import CalibrationReport, calibrate
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.selectors.attention import attention_kl
+from tosa_cli.model.tosa_layers import TosaLayers
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Progress
 from tosa_cli.train.checkpoint import fingerprint
@@ -38,15 +41,22 @@ class DistillObjective(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width), summed over the ToSA layers; `targets` are not read."""
-        model = self.model
-        layers = list(model.keep_rates)
-        logits = model.dense_logits(images, {*layers, *(layer - 1 for layer in layers)})
-        losses = [attention_kl(model.selectors[str(layer)](logits[layer - 1]), logits[layer]) for layer in layers]
-        return sum(losses)  # type: ignore[return-value]
+        return maps_loss(self.model, self.model.dense_logits(images, self.model.map_layers))
 
     def train(self, mode: bool = True) -> "DistillObjective":
         """Dropout and the like stay off: the maps are those of the pretrained model."""
         return super().train(False)
+
+
+def maps_loss(layers: TosaLayers, logits: Mapping[int, Tensor]) -> Tensor:
+    """How far what selectors predict is from the maps of the pretrained model (paper Eq. 5), summed over the layers.
+
+    Args:
+        layers: Layers with trained selectors.
+        logits: Scaled logits (B, H, M, N) of their `map_layers`.
+    """
+    losses = [attention_kl(layers.selector(layer)(logits[layer - 1]), logits[layer]) for layer in layers.keep_rates]
+    return sum(losses)  # type: ignore[return-value]
 
 
 @dataclass
@@ -87,11 +97,11 @@ class DistillReport:
         return list(dict.fromkeys(name for part in (self.training, self.calibration) if part for name in part.failed))
 
 
-def check_trainable(model: TosaViT) -> None:
-    """Check that a model has something to train or to fit.
+def check_trainable(model: TosaLayers) -> None:
+    """Check that layers have something to train or to fit.
 
     Raises:
-        ConfigError: If it has nothing.
+        ConfigError: If they have nothing.
     """
     config = model.config
     if not config.needs_distill:
@@ -140,13 +150,9 @@ def distill(
         TrainingError: If the loss or a fit is not finite.
     """
     check_trainable(model)
-    report = DistillReport()
-    if watch is not None:
-        # Selectors that predict maps are judged by the maps, and what is fitted by the final tokens.
-        watch.attach(accelerator, fitted_parts(model), None, config.seed)
-        watch.look(0)
-    if images is not None and SELECTORS[model.config.selector].is_trained:
-        report.training = train(
+
+    def train_selectors(images: Images) -> TrainReport:
+        report = train(
             accelerator,
             DistillObjective(model),
             images,
@@ -160,11 +166,44 @@ def distill(
         )
         model.requires_grad_(True)
         model.selectors.requires_grad_(False)
+        return report
+
+    def fit_rest(images: Images) -> CalibrationReport:
+        return calibrate(accelerator, model, images, strict=config.strict, progress=progress)
+
+    trains, is_fitted = SELECTORS[model.config.selector].is_trained, model.config.is_fitted
+    if watch is not None:
+        watch.attach(accelerator, fitted_parts(model), None, config.seed)
+    return train_then_fit(
+        partial(train_selectors, images) if trains and images is not None else None,
+        partial(fit_rest, calibration) if is_fitted and calibration is not None else None,
+        watch,
+    )
+
+
+def train_then_fit(
+    train_selectors: Callable[[], TrainReport] | None,
+    fit_rest: Callable[[], CalibrationReport] | None,
+    watch: Watch | None,
+) -> DistillReport:
+    """Train what is trained and then fit what is fitted, and keep the fit unless it is for the worse; see `distill`.
+
+    Args:
+        train_selectors: Trains the selectors; None where they are not.
+        fit_rest: Fits bypasses and probes; None where nothing is fitted.
+        watch: Measures on held-out images; it is attached already.
+    """
+    report = DistillReport()
+    if watch is not None:
+        # Selectors that predict maps are judged by the maps, and what is fitted by the final tokens.
+        watch.look(0)
+    if train_selectors is not None:
+        report.training = train_selectors()
         if watch is not None:
             watch.start_anew()
             watch.look(report.updates)
-    if calibration is not None and model.config.is_fitted:
-        report.calibration = calibrate(accelerator, model, calibration, strict=config.strict, progress=progress)
+    if fit_rest is not None:
+        report.calibration = fit_rest()
         report.fit_kept = True
         if watch is not None:
             watch.look(report.updates + 1)
@@ -176,8 +215,8 @@ def distill(
     return report
 
 
-def fitted_parts(model: TosaViT) -> nn.ModuleDict:
-    """The parts of a model, as one module, that `distill` brings nearer to the dense model, not to its maps."""
+def fitted_parts(model: TosaLayers) -> nn.ModuleDict:
+    """The parts of layers, as one module, that `distill` brings nearer to the dense model, not to its maps."""
     parts = nn.ModuleDict({"bypasses": model.bypasses})
     if not SELECTORS[model.config.selector].is_trained:
         parts["selectors"] = model.selectors

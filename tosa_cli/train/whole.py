@@ -15,6 +15,7 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.runs import ImageRun, converted_runs
 from tosa_cli.model.runs.insert import dense_copy
+from tosa_cli.model.runs.run import ReachedError
 from tosa_cli.progress import Progress
 from tosa_cli.tasks.features import ROOT_EPS, token_distance
 from tosa_cli.train.checkpoint import hash_of
@@ -79,23 +80,19 @@ def tokens_behind(model: nn.Module, blocks: Any, images: Tensor, layers: Sequenc
     def keep(number: int, output: Any) -> None:
         found[number] = output[0] if isinstance(output, tuple) else output
         if number == layers[-1]:
-            raise _ReachedError
+            raise ReachedError
 
     def hook(number: int) -> Any:
         return lambda module, args, output: keep(number, output)
 
     handles = [blocks[number - 1].register_forward_hook(hook(number)) for number in layers]
     try:
-        with suppress(_ReachedError):
+        with suppress(ReachedError):
             model(images)
     finally:
         for handle in handles:
             handle.remove()
     return [F.layer_norm(found[number].float(), found[number].shape[-1:]) for number in layers]
-
-
-class _ReachedError(Exception):
-    """The last layer was run."""
 
 
 def feature_layers(found: ImageRun, count: int) -> list[int]:
@@ -153,7 +150,7 @@ def finetune_whole(
     parts.requires_grad_(True)
     average = Average(parts, config.model_ema_decay) if config.model_ema else None
     objective = TokensObjective(model, teacher, layers).train()
-    watch = Watch(lambda: _held_out(objective, held_out, accelerator.device), config.eval_every, keep_best=True)
+    watch = Watch(lambda: held_out_tokens(objective, held_out, accelerator.device), config.eval_every, keep_best=True)
     watch.attach(accelerator, parts, average, config.seed)
     with _recomputing(model, config.grad_checkpointing):
         report = train(
@@ -197,7 +194,7 @@ def _reached(objective: TokensObjective, parts: nn.Module, images: Images) -> li
 
 
 @torch.no_grad()
-def _held_out(objective: TokensObjective, images: Images, device: torch.device) -> HeldOut:
+def held_out_tokens(objective: TokensObjective, images: Images, device: torch.device) -> HeldOut:
     """Cosines of the tokens behind the last layer to the dense model's."""
     prefix, last = objective.num_prefix, objective.layers[-1:]
     patches, classes = [], []

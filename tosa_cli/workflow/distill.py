@@ -14,7 +14,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import Listener, Nobody
 from tosa_cli.tasks.registry import TASKS
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.distill import check_trainable, distill_augmentation
+from tosa_cli.train.distill import DistillReport, check_trainable, distill_augmentation
 from tosa_cli.train.distill import distill as train_and_fit
 from tosa_cli.train.processes import MainProcess, make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
@@ -115,6 +115,20 @@ def _distill(job: Job, config: DistillConfig, resume: bool) -> RunReport:
             )
         after = selectors()
     accelerator.end_training()
+    return job.finish(accelerator, config, done, held_out, watch, results_of(done, before, after, watch), {})
+
+
+def results_of(
+    done: DistillReport, before: SelectorReport | None, after: SelectorReport | None, watch: Watch | None
+) -> dict[str, Any]:
+    """What a model's folder keeps of a distillation.
+
+    Args:
+        done: What was done.
+        before: The selectors before, on held-out images; None where none are trained.
+        after: The same after.
+        watch: The measurements of a fit on them; None where nothing was fitted.
+    """
     results: dict[str, Any] = {}
     if before is not None and after is not None:
         results |= {"samples": after.samples, "layers": _selector_rows(before, after)}
@@ -124,7 +138,7 @@ def _distill(job: Job, config: DistillConfig, resume: bool) -> RunReport:
             results |= {"fit_change": done.change.mean, "fit_change_error": done.change.error}
     if done.calibration is not None and done.fit_kept:
         results["bypass_errors"] = done.calibration.errors
-    return job.finish(accelerator, config, done, held_out, watch, results, {})
+    return results
 
 
 def _selector_rows(before: SelectorReport, after: SelectorReport) -> list[dict[str, Any]]:

@@ -7,12 +7,14 @@ from torch import nn
 
 from tosa_cli.config import CALIBRATED, Method, TosaConfig
 from tosa_cli.fit.calibrate import CalibrationReport
-from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
+from tosa_cli.fit.whole import choose_run_rates
 from tosa_cli.hub.transformers_config import record_settings
 from tosa_cli.hub.weights import check_finite
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.families import class_of, is_supported_kind
 from tosa_cli.model.runs import convert_runs
+from tosa_cli.train.config import DistillConfig
+from tosa_cli.train.whole_distill import calibrate_on
 
 
 def is_whole(model: nn.Module) -> bool:
@@ -42,20 +44,26 @@ def convert_whole(model: nn.Module, config: TosaConfig, example: Any = None) -> 
     return model
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any]) -> list[CalibrationReport]:
-    """Fit what a conversion fits, in place; no labels are read, and nothing is done where there is nothing to fit.
+def calibrate(model: nn.Module, batches: Iterable[Any], config: DistillConfig | None = None) -> list[CalibrationReport]:
+    """Train and fit what a conversion leaves to do, in place; no labels are read, and nothing else is changed.
+
+    A selector that is trained learns to predict the attention maps of the layers that select tokens, as the dense model
+    has them (paper 2.2). Bypasses and probes are fitted in closed form. Where there is neither nothing is done.
 
     Args:
         model: A model that `convert` converted in place.
-        batches: What it is called with: any iterable of tensors, tuples or dictionaries.
+        batches: What it is called with: any iterable of tensors, tuples or dictionaries. A selector is trained by a
+            step on each, in every epoch.
+        config: Settings of that training, as `epochs` and `lr`; None takes the defaults. What they say of images is
+            not read.
 
     Returns:
         A report of each encoder inside.
 
     Raises:
-        TosaError: If the model is not converted, there is no batch, or a fit is not finite.
+        TosaError: If the model is not converted, there is no batch, or the loss or a fit is not finite.
     """
-    return calibrate_runs(model, batches)
+    return calibrate_on(model, batches, config or DistillConfig())
 
 
 def choose_rates(

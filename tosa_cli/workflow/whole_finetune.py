@@ -1,45 +1,18 @@
 """Finetuning of a whole model on photos, without labels."""
 
 from pathlib import Path
-from typing import Any
 
 from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.export.whole import own_shape
-from tosa_cli.hub.kind import find_kind
-from tosa_cli.hub.whole import WholeModel, save_whole
 from tosa_cli.progress import Listener
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
-from tosa_cli.train.whole import finetune_whole, fingerprint
-from tosa_cli.workflow.job import Job, RunReport, one_run, watched_results
+from tosa_cli.train.whole import finetune_whole
+from tosa_cli.workflow.job import RunReport, watched_results
 from tosa_cli.workflow.whole_folder import image_part, load_converted
-
-
-class WholeJob(Job):
-    """A whole model to train, in its own format and under a folder of that; `model` is a `WholeModel`."""
-
-    @property
-    def trained(self) -> Any:
-        """The module that is trained."""
-        return self.model.model
-
-    def read(self, folder: Path) -> WholeModel | None:
-        """The model in a folder; None if there is no converted one."""
-        return load_converted(str(folder)) if find_kind(str(folder)) == "whole" else None
-
-    def mark(self, model: WholeModel) -> str:
-        """What tells a model from all others."""
-        return fingerprint(model.model)
-
-    def write(self, model: WholeModel, folder: Path) -> None:
-        """Write a model into its folder, whole or not at all.
-
-        Raises:
-            OutputError: If it cannot be written.
-        """
-        save_whole(model, folder, self.overwrite)
+from tosa_cli.workflow.whole_job import WholeJob, run_job
 
 
 def finetune(
@@ -69,11 +42,16 @@ def finetune(
     """
     if config.objective != "features":
         raise ConfigError("A whole model learns to be its dense self again, without labels: pass --objective features.")
-    folder = output or Path(name.removeprefix("local-dir:"))
-    # The model is read once it is known that there is work: a run that had ended left a finetuned one in its place.
-    job = WholeJob(None, "finetuned", folder, overwrite or output is None, listener)
-    with one_run(folder):
-        return (job.finished(config) if resume else None) or _finetune(job, name, config, resume)
+    return run_job(
+        "finetuned",
+        lambda job: _finetune(job, name, config, resume),
+        name,
+        config,
+        output=output,
+        overwrite=overwrite,
+        resume=resume,
+        listener=listener,
+    )
 
 
 def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) -> RunReport:
@@ -85,13 +63,15 @@ def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) ->
         )
     job.check(resume)
     part = image_part(whole.model)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, job.tracker_folder)
     images, held_out = open_training(config, whole.processor, own_shape(part)[1:])
+    job.start_trackers(accelerator, config)
     job.tell_images("Finetuning", images, held_out, resume)
     with lost_workers_told(lambda: job.how_to_go_on), job.listener.progress("Finetuning") as bar:
         done, watch = finetune_whole(
             accelerator, part, images, held_out, config, checkpoint=job.checkpoint, resume=resume, progress=bar
         )
+    accelerator.end_training()
     results = {**watched_results(watch), "best_step": watch.best.update}
     details = {
         "measuring_seconds": done.measuring_seconds,

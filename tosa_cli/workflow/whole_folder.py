@@ -18,9 +18,8 @@ from tosa_cli.data.processed import ProcessedPhotos, norm_of
 from tosa_cli.errors import ConfigError, DataError, InputError, TosaError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.whole import WholeExportReport, export_whole, own_shape
-from tosa_cli.fit.calibrate import CalibrationReport
 from tosa_cli.fit.rates import RateSearch
-from tosa_cli.fit.whole import calibrate_runs, choose_run_rates
+from tosa_cli.fit.whole import choose_run_rates
 from tosa_cli.hub.download import cached_commit
 from tosa_cli.hub.source import from_anywhere
 from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
@@ -91,25 +90,6 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
     results = {"budget": {"search": search.to_dict()}} if search is not None else {}
     whole = dataclasses.replace(whole, provenance=provenance.after("converted", settings, results))
     return WholeReport(whole, count_whole(whole.model, name=name), tosa, search)
-
-
-def distill(
-    name: str, data_dir: str, max_samples: int | None, listener: Listener
-) -> tuple[WholeModel, list[CalibrationReport]]:
-    """Fit the bypasses of a whole model on photos, by its own processor; no labels are read.
-
-    Raises:
-        TosaError: If it is not converted, or there are no photos.
-    """
-    whole = load_converted(name)
-    photos = ProcessedPhotos(data_dir, whole.processor, max_samples=max_samples)
-    listener.say(f"Fitting on {counted(len(photos.files), 'image')} of {data_dir} ...")
-    with listener.progress("Fitting") as bar:
-        reports = calibrate_runs(image_part(whole.model), photos, bar)
-    for skipped in photos.skipped:
-        listener.warn(f"Skipped {skipped}.")
-    settings = {"data_dir": data_dir, **({"max_samples": max_samples} if max_samples else {})}
-    return dataclasses.replace(whole, provenance=whole.provenance.after("distilled", settings)), reports
 
 
 def evaluate(

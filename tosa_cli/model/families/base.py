@@ -5,7 +5,7 @@ A new family is one file: a `Family` for its types of models, a `BlockKind` for 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from timm.layers import DropPath
@@ -24,12 +24,15 @@ class BlockKind(ABC):
 
     Attributes:
         selections: How tokens can be selected in such a block.
+        how_to_fuse: A sentence that says how such a block comes to attend by PyTorch's fused attention, where it does
+            not.
         mask_name: The block's own name of what is added to its attention logits, (B, 1, 1, K). None if it takes no
             such thing, or makes a bias for all tokens itself: then it must attend by PyTorch's fused attention, where
             what is added goes in.
     """
 
     selections: tuple[Selection, ...] = ("shared",)
+    how_to_fuse: str = "Unset TIMM_FUSED_ATTN, or build the model without exportable=True."
     mask_name: str | None = None
 
     def why_ineligible(self, block: Any, selection: Selection) -> str | None:
@@ -63,6 +66,13 @@ class BlockKind(ABC):
     def run(self, block: Any, tokens: Tensor, extras: Extras) -> Tensor:
         """Run a block on tokens (B, N, D), with what it is given beside them, from `Places`: tokens (B, N, D)."""
         return block(tokens, **extras)
+
+    def run_within(self, block: Any, run: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Do what runs a block on tokens (B, N, D) within a context, which the block needs each time that it runs.
+
+        A block that computes itself again in the backward pass leaves that to `run`, context and all.
+        """
+        return run(tokens)
 
     def run_selected(
         self,

@@ -6,6 +6,7 @@ has is read from the block, so that a release of transformers that renames a par
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ TAKES_BIAS = ("eager", "sdpa")
 
 class TransformersBlock(BlockKind):
     """A block that normalises before its attention, which has projections of its own for keys."""
+
+    how_to_fuse = "Load the model with attn_implementation='sdpa'."
 
     def why_ineligible(self, block: Any, selection: Selection) -> str | None:
         """Say that a part is not where it is looked for, or that tokens of an image are not all computed alike."""
@@ -88,18 +91,23 @@ class TransformersBlock(BlockKind):
             given = {**self.gather_extras(block, extras, keep_indices), MASK: size_bias}
             return self.run(block, selected, given)  # type: ignore[arg-type]
         run = super().run_selected
-        if size_bias is None or not (getattr(block, "gradient_checkpointing", False) and block.training):
-            return run(block, selected, keep_indices, extras, size_bias)
+        if size_bias is None:
+            return run(block, selected, keep_indices, extras)
+        return self.run_within(block, lambda tokens: run(block, tokens, keep_indices, extras, size_bias), selected)
 
-        def run_without(selected: Tensor) -> Tensor:
-            # What is computed again in the backward pass has to have the bias on its way again.
+    def run_within(self, block: Any, run: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """Let `run` be computed again, and not the block alone."""
+        if not (getattr(block, "gradient_checkpointing", False) and block.training):
+            return run(tokens)
+
+        def run_without(tokens: Tensor) -> Tensor:
             block.gradient_checkpointing = False
             try:
-                return run(block, selected, keep_indices, extras, size_bias)
+                return run(tokens)
             finally:
                 block.gradient_checkpointing = True
 
-        computed: Tensor = block._gradient_checkpointing_func(run_without, selected)
+        computed: Tensor = block._gradient_checkpointing_func(run_without, tokens)
         return computed
 
     def gather_extras(self, block: Any, extras: Extras, keep_indices: Tensor) -> Extras:

@@ -42,7 +42,7 @@ class Call:
         """
         try:
             return self.outputs()
-        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             words = " ".join(str(error).split())[:200]
             if "memory" in words:
                 raise

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,27 @@ class Patches:
         }
 
 
+class ReachedError(Exception):
+    """A pass through a model has come to where it was to stop."""
+
+
+@dataclass
+class MapReading:
+    """Attention logits of a run that are read while every token is computed.
+
+    Attributes:
+        layers: The layers whose logits are read.
+        query_rows: Number of query rows M, or `"all"`; None takes the config's.
+        ends_pass: Whether the pass through the model ends, by a `ReachedError`, once all are read.
+        logits: Scaled logits (B, H, M, N) of each of the layers that was run.
+    """
+
+    layers: frozenset[int]
+    query_rows: int | str | None = None
+    ends_pass: bool = True
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+
 class Run(TosaLayers, nn.Module):
     """What a run of blocks has beside them: selectors, keys and bypasses, and the tokens on their way.
 
@@ -68,6 +89,7 @@ class Run(TosaLayers, nn.Module):
     Attributes:
         enabled: Whether tokens are selected; else every block is called as the model calls it.
         watchers: Who is told of each ToSA layer that was run.
+        reading: Logits that are to be read; then every token is computed.
     """
 
     format_version: Tensor
@@ -83,6 +105,7 @@ class Run(TosaLayers, nn.Module):
         self.choosing_layers = config.choosing_layers
         self.enabled = True
         self.watchers: list[Watcher] = []
+        self.reading: MapReading | None = None
         self._streams: dict[int, tuple[Stream, Tensor]] = {}
         self._grids: dict[int, tuple[int, int]] = {}
         self.add_parts(self)
@@ -147,12 +170,12 @@ class Run(TosaLayers, nn.Module):
             All tokens (B, N, D), in their order.
         """
         block, thread = self.blocks[layer - 1], _thread()
-        if not self.enabled or not self._takes_part(layer):
+        if self.reading is not None and layer in self.reading.layers:
+            return self._read_layer(layer, *_named(block, args, kwargs), self.reading)
+        if self.reading is not None or not self.enabled or not self._takes_part(layer):
             self._streams.pop(thread, None)
             return block(*args, **kwargs)
-        names = parameters(type(block))
-        extras = dict(zip(names, args, strict=False)) | kwargs
-        tokens = extras.pop(names[0])
+        tokens, extras = _named(block, args, kwargs)
         stream = self._stream(layer, tokens, thread)
         stream.places = CallPlaces(self.grid_of(tokens), given=extras)
         self.step(layer, stream)
@@ -164,6 +187,16 @@ class Run(TosaLayers, nn.Module):
         else:
             self._streams.pop(thread, None)
         return shown
+
+    def _read_layer(self, layer: int, tokens: Tensor, extras: dict[str, Any], reading: MapReading) -> Tensor:
+        """Run a layer on all tokens (B, N, D), and read its logits as a selector does: in the order of `enter`."""
+        stream = Stream(self.enter(tokens), CallPlaces(self.grid_of(tokens), given=extras), layer - 1)
+        self.run_standard_layer(layer, stream, lambda logits: logits, reading.query_rows)
+        assert stream.scores is not None
+        reading.logits[layer] = stream.scores
+        if reading.ends_pass and reading.logits.keys() == reading.layers:
+            raise ReachedError
+        return self.leave(stream.tokens)
 
     def _takes_part(self, layer: int) -> bool:
         return layer in self.keep_rates or (self.config.reads_maps and layer + 1 in self.keep_rates)
@@ -200,6 +233,13 @@ class Run(TosaLayers, nn.Module):
         count = plain_shape(tokens)[1] - self.num_prefix_tokens
         grid = self._grids.get(_thread(), self.patch_embed.grid_size)
         return grid if grid[0] * grid[1] == count else (1, count)
+
+
+def _named(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The tokens that a block is called with, and what it is given beside them, by name."""
+    names = parameters(type(block))
+    extras = dict(zip(names, args, strict=False)) | kwargs
+    return extras.pop(names[0]), extras
 
 
 def _thread() -> int:
