@@ -22,6 +22,7 @@ import torch
 from tests.cli.conftest import WARD, Tosa, write_whole
 from tosa_cli import load
 from tosa_cli.export import export as exports
+from tosa_cli.export import whole as whole_exports
 from tosa_cli.hub import checkpoint, writing
 from tosa_cli.train import checkpoint as checkpoints
 from tosa_cli.workflow.whole_folder import load_converted
@@ -213,6 +214,7 @@ def test_a_command_that_is_killed_leaves_the_old_folder_or_the_new_one(
         ("distill whole-tosa --data-dir photos --max-samples 2", "whole-tosa", ""),
         *(
             [
+                ("distill whole-tosa --data-dir photos -b 4 -j 0 --epochs 1 --max-samples 6", "whole-tosa", ""),
                 (f"convert whole --whole {WARD} --keep-rate 0.7 -o whole-tosa --overwrite", "whole-tosa", ""),
                 (
                     "finetune whole-tosa --data-dir photos -b 4 --epochs 1 --objective features -o new",
@@ -231,9 +233,8 @@ def test_a_whole_model_is_the_old_or_the_new_one(
 ) -> None:
     write_whole()
     if "distill" in command:
-        assert tosa(
-            "convert whole --whole --layers 2,3 --selector similarity --bypass linear -o whole-tosa --overwrite"
-        )
+        selector = "attention" if "--epochs" in command else "similarity"
+        tosa(f"convert whole --whole --layers 2 --selector {selector} --bypass linear -o whole-tosa --overwrite")
 
     def whole(folder: Path) -> None:
         assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= set(os.listdir(folder))
@@ -256,3 +257,23 @@ def test_an_export_that_is_killed_leaves_the_old_file_or_the_new_one(
 
     monkeypatch.setattr(exports, "_export_pt2", write)
     assert check_every_kill(tosa, "export dense-tosa --format pt2 --overwrite", Path("dense-tosa.pt2"), bool) > 4
+
+
+def test_an_export_of_a_whole_model_that_is_killed_leaves_the_old_file_or_the_new_one(
+    place: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole()
+    Path("whole.onnx").write_bytes(b"old")
+
+    def write(model: Any, path: Path, **_: Any) -> tuple[str, ...]:
+        path.write_bytes(b"new")
+        return ("logits",)
+
+    monkeypatch.setattr(whole_exports, "write_whole", write)
+    monkeypatch.setattr(whole_exports, "OnnxModule", lambda file: file.read_bytes())
+    monkeypatch.setattr(whole_exports, "_difference", lambda *_: 0.0)
+
+    def whole(file: Path) -> None:
+        assert file.read_bytes() in (b"old", b"new")
+
+    assert check_every_kill(tosa, "export whole-tosa -o whole.onnx --overwrite", Path("whole.onnx"), whole) > 4
