@@ -6,13 +6,16 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.real.depth_head import ROOMS
+from benchmarks.real.lab import SMALL
 from benchmarks.writer import speedup, table
+from tosa_cli.progress import counted
 
 TARGETS = {224: (0.25, 0.4, 0.5), 518: (0.3, 0.45)}
 """Shares of the MACs to save, by image size in pixels."""
 CALIBRATION = {224: 32, 518: 12}
 HELD_OUT = {224: 95, 518: 24}
-DRAWS = {224: 3, 518: 1}
+DRAWS = {224: 3, 518: 3}
 FASHION_DRAWS = 3
 OURS = "calibrated"
 MERGE = "merge"
@@ -48,23 +51,62 @@ def render(results: dict[str, Any], fashion: dict[str, Any]) -> str:
         "Errors are 1 - cosine of final tokens to the dense model's, times 1000, on held-out photos: `mean` over them, "
         "`median`, and what nine of ten are below. `saliency` is the mean correlation of the maps of a trained head. "
         f"The keep rates of `calibrated` are found on calibration photos ({CALIBRATION[224]} at 224, "
-        f"{CALIBRATION[518]} at 518), of which {DRAWS[224]} draws are made at 224: mean ± standard deviation.",
+        f"{CALIBRATION[518]} at 518): mean ± standard deviation over {draws_told(results['quality'])}.",
+        *depth_words(results),
         *sections(results),
         *fashion_sections(fashion),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def draws_told(quality: dict[str, Any]) -> str:
+    """How many draws of calibration photos were measured at each size, the fewest of its savings."""
+    counts = {
+        size: min(filter(None, (len(draws_of(quality, key(size, target, OURS))) for target in targets)), default=0)
+        for size, targets in TARGETS.items()
+    }
+    first, *others = [(count, size) for size, count in counts.items() if count]
+    told = [f"{counted(first[0], 'draw')} of them at {first[1]}", *(f"{count} at {size}" for count, size in others)]
+    return " and ".join(told)
+
+
+def depth_words(results: dict[str, Any]) -> Iterator[str]:
+    """What the columns of the depth head are, if it was measured."""
+    dense = results.get("depth", {}).get(f"{SMALL} dense")
+    if dense:
+        yield (
+            f"`AbsRel` and `δ<1.25` compare the depths that a linear head reads with the true ones of {dense['rooms']} "
+            f"rendered rooms, mean over the rooms; of the dense model's tokens they are {dense['abs_rel']:.4f} and "
+            f"{dense['d1']:.4f}. `python -m benchmarks.real.depth_head` trained it, as DINOv2 is probed, on the dense "
+            f"model's tokens of {ROOMS} other rooms; every model's are read by it unchanged, and keep rates and fits "
+            f"are those of the photos."
+        )
+
+
+def with_depth(results: dict[str, Any]) -> dict[str, Any]:
+    """Figures of every model with those of the depth head, where they were measured."""
+    depth = results.get("depth", {})
+    kept = ("abs_rel", "d1")
+    return {
+        name: {**found, **{part: depth[name][part] for part in kept if name in depth}}
+        for name, found in results["quality"].items()
+    }
+
+
 def sections(results: dict[str, Any]) -> Iterator[str]:
     """A part for each image size and saving."""
+    quality = with_depth(results)
     for size, targets in TARGETS.items():
         for target in targets:
-            rows = {name: draws_of(results["quality"], key(size, target, name)) for name in NAMES}
+            rows = {name: draws_of(quality, key(size, target, name)) for name in NAMES}
             rows = {name: found for name, found in rows.items() if found}
             if OURS not in rows or MERGE not in rows:
                 continue
             yield f"## {size} pixels, {target:.0%} fewer MACs ({rows[OURS][0]['photos']} photos)"
-            yield quality_table(rows, {"saliency": ("saliency", 1, 4)})
+            more = {"saliency": ("saliency", 1, 4)}
+            if any("abs_rel" in one for found in rows.values() for one in found):
+                more |= {"AbsRel": ("abs_rel", 1, 4), "δ<1.25": ("d1", 1, 4)}
+            yield quality_table(rows, more)
             ratios = [mean(rows[OURS], part) / mean(rows[MERGE], part) for part in ("patch", "class")]
             medians = [
                 mean(rows[OURS], f"{part}_median") / mean(rows[MERGE], f"{part}_median") for part in ("patch", "class")
@@ -112,7 +154,9 @@ def quality_table(rows: dict[str, list[dict[str, Any]]], more: dict[str, tuple[s
     """Errors of the models, and `more` columns: the figure, what it is multiplied by, and its digits."""
 
     def cell(found: list[dict[str, Any]], part: str, scale: float, digits: int) -> str:
-        values = [one[part] * scale for one in found]
+        values = [one[part] * scale for one in found if part in one]
+        if not values:
+            return "-"
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.mean(values):.{digits}f}{spread}"
 

@@ -1,22 +1,25 @@
-"""The preset `calibrated` beside token merging and the other peers: tokens, a saliency head, and the clock.
+"""The preset `calibrated` beside token merging and the other peers: tokens, two heads, and the clock.
 
-    python -m benchmarks.real.run_merging [--work FOLDER] [--sizes 224 518] [--speed]
+    python -m benchmarks.real.run_merging [--work FOLDER] [--sizes 224 518] [--speed] [--anew]
     python -m benchmarks.real.run_merging --render
 
 Every model is compared by all tokens at its end, at equal MACs with matching counted, on held-out photos; keep rates of
 `calibrated` are found on calibration photos, of which several draws are made. `--speed` times all in turns in one
-process, and wants the machine alone. It writes benchmarks/results/merging.json after each measurement and goes on where
-it stopped; from that file it makes benchmarks/MERGING.md.
+process, and wants the machine alone. A saliency head and, at 224, a depth head trained by `depth_head` read the tokens.
+It writes benchmarks/results/merging.json after each measurement and goes on where it stopped; `--anew` measures
+`calibrated` again and, with `--speed`, the times of all. From that file it makes benchmarks/MERGING.md.
 """
 
 import argparse
 import json
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lab import FIGURES, HERE, WORK
-from benchmarks.real.lab import distilled, fetch
+from benchmarks.real.depth_head import DepthHead
+from benchmarks.real.lab import SMALL, RealLab, chosen, distilled, fetch
 from benchmarks.real.render_merging import (
     BATCHES,
     CALIBRATION,
@@ -42,14 +45,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="where checkpoint and photos go")
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--speed", action="store_true", help="time the models, on a machine that does nothing else")
+    parser.add_argument("--anew", action="store_true", help="forget what was measured of `calibrated` at these sizes")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if not args.render:
         fetch(args.work)
         lab = MergingLab(args.work)
+        if args.anew:
+            forget(lab.results, args.sizes, args.speed)
         for size in args.sizes:
             for target in TARGETS[size]:
                 run_quality(lab, size, target)
+                if size == SMALL:
+                    run_depth(lab, size, target)
                 if args.speed:
                     run_speed(lab, size, target)
     write_page()
@@ -70,6 +78,12 @@ class MergingLab(SaliencyLab):
         self.path, self.results = RESULTS, {}
         self.read()
         self.results["machine"] = machine()
+        self.fitted: dict[tuple[int, float], Any] = {}
+
+    @cached_property
+    def depth_head(self) -> DepthHead:
+        """The depth head and its rooms."""
+        return DepthHead(self, self.work)
 
     def rates(self, size: int, target: float, draw: int) -> dict[int, float]:
         """Keep rates of `calibrated`, found on one draw of calibration photos."""
@@ -94,10 +108,10 @@ class MergingLab(SaliencyLab):
 
     def matched(self, size: int, target: float) -> Any:
         """A model by the preset `matched`: layers and keep rates as in results.json, fitted on 126 photos."""
-        from benchmarks.real.lab import RealLab, chosen
-
-        config = chosen(RealLab(self.work), target)
-        return distilled(self, self.source(size), config, 126)[0]
+        if (size, target) not in self.fitted:
+            config = chosen(RealLab(self.work), target)
+            self.fitted[size, target] = distilled(self, self.source(size), config, 126)[0]
+        return self.fitted[size, target]
 
     def near(self, model: Any, size: int) -> dict[str, Any]:
         """1 - cosine of final tokens, and correlation of the saliency maps, on held-out photos."""
@@ -125,25 +139,57 @@ def error_figures(errors: Any) -> dict[str, Any]:
     return found
 
 
+def forget(results: dict[str, Any], sizes: list[int], speed: bool = False) -> None:
+    """Leave out what was measured of `calibrated` and, if asked to, the times, which are those of all in turns."""
+    begins = {"rates": (), "quality": (OURS,), "depth": (OURS,), **({"speed": ()} if speed else {})}
+    for part, begin in begins.items():
+        starts = tuple(key(size, target, *begin, "") for size in sizes for target in TARGETS[size])
+        results[part] = {name: found for name, found in results.get(part, {}).items() if not name.startswith(starts)}
+
+
 def run_quality(lab: MergingLab, size: int, target: float) -> None:
     """Every model at one size and one saving."""
+
+    def one(make: Callable[[], tuple[Any, float]]) -> dict[str, Any]:
+        model, reduction = make()
+        return {"reduction": reduction, **lab.near(model, size)}
+
+    for name, make in models(lab, size, target):
+        lab.measure("quality", name, partial(one, make))
+
+
+def run_depth(lab: MergingLab, size: int, target: float) -> None:
+    """The depth head on the dense model's tokens, and on those of every model at one size and one saving."""
+
+    def one(make: Callable[[], tuple[Any, float]]) -> dict[str, Any]:
+        return lab.depth_head.errors(make()[0])
+
+    lab.measure("depth", f"{size} dense", lambda: lab.depth_head.errors(lab.source(size).eval()))
+    for name, make in models(lab, size, target):
+        lab.measure("depth", name, partial(one, make))
+
+
+def models(lab: MergingLab, size: int, target: float) -> Iterator[tuple[str, Callable[[], tuple[Any, float]]]]:
+    """Every model by its name in the results, and what makes it: the model, and the share of the MACs it saves."""
     import torch
 
     from tosa_cli.model.flops import count_flops
-    from tosa_cli.peers.compare import build_peers
+    from tosa_cli.peers.compare import Peer, build_peers
 
-    def one(model: Any) -> dict[str, Any]:
-        return {"reduction": count_flops(model).reduction, **lab.near(model, size)}
+    def converted(make: Callable[[], Any]) -> tuple[Any, float]:
+        model = make()
+        return model, count_flops(model).reduction
+
+    def built(peer: Peer) -> tuple[Any, float]:
+        return peer.model.eval(), peer.reduction
 
     for draw in range(DRAWS[size]):
-        lab.measure("quality", key(size, target, OURS, draw), lambda draw=draw: one(lab.ours(size, target, draw)))
-    if size == 224 and target < 0.5:
-        lab.measure("quality", key(size, target, "matched"), lambda: one(lab.matched(size, target)))
+        yield key(size, target, OURS, draw), partial(converted, partial(lab.ours, size, target, draw))
+    if size == SMALL and target < 0.5:
+        yield key(size, target, "matched"), partial(converted, partial(lab.matched, size, target))
     torch.manual_seed(0)  # the selector `random` draws
-    peers, _ = build_peers(lab.source(size), target)
-    for name, peer in peers.items():
-        measured = partial(lambda peer: {"reduction": peer.reduction, **lab.near(peer.model.eval(), size)}, peer)
-        lab.measure("quality", key(size, target, name), measured)
+    for name, peer in build_peers(lab.source(size), target)[0].items():
+        yield key(size, target, name), partial(built, peer)
 
 
 def run_speed(lab: MergingLab, size: int, target: float) -> None:
@@ -156,7 +202,7 @@ def run_speed(lab: MergingLab, size: int, target: float) -> None:
     def one(batch: int) -> dict[str, Any]:
         dense = lab.source(size).eval()
         models: dict[str, Any] = {"dense": dense, OURS: lab.ours(size, target, 0)}
-        if size == 224 and target < 0.5:
+        if size == SMALL and target < 0.5:
             models["matched"] = lab.matched(size, target)
         models |= {name: peer.model.eval() for name, peer in build_peers(dense, target)[0].items()}
         report = time_in_turns(models, torch.randn(batch, 3, size, size), rounds=15, seconds=0.2)
@@ -165,7 +211,7 @@ def run_speed(lab: MergingLab, size: int, target: float) -> None:
             "models": {name: {**vars(report.timings[name]), **vars(report.speedups[name])} for name in models},
         }
 
-    for batch in BATCHES if size == 224 else (1,):
+    for batch in BATCHES if size == SMALL else (1,):
         lab.measure("speed", key(size, target, "batch", batch), partial(one, batch))
 
 
