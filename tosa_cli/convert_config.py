@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tosa_cli.config import Method, TosaConfig, read_keep_rate, read_layers
+from tosa_cli.data.description import IMAGE_COLUMN, LABEL_COLUMN, Data
 from tosa_cli.data.images import ImgSize, read_img_size
 from tosa_cli.errors import ConfigError
 from tosa_cli.settings import Setting, option_name
@@ -98,6 +99,8 @@ class ConvertConfig(Method, ImageSettings):
             "images that the head was trained on."
         ),
     ] = ""
+    image_column: Annotated[str, IMAGE_COLUMN] = ""
+    label_column: Annotated[str, LABEL_COLUMN] = ""
     class_map: Annotated[str, CLASS_MAP] = ""
     max_samples: Annotated[
         int | None,
@@ -160,9 +163,11 @@ class ConvertConfig(Method, ImageSettings):
             )
 
     @property
-    def split_to_read(self) -> str:
-        """The split that is measured on."""
-        return self.split or ("train" if self.max_drop is None else "validation")
+    def data(self) -> Data:
+        """The images that are measured on."""
+        named = {name: getattr(self, name) for name in ("data_dir", "dataset", "image_column", "label_column")}
+        split = self.split or ("train" if self.max_drop is None else "validation")
+        return Data(**named, split=split, max_samples=self.max_samples)
 
     @property
     def images(self) -> ImageSettings:

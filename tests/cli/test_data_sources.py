@@ -252,6 +252,8 @@ def test_a_local_hugging_face_data_set_trains_and_measures(converted: Path, tosa
     assert report["samples"] == 33
     assert report["top1"] == tosa("eval --data-dir digits -j 0 --json").json["top1"]
     assert "Generating" not in done.err
+    done = tosa(f"convert dense {source} --preset calibrated --max-drop 1 -o held")
+    assert "of 22 held-out images" in done.err and "by guessing 10.0% are" in done.err
 
 
 def test_a_data_set_without_labels_serves_distillation_and_nothing_else(
@@ -260,8 +262,9 @@ def test_a_data_set_without_labels_serves_distillation_and_nothing_else(
     source = f"--dataset hfds/{Path(parquet).with_name('unlabelled')} --data-dir cache"
     done = tosa(f"distill {source} {TRAIN}")
     assert done.code == 0, done.err
-    for command in ("finetune", "eval --split train"):
-        done = tosa(f"{command} {source} -j 0 -b 8")
+    convert = "convert dense --preset calibrated --max-drop 1 -o held"
+    for command in ("finetune -j 0 -b 8", "eval --split train -j 0 -b 8", convert):
+        done = tosa(f"{command} {source}")
         assert done.code == 2 and "--label-column" in done.err
 
 

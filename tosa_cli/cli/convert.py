@@ -26,6 +26,9 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.hub.names import stem_of
 from tosa_cli.settings import option_name
 
+ABOUT_IMAGES = ("data_dir", "dataset", "split", "image_column", "label_column", "class_map", "max_samples")
+"""Settings that say what is read where layers are chosen by measurement."""
+
 
 @with_settings(ConvertConfig)
 def convert(
@@ -139,9 +142,7 @@ def _check_no_images(given: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If an option about images was given.
     """
-    names = [
-        option_name(name) for name in ("data_dir", "dataset", "split", "class_map", "max_samples") if name in given
-    ]
+    names = [option_name(name) for name in ABOUT_IMAGES if name in given]
     if names:
         raise ConfigError(
             f"No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "

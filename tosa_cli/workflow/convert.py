@@ -80,7 +80,6 @@ def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listene
             tosa = solve_keep_rate(loaded.model, tosa, config.target_reduction)
             listener.say(f"Keep rate {tosa.keep_rate} reaches the target.")
     else:
-        where = (config.data_dir, config.dataset, config.split_to_read, config.max_samples)
         if config.groups_tokens:
             wish = wished(config.min_cosine, config.max_drop)
             if isinstance(wish, MaxDrop):
@@ -89,7 +88,7 @@ def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listene
                 loaded.model,
                 config,
                 config.target_reduction,
-                *where,
+                config.data,
                 wish=wish,
                 class_map=read_class_map(config.class_map),
                 listener=listener,
@@ -97,7 +96,7 @@ def _convert(config: ConvertConfig, source: nn.Module | None, name: str, listene
             found = cast(RateSearch, measured.search).keep_rates
             tosa = config.at(found, found.values())
         else:
-            measured = measure_layers(loaded.model, config, *where, listener=listener)
+            measured = measure_layers(loaded.model, config, config.data, listener=listener)
             tosa = allocate(loaded.model, config, measured.curves, cast(float, config.target_reduction))
     model = convert_source(loaded, tosa, config.source, config.source_settings)
     if measured.curves:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from tosa_cli.config import Method, Selection, TosaConfig
+from tosa_cli.data.description import Data
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.budget import ErrorCurve, allocate
 from tosa_cli.hub.source import load_source
@@ -136,7 +137,7 @@ def inspect(
     }
     if not data_dir:
         return InspectReport(dense, facts, eligible, savings)
-    measured = measure_layers(model, method, data_dir, max_samples=max_samples, listener=listener)
+    measured = measure_layers(model, method, Data(data_dir=data_dir, max_samples=max_samples), listener=listener)
     return InspectReport(dense, facts, eligible, savings, measured, _allocations(model, method, measured.curves))
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from tosa_cli.config import Method
 from tosa_cli.data.datasets import is_streamed, open_dataset, split_indices
+from tosa_cli.data.description import Data
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import DataError
 from tosa_cli.fit.budget import ErrorCurve, measure_curves
@@ -45,10 +46,7 @@ class MeasuredLayers:
 def measure_layers(
     model: Backbone,
     method: Method,
-    data_dir: str = "",
-    dataset: str = "",
-    split: str = "train",
-    max_samples: int | None = None,
+    data: Data,
     *,
     listener: Listener | None = None,
 ) -> MeasuredLayers:
@@ -57,20 +55,15 @@ def measure_layers(
     Args:
         model: The dense model; it is not changed.
         method: By what tokens are selected.
-        data_dir: Folder of images, or root of a data set.
-        dataset: timm's name of the type of the data set; empty for a folder.
-        split: Split of the data set.
-        max_samples: Measure on so many images; None takes 32.
+        data: Which images; where it does not say how many, 32 of them.
         listener: Told what is done.
 
     Raises:
         DataError: If there are none.
         ConfigError: If the selector says nothing before it is trained.
     """
-
-    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
-    images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
-    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
+    listener, opened = listener or Nobody(), _open(data)
+    images = _first_images(opened, model, data, listener)
     with listener.progress("Measuring") as bar:
         curves = measure_curves(make_accelerator(TrainConfig()), model, method, images, progress=bar)
     return MeasuredLayers(tuple(curves), skipped=tuple(images.failed))
@@ -80,10 +73,7 @@ def find_rates(
     model: Backbone,
     method: Method,
     target_reduction: float | None,
-    data_dir: str = "",
-    dataset: str = "",
-    split: str = "train",
-    max_samples: int | None = None,
+    data: Data,
     *,
     wish: Wish | None = None,
     class_map: Mapping[str, int] | None = None,
@@ -95,11 +85,8 @@ def find_rates(
         model: The dense model; it is not changed.
         method: A method that puts tokens into groups.
         target_reduction: Share of the MACs to save; None saves what leaves a wish met.
-        data_dir: Folder of images, or root of a data set.
-        dataset: timm's name of the type of the data set; empty for a folder.
-        split: Split of the data set.
-        max_samples: Measure on so many images; None takes 32, and with a wish 64 more that are held out, or for a drop
-            of accuracy 500.
+        data: Which images; where it does not say how many, 32 of them, and with a wish 64 more that are held out, or
+            for a drop of accuracy 500.
         wish: What is to hold on held-out images, where there is no target.
         class_map: For a drop of accuracy, the model's outputs by the names of the data's classes.
         listener: Told what is done.
@@ -109,17 +96,16 @@ def find_rates(
             model's.
         ConfigError: If as much cannot be saved, or the wish is met at no saving.
     """
-    listener, name, opened = listener or Nobody(), dataset or data_dir, open_dataset(data_dir, dataset, split)
+    listener, opened, name = listener or Nobody(), _open(data), data.dataset or data.data_dir
     accelerator = make_accelerator(TrainConfig())
     if wish is None:
-        images = _images(opened, model, _evenly(opened, max_samples or DEFAULT_SAMPLES), max_samples, name)
-        listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {name} ...")
+        images = _first_images(opened, model, data, listener)
         with listener.progress("Measuring") as bar:
             found = search_rates(accelerator, model, method, images, cast(float, target_reduction), progress=bar)
         return MeasuredLayers(search=found, skipped=tuple(images.failed))
     labelled = isinstance(wish, MaxDrop)
     held_out_count = DEFAULT_LABELLED if labelled else DEFAULT_HELD_OUT
-    indices = _evenly(opened, max_samples or DEFAULT_SAMPLES + held_out_count)
+    indices = _evenly(opened, data.max_samples or DEFAULT_SAMPLES + held_out_count)
     if indices is None:
         raise DataError(f"{name} can only be read in order, so no images can be held out: pass --target-reduction.")
     if len(indices) < 2:
@@ -128,7 +114,7 @@ def find_rates(
     # Images with labels are dear: of many no more are taken to find schedules than these need.
     step = max(3, -(-len(indices) // DEFAULT_SAMPLES)) if labelled else 3
     tuning, others = indices[::step], [index for position, index in enumerate(indices) if position % step]
-    images, held_out = (_images(opened, model, part, max_samples, name, class_map) for part in (tuning, others))
+    images, held_out = (_images(opened, model, part, data, class_map) for part in (tuning, others))
     if labelled:
         _check_labelled(held_out, model, listener)
     listener.say(
@@ -154,26 +140,35 @@ def _check_labelled(images: Images, model: Backbone, listener: Listener) -> None
     Classification().check_evaluated(images, cast(TosaViT, model), listener)
 
 
+def _open(data: Data) -> Any:
+    """The data set."""
+    return open_dataset(
+        data.data_dir, data.dataset, data.split, image_column=data.image_column, label_column=data.label_column
+    )
+
+
+def _first_images(opened: Any, model: Backbone, data: Data, listener: Listener) -> Images:
+    """Images where none are held out; how many is told."""
+    images = _images(opened, model, _evenly(opened, data.max_samples or DEFAULT_SAMPLES), data)
+    listener.say(f"Measuring what each layer can spare, on {counted(images.num_images, 'image')} of {images.name} ...")
+    return images
+
+
 def _evenly(opened: Any, count: int) -> list[int] | None:
     """Indices of so many images, evenly spread; None for data that can only be read in order."""
     return None if is_streamed(opened) else split_indices(len(opened), count, hold_out=False)[0]
 
 
 def _images(
-    opened: Any,
-    model: Backbone,
-    indices: list[int] | None,
-    max_samples: int | None,
-    name: str,
-    class_map: Mapping[str, int] | None = None,
+    opened: Any, model: Backbone, indices: list[int] | None, data: Data, class_map: Mapping[str, int] | None = None
 ) -> Images:
     """Images of a data set to measure on; of a stream the first."""
     return images_to_read(
         opened,
         cast(nn.Module, model),
         indices=indices,
-        first=max_samples or DEFAULT_SAMPLES,
+        first=data.max_samples or DEFAULT_SAMPLES,
         batch_size=BATCH_SIZE,
-        name=name,
+        name=data.dataset or data.data_dir,
         class_map=class_map,
     )
