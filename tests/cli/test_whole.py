@@ -169,8 +169,8 @@ def test_a_whole_model_is_timed_beside_the_dense_one(
     assert report["img_size"] == [56, 56]
     assert report["speedup"] > 0 and report["ideal_speedup"] > 1
     assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
-    for option in ("--peers", "--sweep", "--img-size=70"):
-        assert "leave out" in tosa("bench", str(folder), option).err
+    for options in (["--img-size=70"], ["--sweep", "--img-sizes", "70"], ["--peers", "--img-size", "70"]):
+        assert "leave out --img-size" in tosa("bench", str(folder), *options).err
 
 
 @pytest.mark.parametrize("make", [depth_anything, vitpose, yolos, upernet, clipseg, deit])

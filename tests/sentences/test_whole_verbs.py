@@ -9,14 +9,19 @@ import torch
 from torch import nn
 
 import tosa_cli
-from tests.model.whole_models import depth_anything, eomt, yolos
+from tests.model.whole_models import depth_anything, eomt, vitpose, yolos
 from tosa_cli.cli import whole as cli
+from tosa_cli.cli.timing import Setup
 from tosa_cli.config import TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.processed import prepare
 from tosa_cli.hub.whole import load_whole, save_whole
 from tosa_cli.measure.agreement import chief_figure
-from tosa_cli.model.runs import converted_runs
+from tosa_cli.model.runs import converted_runs, find_runs
+from tosa_cli.model.runs.flops import count_whole
+from tosa_cli.model.runs.insert import dense_copy
+from tosa_cli.peers.smaller_whole import make_smaller
+from tosa_cli.peers.whole import build_whole_peers
 from tosa_cli.progress import Nobody
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.whole import feature_layers
@@ -55,6 +60,23 @@ class Reads(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         return text
+
+
+def counted(config: TosaConfig) -> tuple[Any, Any]:
+    model = tosa_cli.convert(depth_anything(), config)
+    return model, count_whole(model)
+
+
+def one_size() -> tuple[Any, Any, Any]:
+    model = tosa_cli.convert(vitpose(), GROUPED)
+    dense, run = dense_copy(model), converted_runs(model)[0].run
+    assert run is not None
+    return dense, find_runs(dense)[0], run.patch_embed
+
+
+def setup(**settings: Any) -> Setup:
+    device = torch.device("cpu")
+    return Setup("whole", 1, device=device, dtype=torch.float32, compile=False, rounds=1, json=False, **settings)
 
 
 def finetuned(folder: Path) -> Any:
@@ -114,6 +136,22 @@ ROWS: list[Row] = [
         "a selector trained on a text",
         lambda: tosa_cli.calibrate(Reads(), [torch.zeros(1, 4)]),
         "The batch sends no image through the encoder: pass what the model is called with.",
+    ),
+    (
+        "peers of a model that saves nothing",
+        lambda: build_whole_peers(*counted(TosaConfig(layers=(2,), keep_rate=1.0, selector="random"))),
+        "Peers are compared at the model's reduction of MACs, but that is 0.0% of its layers: convert with a smaller "
+        "--keep-rate.",
+    ),
+    (
+        "a smaller input for a model of one size",
+        lambda: make_smaller(*one_size(), 0.1),
+        "VitPoseForPoseEstimation takes images of its own size alone (…).",
+    ),
+    (
+        "another size to time at",
+        lambda: setup(img_size=(70, 70)).load_whole(),
+        "A whole model is timed at its own image size: leave out --img-size and --img-sizes.",
     ),
     (
         "labels for a whole model",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from tosa_cli.cli import console, whole
+from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
@@ -46,10 +46,15 @@ def bench(
         typer.Option(
             "--peers",
             help="Measure token merging, EViT's pruning, IPCV's copying, a smaller input, A-MoD's routing and random "
-            "selection at the same MACs.",
+            "selection at the same MACs; of a whole model all but pruning and copying.",
         ),
     ] = False,
-    data_dir: Annotated[str, typer.Option(help="With --peers: photos on which to compare final tokens as well.")] = "",
+    data_dir: Annotated[
+        str,
+        typer.Option(
+            help="With --peers: photos on which to compare final tokens as well, and a whole model's outputs."
+        ),
+    ] = "",
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Use so many photos, evenly spread.", show_default=False)
     ] = None,
@@ -93,10 +98,6 @@ def bench(
             raise ConfigError("--img-size and --img-sizes were given together: give one of them.")
         sizes = list(_parse_list(img_sizes, _parse_size, "--img-sizes", "sizes in pixels, as in 224,336 or 224x320"))
     name = resolve_model(model)
-    if (peers or sweep) and whole.is_whole(name):
-        raise ConfigError(
-            "A whole model is timed against itself with every token computed: leave out --peers and --sweep."
-        )
 
     # torch reads it at import: its profiler, which measures the memory, would log to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -119,6 +120,10 @@ def bench(
         from tosa_cli.cli.bench_sweep import bench_sweep
 
         bench_sweep(setup, rates, batches, sizes, plot, overwrite)
+    elif peers and setup.is_whole:
+        from tosa_cli.cli.bench_whole_peers import bench_whole_peers
+
+        bench_whole_peers(setup, data_dir, max_samples)
     elif peers:
         from tosa_cli.cli.bench_peers import bench_peers
 

@@ -16,6 +16,7 @@ from tosa_cli.progress import figure, tell_skipped
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
 
+TIMED = ["GMACs", "median ms", "spread ms", "peak MiB", "speed", "ideal"]
 COSINES = ["patch", "class", "patch, worst tenth", "class, worst tenth"]
 
 
@@ -72,7 +73,7 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
     console.print_table(
         f"{setup.name}, batch of {setup.batch_size} at {flops.img_size[0]}x{flops.img_size[1]}, "
         f"peers at {flops.reduction:.1%} fewer MACs",
-        ["", "GMACs", "median ms", "spread ms", "peak MiB", "speed", "ideal", *(COSINES if photos else [])],
+        ["", *TIMED, *(COSINES if photos else [])],
         [_row(name, row) for name, row in report.models.items()],
     )
     for name, reason in missing.items():
@@ -92,17 +93,20 @@ def _open_photos(setup: Setup, model: "TosaViT", data_dir: str, max_samples: int
 
 
 def _row(name: str, row: PeerRow) -> list[str]:
-    found = row.quality
+    found = row.quality if isinstance(row.quality, Quality) else None
     cosines = (
         [found.patch_cosine, found.class_cosine, found.patch_worst_tenth, found.class_worst_tenth] if found else []
     )
+    return [name, *timed_cells(row), *map(figure, cosines)]
+
+
+def timed_cells(row: PeerRow) -> list[str]:
+    """What a table says of a model but for its quality, by the columns `TIMED`."""
     return [
-        name,
         f"{row.gmacs:.3f}",
         f"{row.timing.median_s * 1e3:.1f}",
         spread(row.timing),
         f"{row.timing.peak_memory_mb:.0f}",
         f"{row.speed.speedup:.2f}x",
         f"{row.ideal_speedup:.2f}x",
-        *map(figure, cosines),
     ]

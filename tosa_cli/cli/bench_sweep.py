@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tosa_cli.cli import console
 from tosa_cli.cli.timing import Setup, say_conditions, spread
 from tosa_cli.data.images import ImgSize
 from tosa_cli.draw.plot import check_can_plot, plot_sweep
-from tosa_cli.measure.sweep import SweepRow, sweep_speed
+from tosa_cli.measure.sweep import SweepRow, sweep_speed, sweep_variants, whole_variants
 
 
 def bench_sweep(
@@ -24,29 +25,27 @@ def bench_sweep(
         setup: What is measured and how.
         keep_rates: Keep rates, each for all ToSA layers.
         batch_sizes: Images a batch.
-        img_sizes: Image sizes; None is the model's own.
+        img_sizes: Image sizes; None is the model's own, the only one of a whole model.
         plot: A PNG to draw; None draws none.
         overwrite: Whether the PNG may replace another.
 
     Raises:
+        ConfigError: If another size is asked for of a whole model.
         InputError: If a plot is asked for and matplotlib is not installed.
         OutputError: If the plot cannot be written.
     """
     if plot is not None:
         check_can_plot(plot, overwrite)
+    whole = setup.load_whole()[0] if setup.is_whole else None
     groups = len(batch_sizes) * len(img_sizes)
     console.say(f"Timing {setup.rounds} turns of each model, {groups * len(keep_rates)} combinations ...")
     with console.progress("Timing") as bar:
         bar.start(groups * (len(keep_rates) + 1) * setup.rounds, 0)
-        report = sweep_speed(
-            setup.load,
-            keep_rates=keep_rates,
-            batch_sizes=batch_sizes,
-            img_sizes=img_sizes,
-            rounds=setup.rounds,
-            compiled=setup.compile,
-            advance=bar.advance,
-        )
+        how: dict[str, Any] = {"rounds": setup.rounds, "compiled": setup.compile, "advance": bar.advance}
+        if whole is None:
+            report = sweep_speed(setup.load, keep_rates=keep_rates, batch_sizes=batch_sizes, img_sizes=img_sizes, **how)
+        else:
+            report = sweep_variants([whole_variants(whole, keep_rates)], batch_sizes, **how)
     if plot is not None:
         plot_sweep(report, plot)
     if setup.json:

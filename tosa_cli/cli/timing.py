@@ -67,7 +67,7 @@ class Setup:
         Raises:
             ConfigError: If another image size is asked for than a whole model is made for.
         """
-        if find_kind(self.name) == "whole":
+        if self.is_whole:
             return self._whole_pair()
         dense, tosa = self.load(self.img_size)
         flops = count_flops(tosa)
@@ -78,16 +78,30 @@ class Setup:
         write = partial(write_onnx, outputs=outputs, images=sample, dynamic_batch=False, opset=opset)
         return Pair(dense, tosa, shape, flops.dense_gmacs / flops.gmacs, write)
 
-    def _whole_pair(self) -> Pair:
+    @property
+    def is_whole(self) -> bool:
+        """Whether what is measured is a whole model."""
+        return find_kind(self.name) == "whole"
+
+    def load_whole(self) -> tuple[nn.Module, Any]:
+        """The part of a whole model that takes images, as it is measured, and what prepares these.
+
+        Raises:
+            ConfigError: If another image size is asked for than it is made for.
+        """
         if self.img_size is not None:
-            raise ConfigError("A whole model is timed at its own image size: leave out --img-size.")
+            raise ConfigError("A whole model is timed at its own image size: leave out --img-size and --img-sizes.")
+        from tosa_cli.workflow.whole_folder import image_part, load_converted
+
+        whole = load_converted(self.name)
+        return image_part(whole.model.to(self.device, self.dtype)), whole.processor
+
+    def _whole_pair(self) -> Pair:
         from tosa_cli.export.whole import own_shape, write_whole
         from tosa_cli.model.runs.flops import count_whole
         from tosa_cli.model.runs.insert import dense_copy
-        from tosa_cli.workflow.whole_folder import image_part, load_converted
 
-        model = load_converted(self.name).model.to(self.device, self.dtype)
-        part = image_part(model)
+        part, _ = self.load_whole()
         flops, shape = count_whole(part), own_shape(part)
         write = partial(write_whole, batch_size=self.batch_size, opset=ExportConfig().opset, shape=shape)
         return Pair(dense_copy(part), part, shape, flops.dense_gmacs / flops.gmacs, write)

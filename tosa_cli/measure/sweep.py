@@ -1,7 +1,7 @@
 """Speed against the dense model over keep rates, batch sizes and image sizes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,10 @@ from torch import nn
 from tosa_cli.data.images import ImgSize
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.model.flops import count_flops
+from tosa_cli.model.flops_report import FlopsReport
+from tosa_cli.model.runs.find import converted_runs
+from tosa_cli.model.runs.flops import count_whole
+from tosa_cli.model.runs.insert import dense_copy, shared_copy
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -62,6 +66,23 @@ class SweepReport:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Variants:
+    """A dense model and converted ones, for one image size.
+
+    Attributes:
+        dense: The dense model, on the device and of the type to measure.
+        models: The converted model by the keep rate of all its ToSA layers.
+        flops: MACs of each.
+        shape: Channels, height and width of an image.
+    """
+
+    dense: nn.Module
+    models: Mapping[float, nn.Module]
+    flops: Mapping[float, FlopsReport]
+    shape: tuple[int, int, int]
+
+
 def sweep_speed(
     load_models: Callable[[ImgSize], tuple[nn.Module, TosaViT]],
     *,
@@ -92,18 +113,45 @@ def sweep_speed(
     Raises:
         ConfigError: If a keep rate is not above 0 and at most 1.
     """
+
+    def at(img_size: ImgSize) -> Variants:
+        dense, tosa = load_models(img_size)
+        models = {rate: with_keep_rate(tosa, rate) for rate in keep_rates}
+        flops = {rate: count_flops(model) for rate, model in models.items()}
+        return Variants(dense, models, flops, (tosa.in_chans, *tosa.patch_embed.img_size))
+
+    return sweep_variants(
+        map(at, img_sizes), batch_sizes, rounds=rounds, seconds=seconds, compiled=compiled, advance=advance
+    )
+
+
+def sweep_variants(
+    sizes: Iterable[Variants],
+    batch_sizes: Sequence[int],
+    *,
+    rounds: int = 15,
+    seconds: float = 0.5,
+    compiled: bool = False,
+    advance: Callable[[int], None] = lambda num_images: None,
+) -> SweepReport:
+    """Time models at several keep rates, in turns with the dense one; see `sweep_speed`, whose the other arguments are.
+
+    Args:
+        sizes: The models for each image size.
+        batch_sizes: Images a batch.
+        rounds: Turns of each model.
+        seconds: Least time of a turn.
+        compiled: Measure all under `torch.compile`.
+        advance: Told after each turn how many images it computed.
+    """
     rows: list[SweepRow] = []
     conditions: Conditions | None = None
-    for img_size in img_sizes:
-        dense, tosa = load_models(img_size)
-        variants = {str(rate): with_keep_rate(tosa, rate) for rate in keep_rates}
-        flops = {name: count_flops(variant) for name, variant in variants.items()}
-        height, width = tosa.patch_embed.img_size
-        weight = next(tosa.parameters())
+    for made in sizes:
+        weight = next(made.dense.parameters())
         for batch_size in batch_sizes:
-            images = torch.randn(batch_size, tosa.in_chans, height, width, device=weight.device, dtype=weight.dtype)
+            images = torch.randn(batch_size, *made.shape, device=weight.device, dtype=weight.dtype)
             timed = time_in_turns(
-                {"dense": dense, **variants},
+                {"dense": made.dense, **{str(rate): model for rate, model in made.models.items()}},
                 images,
                 rounds=rounds,
                 seconds=seconds,
@@ -111,11 +159,11 @@ def sweep_speed(
                 advance=advance,
             )
             conditions = timed.conditions
-            for name, count in flops.items():
-                ideal = count.dense_gmacs / count.gmacs
+            for rate, count in made.flops.items():
+                ideal, name = count.dense_gmacs / count.gmacs, str(rate)
                 rows.append(
                     _row(
-                        float(name),
+                        rate,
                         count.reduction,
                         ideal,
                         conditions,
@@ -147,6 +195,33 @@ def with_keep_rate(model: TosaViT, keep_rate: float) -> TosaViT:
     variant = TosaViT(model.backbone, dataclasses.replace(model.config, keep_rate=keep_rate))
     variant.load_state_dict(model.state_dict())
     return variant.to(weight.device, weight.dtype).train(model.training)
+
+
+def whole_variants(model: nn.Module, keep_rates: Sequence[float]) -> Variants:
+    """A whole model at several keep rates, each for all its ToSA layers; weights are shared.
+
+    Args:
+        model: The converted model, or the part of it that takes images, on the device and of the type to measure.
+        keep_rates: The keep rates.
+
+    Raises:
+        ConfigError: If a keep rate is not above 0 and at most 1.
+    """
+    models = {rate: _whole_with_keep_rate(model, rate) for rate in keep_rates}
+    flops = {rate: count_whole(variant) for rate, variant in models.items()}
+    found = converted_runs(model)[0]
+    assert found.run is not None
+    shape = (found.patches.in_channels, *found.run.patch_embed.img_size)
+    return Variants(dense_copy(model), models, flops, shape)
+
+
+def _whole_with_keep_rate(model: nn.Module, keep_rate: float) -> nn.Module:
+    variant = shared_copy(model)
+    for found in converted_runs(variant):
+        assert found.run is not None
+        found.run.config = dataclasses.replace(found.run.config, keep_rate=keep_rate)
+        found.run.keep_rates = found.run.config.keep_rates
+    return variant
 
 
 def _row(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
+from tosa_cli.measure.agreement import AgreementReport
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.measure.turns import Clock, run_in_turns
 from tosa_cli.model.families import Backbone, has_class_token
@@ -83,7 +84,7 @@ class PeerRow:
     timing: Timing
     speed: Speedup
     ideal_speedup: float
-    quality: Quality | None
+    quality: Quality | AgreementReport | None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as plain JSON values, without nesting but for the settings."""
@@ -240,7 +241,7 @@ def compare_peers(
     images: Tensor,
     *,
     missing: Mapping[str, str],
-    quality: Mapping[str, Quality],
+    quality: Mapping[str, Quality | AgreementReport],
     rounds: int = 15,
     seconds: float = 0.5,
     compiled: bool = False,

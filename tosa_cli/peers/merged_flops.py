@@ -1,6 +1,7 @@
 """Multiply-accumulates (MACs) of token merging, by arithmetic on shapes, and the schedule that reaches a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from tosa_cli.errors import ConfigError
@@ -45,16 +46,64 @@ def solve_num_merged(
     """
     check_mergeable(backbone)
     macs = _MergedMacs(backbone, mode)
+    spread = partial(spread_merges, mode, macs.depth, macs.tokens, macs.prefix, decreasing)
+    totals = range(macs.depth * (macs.tokens + 1))
+    return least_merges(mode, map(spread, totals), lambda merged: 1 - macs.count(merged) / macs.dense, target_reduction)
+
+
+def least_merges(
+    mode: MergeMode,
+    schedules: Iterable[tuple[int, ...]],
+    saved: Callable[[tuple[int, ...]], float],
+    target_reduction: float,
+) -> tuple[int, ...]:
+    """The first of some schedules, which merge more and more, that saves as much as is asked for.
+
+    Args:
+        mode: `merge` or `merge-unmerge`.
+        schedules: Number of tokens to merge in each layer, of each.
+        saved: The share of the MACs that one saves.
+        target_reduction: Share of the MACs to save.
+
+    Raises:
+        ConfigError: If none does.
+    """
     most = 0.0
-    for total in range(macs.depth * (macs.tokens + 1)):
-        num_merged = macs.schedule(total, decreasing)
-        reduction = 1 - macs.count(num_merged) / macs.dense
+    for num_merged in schedules:
+        reduction = saved(num_merged)
         if reduction >= target_reduction:
             return num_merged
         most = max(most, reduction)
     raise ConfigError(
         f"The reduction {target_reduction:.1%} cannot be reached: {mode} saves at most {most:.1%} of this model's MACs."
     )
+
+
+def spread_merges(
+    mode: MergeMode, depth: int, tokens: int, prefix: int, decreasing: bool, total: int
+) -> tuple[int, ...]:
+    """Spread a number of tokens to merge over layers, evenly or falling; no layer merges more than it can.
+
+    Args:
+        mode: `merge` or `merge-unmerge`.
+        depth: Number of layers.
+        tokens: Number of tokens N that enter the first.
+        prefix: Number of those that are never merged.
+        decreasing: Merge twice the mean in the first layer, and less and less behind it.
+        total: The number.
+    """
+
+    def merged_by(layer: int) -> int:
+        if decreasing:
+            return (2 * depth - layer) * layer * total // depth**2
+        return layer * total // depth
+
+    schedule = []
+    for layer in range(depth):
+        merged = min(merged_by(layer + 1) - merged_by(layer), num_mergeable(tokens, prefix))
+        schedule.append(merged)
+        tokens -= merged if mode == "merge" else 0
+    return tuple(schedule)
 
 
 class DenseMacs:
@@ -91,21 +140,6 @@ class _MergedMacs(DenseMacs):
         self.depth = len(self.shapes)
         blocks: Any = backbone.blocks
         self.keys = [(block.attn.head_dim, backbone.embed_dim) for block in blocks]
-
-    def schedule(self, total: int, decreasing: bool) -> tuple[int, ...]:
-        """Spread a number of tokens over the layers, evenly or falling; no layer merges more than it can."""
-
-        def merged_by(layer: int) -> int:
-            if decreasing:
-                return (2 * self.depth - layer) * layer * total // self.depth**2
-            return layer * total // self.depth
-
-        tokens, schedule = self.tokens, []
-        for layer in range(self.depth):
-            merged = min(merged_by(layer + 1) - merged_by(layer), num_mergeable(tokens, self.prefix))
-            schedule.append(merged)
-            tokens -= merged if self.mode == "merge" else 0
-        return tuple(schedule)
 
     def count(self, num_merged: Sequence[int]) -> int:
         """MACs of all layers and of what is around them."""

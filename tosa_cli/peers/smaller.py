@@ -28,25 +28,27 @@ class SmallerInput(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, C, height, width): logits (B, num_classes), or pooled features without a head."""
-        return self.model(self._shrink(images))
+        return self.model(shrink(images, self.img_size))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images (B, C, height, width) into final normalised tokens (B, N, D) of the larger grid, in its order."""
-        tokens = self.model.forward_features(self._shrink(images))
+        tokens = self.model.forward_features(shrink(images, self.img_size))
         prefix, grid = self.model.num_prefix_tokens, self.model.patch_embed.grid_size
         patches = tokens[:, prefix:].transpose(1, 2).unflatten(2, grid)
         resized = F.interpolate(patches, size=self.grid, mode="bilinear", align_corners=False)
         return torch.cat([tokens[:, :prefix], resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def _shrink(self, images: Tensor) -> Tensor:
-        # PyTorch has no antialiased resize in half precision on the CPU.
-        resized = F.interpolate(images.float(), size=self.img_size, mode="bicubic", antialias=True, align_corners=False)
-        return resized.to(images.dtype)
-
     @property
     def settings(self) -> dict[str, Any]:
         """The smaller image size."""
         return {"img_size": list(self.img_size)}
+
+
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, C, height, width) in a smaller size (height, width), smoothed."""
+    # PyTorch has no antialiased resize in half precision on the CPU.
+    resized = F.interpolate(images.float(), size=size, mode="bicubic", antialias=True, align_corners=False)
+    return resized.to(images.dtype)
 
 
 def with_size(backbone: Backbone, img_size: tuple[int, int]) -> Backbone:

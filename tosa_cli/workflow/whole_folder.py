@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos, norm_of
@@ -26,7 +25,7 @@ from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.runs.calls import example_call, image_tower
 from tosa_cli.model.runs.find import check_runs, converted_runs
-from tosa_cli.model.runs.flops import WholeFlops, count_run, count_whole
+from tosa_cli.model.runs.flops import WholeFlops, count_whole, solve_run_rate
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.provenance import Provenance
@@ -265,16 +264,7 @@ def _at_target(
     found = check_runs(model)[0]
     run = insert_run(found, method.at(layers, 1.0), measure_patches(found, example_call(model, found)))
     try:
-
-        def saved(thousandths: int) -> float:
-            return count_run(run, method.at(layers, thousandths / 1000))
-
-        if saved(1) < target:
-            raise ConfigError(
-                f"The target reduction {target:.1%} cannot be reached: these layers save at most {saved(1):.1%}. Name "
-                f"more layers."
-            )
-        keep_rate = largest(1, 1000, lambda thousandths: saved(thousandths) >= target) / 1000
+        keep_rate = solve_run_rate(run, method, layers, target)
     finally:
         remove_run(found)
     listener.say(f"Keep rate {keep_rate} reaches the target.")

@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tosa_cli.config import TosaConfig
+from tosa_cli.bisection import largest
+from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.flops import count_layers
 from tosa_cli.model.flops_report import GIGA, FlopsReport, LayerFlops
@@ -93,6 +94,24 @@ def count_run(run: Run, config: TosaConfig) -> float:
     layers = list(count_layers(run, config, config.keep_rates))
     made = sum(layer.macs + layer.selector_macs + layer.bypass_macs for layer in layers)
     return 1 - made / sum(layer.dense_macs for layer in layers)
+
+
+def solve_run_rate(run: Run, method: Method, layers: tuple[int, ...], target_reduction: float) -> float:
+    """The largest keep rate of layers, to three decimals, that saves a share of the MACs of a run's layers.
+
+    Raises:
+        ConfigError: If none saves as much.
+    """
+
+    def saved(thousandths: int) -> float:
+        return count_run(run, method.at(layers, thousandths / 1000))
+
+    if saved(1) < target_reduction:
+        raise ConfigError(
+            f"The target reduction {target_reduction:.1%} cannot be reached: these layers save at most {saved(1):.1%}. "
+            f"Name more layers."
+        )
+    return largest(1, 1000, lambda thousandths: saved(thousandths) >= target_reduction) / 1000
 
 
 def counted_call(call: Call) -> int:

@@ -115,11 +115,15 @@ def dense(model: nn.Module) -> Iterator[None]:
 
 def dense_copy(model: nn.Module) -> nn.Module:
     """The source of a converted model: a copy without what the conversion added, which shares its weights."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    source = copy.deepcopy(model, shared)
+    source = shared_copy(model)
     for found in converted_runs(source):
         remove_run(found)
     return source
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model, converted or not, that shares its weights."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]})
 
 
 def measure_patches(found: ImageRun, call: Call) -> Patches:

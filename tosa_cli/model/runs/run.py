@@ -43,6 +43,16 @@ class Patches:
         """Number of patches."""
         return self.grid_size[0] * self.grid_size[1]
 
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Put the tokens that come behind the patches before all others, of (B, N, D)."""
+        last = self.num_last_tokens
+        return torch.cat([tokens[:, -last:], tokens[:, :-last]], dim=1) if last else tokens
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """Undo `enter`."""
+        last = self.num_last_tokens
+        return torch.cat([tokens[:, last:], tokens[:, :last]], dim=1) if last else tokens
+
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
@@ -171,11 +181,11 @@ class Run(TosaLayers, nn.Module):
         """
         block, thread = self.blocks[layer - 1], _thread()
         if self.reading is not None and layer in self.reading.layers:
-            return self._read_layer(layer, *_named(block, args, kwargs), self.reading)
+            return self._read_layer(layer, *named_call(block, args, kwargs), self.reading)
         if self.reading is not None or not self.enabled or not self._takes_part(layer):
             self._streams.pop(thread, None)
             return block(*args, **kwargs)
-        tokens, extras = _named(block, args, kwargs)
+        tokens, extras = named_call(block, args, kwargs)
         stream = self._stream(layer, tokens, thread)
         stream.places = CallPlaces(self.grid_of(tokens), given=extras)
         self.step(layer, stream)
@@ -213,13 +223,11 @@ class Run(TosaLayers, nn.Module):
 
     def enter(self, tokens: Tensor) -> Tensor:
         """Put the tokens that come behind the patches before all others."""
-        last = self.patch_embed.num_last_tokens
-        return torch.cat([tokens[:, -last:], tokens[:, :-last]], dim=1) if last else tokens
+        return self.patch_embed.enter(tokens)
 
     def leave(self, tokens: Tensor) -> Tensor:
         """Undo `enter`."""
-        last = self.patch_embed.num_last_tokens
-        return torch.cat([tokens[:, last:], tokens[:, :last]], dim=1) if last else tokens
+        return self.patch_embed.leave(tokens)
 
     # ------------------------------------------------------------------ places
 
@@ -235,7 +243,7 @@ class Run(TosaLayers, nn.Module):
         return grid if grid[0] * grid[1] == count else (1, count)
 
 
-def _named(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def named_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     """The tokens that a block is called with, and what it is given beside them, by name."""
     names = parameters(type(block))
     extras = dict(zip(names, args, strict=False)) | kwargs
