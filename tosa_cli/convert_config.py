@@ -81,7 +81,8 @@ class ConvertConfig(Method, ImageSettings):
         Setting(
             "Save as much as costs no more than so many percentage points, as in 1.0, on held-out images: of top-1 "
             "accuracy by the labels of --data-dir or --dataset; of a whole model, of the agreement of its outputs with "
-            "the dense model's. For --layers auto and methods that put tokens into groups.",
+            "the dense model's. The more images (--max-samples), the surer. For --layers auto and methods that put "
+            "tokens into groups.",
             gt=0,
             lt=100,
         ),
