@@ -1,7 +1,7 @@
 """Finetuning of a whole model without labels: its encoder's tokens learn to be the dense model's again."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def finetune_whole(
     objective = TokensObjective(model, teacher, layers).train()
     watch = Watch(lambda: held_out_tokens(objective, held_out, accelerator.device), config.eval_every, keep_best=True)
     watch.attach(accelerator, parts, average, config.seed)
-    with _recomputing(model, config.grad_checkpointing):
+    with _recomputing(model, run.blocks, config.grad_checkpointing):
         report = train(
             accelerator,
             objective,
@@ -214,8 +214,8 @@ def held_out_tokens(objective: TokensObjective, images: Images, device: torch.de
 
 
 @contextmanager
-def _recomputing(model: Any, asked: bool) -> Iterator[None]:
-    """Within this context layers are computed again in the backward pass, to save memory.
+def _recomputing(model: Any, blocks: Iterable[nn.Module], asked: bool) -> Iterator[None]:
+    """Within this context blocks of a model are computed again in the backward pass, to save memory, where asked for.
 
     Raises:
         ConfigError: If the model does not do so.
@@ -225,7 +225,11 @@ def _recomputing(model: Any, asked: bool) -> Iterator[None]:
         return
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise ConfigError(f"{type(model).__name__} computes no layer again: leave out --grad-checkpointing.")
-    model.gradient_checkpointing_enable()
+    # The reentrant kind leaves out the gradients of a block whose input needs none.
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # A block does so in training alone. Its dropout and the like, which stay off, are modules of their own.
+    for block in blocks:
+        block.training = True
     try:
         yield
     finally:
