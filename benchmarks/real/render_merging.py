@@ -19,8 +19,10 @@ DRAWS = {224: 3, 518: 3}
 FASHION_DRAWS = 3
 OURS = "calibrated"
 MERGE = "merge"
+CUT = "cut"
 NAMES = {
     OURS: "`calibrated`",
+    CUT: "as many tokens as `calibrated`, nothing chosen: a bound",
     "matched": "`matched`, 126 photos to fit",
     MERGE: "token merging, un-merged once",
     "merge-decreasing": "token merging, fewer a layer with the depth",

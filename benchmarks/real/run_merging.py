@@ -23,6 +23,7 @@ from benchmarks.real.lab import SMALL, RealLab, chosen, distilled, fetch
 from benchmarks.real.render_merging import (
     BATCHES,
     CALIBRATION,
+    CUT,
     DRAWS,
     OURS,
     TARGETS,
@@ -196,12 +197,14 @@ def run_speed(lab: MergingLab, size: int, target: float) -> None:
     """Time of every model at one size and one saving, all in turns."""
     import torch
 
+    from benchmarks.real.cut import CutTokens
     from tosa_cli.measure.speed import time_in_turns
     from tosa_cli.peers.compare import build_peers
 
     def one(batch: int) -> dict[str, Any]:
         dense = lab.source(size).eval()
         models: dict[str, Any] = {"dense": dense, OURS: lab.ours(size, target, 0)}
+        models[CUT] = CutTokens(dense, lab.rates(size, target, 0))
         if size == SMALL and target < 0.5:
             models["matched"] = lab.matched(size, target)
         models |= {name: peer.model.eval() for name, peer in build_peers(dense, target)[0].items()}

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.real import depth_head
+from benchmarks.real.cut import CutTokens
 from benchmarks.real.depth_head import DepthHead
 from benchmarks.real.render_merging import equal_time, interpolate, key, render
 from benchmarks.real.run_merging import FASHION_RESULTS, PAGE, RESULTS, forget
-from tests.model.tiny_models import make_vit
+from tests.model.tiny_models import make_images, make_vit
 
 
 def quality(error: float) -> dict[str, Any]:
@@ -104,3 +106,16 @@ def test_at_equal_time_errors_are_compared_where_both_were_measured() -> None:
 def test_values_lie_on_lines_between_points() -> None:
     assert interpolate([(1.0, 2.0), (2.0, 4.0), (4.0, 0.0)], 3.0) == pytest.approx(2.0)
     assert interpolate([(1.0, 2.0), (2.0, 4.0)], 2.5) is None
+
+
+def test_the_bound_is_the_dense_model_on_fewer_tokens() -> None:
+    dense, images = make_vit("test_vit"), make_images()
+    seen: list[int] = []
+    for block in dense.blocks:
+        block.register_forward_hook(lambda block, inputs, tokens: seen.append(tokens.shape[1]))
+    with torch.no_grad():
+        assert torch.allclose(CutTokens(dense, {})(images), dense(images), atol=1e-5)
+        seen.clear()
+        assert CutTokens(dense, {2: 0.5, 3: 0.5})(images).shape == dense(images).shape
+    length = dense.patch_embed.num_patches + dense.num_prefix_tokens
+    assert seen[: len(dense.blocks)] == [length, *[round(length * 0.5)] * (len(dense.blocks) - 1)]

@@ -100,7 +100,7 @@ def test_tokens_that_cancel_each_other_out_leave_a_mean_that_is_finite() -> None
     tokens = draw(1, 3, 5)
     tokens = torch.stack([tokens[:, 0], -tokens[:, 0], torch.zeros(1, 5), torch.zeros(1, 5)], dim=1).requires_grad_()
     sizes = torch.tensor([[2.0, 2.0]])
-    grown = Grown(torch.tensor([[0, 2]]), torch.tensor([[0, 0, 1, 1]]), sizes)
+    grown = Grown(torch.tensor([[0, 2]]), torch.tensor([[1, 3]]), torch.tensor([[0, 0, 1, 1]]), sizes)
     means, coherence, _ = join_groups(tokens, torch.ones(1, 4), torch.ones(1, 4), grown)
     assert means.abs().max() < 1e-5 and (coherence > 0).all() and log_counts(sizes, coherence).isfinite().all()
     means.sum().backward()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.matching import Choice, centered_for_distances, other_indices, row_blocks
+from tosa_cli.model.matching import Choice, centered_for_distances, row_blocks
 from tosa_cli.model.selection import flat_indices, gather_tokens
 
 
@@ -25,11 +25,13 @@ class Grown(NamedTuple):
 
     Attributes:
         stay: Indices of those that stay, (B, K), rising.
-        position: Position among them of each of the M groups, (B, M).
+        goes: Indices of the others, (B, M - K), in any order.
+        position: Position among those that stay of each of the M groups, (B, M).
         sizes: How many tokens each of those that stay stands for, (B, K), in float32.
     """
 
     stay: Tensor
+    goes: Tensor
     position: Tensor
     sizes: Tensor
 
@@ -79,7 +81,7 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
         num_prefix_tokens: Number of prefix tokens, which come first and stay alone.
     """
     every = torch.arange(means.shape[1], device=means.device).expand(means.shape[:2])
-    grown = Grown(every, every, sizes)
+    grown = Grown(every, every[:, :0], every, sizes)
     while (left := grown.stay.shape[1] - num_groups) > 0:
         count = min(left, num_mergeable(means.shape[1], num_prefix_tokens))
         step = _merge_pairs(means, grown.sizes, count, num_prefix_tokens)
@@ -91,7 +93,12 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
 
 def _in_turn(first: Grown, second: Grown) -> Grown:
     """What becomes of groups that are merged twice."""
-    return Grown(first.stay.gather(1, second.stay), second.position.gather(1, first.position), second.sizes)
+    return Grown(
+        stay=first.stay.gather(1, second.stay),
+        goes=torch.cat([first.goes, first.stay.gather(1, second.goes)], dim=1),
+        position=second.position.gather(1, first.position),
+        sizes=second.sizes,
+    )
 
 
 def merge_costs(means: Tensor, sizes: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -139,13 +146,13 @@ def _merge_pairs(means: Tensor, sizes: Tensor, count: int, num_prefix_tokens: in
 
 def merge_into(goes: Tensor, takes: Tensor, sizes: Tensor) -> Grown:
     """Merge groups `goes` (B, r) into groups `takes` (B, r), by their indices among groups of these sizes (B, M)."""
-    batch, length = sizes.shape
-    gone = sizes.new_zeros(batch, length, dtype=torch.uint8).scatter(1, goes, 1)
+    length = sizes.shape[1]
+    gone = torch.zeros_like(sizes, dtype=torch.uint8).scatter(1, goes, 1)
     # A stable sort puts those that stay first and keeps their order.
     stay = gone.sort(dim=1, stable=True).indices[:, : length - goes.shape[1]]
     position = torch.arange(length, device=sizes.device) - gone.cumsum(1)
     position = position.scatter(1, goes, position.gather(1, takes))
-    return Grown(stay, position, sizes.new_zeros(stay.shape).scatter_add(1, position, sizes))
+    return Grown(stay, goes, position, sizes.new_zeros(stay.shape).scatter_add(1, position, sizes))
 
 
 def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -> tuple[Tensor, Tensor, Moved]:
@@ -161,30 +168,30 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
         The same of the groups after, (B, K, D), their coherence (B, K) in float32, and how to undo it.
     """
     # Only the rows of groups that merge are computed: they are few.
-    goes = other_indices(grown.stay, means.shape[1])
+    goes, r = grown.goes, grown.goes.shape[1]
     into = grown.position.gather(1, goes)
-    pairs = torch.cat([goes, grown.stay.gather(1, into)], dim=1)
-    rows = gather_tokens(means, pairs)
-    shares = sizes.gather(1, pairs) / grown.sizes.gather(1, grown.position.gather(1, pairs))
-    its_coherence = coherence.gather(1, pairs)
-    length, other_length = (shares * _lengths(rows)).chunk(2, dim=1)
-    going, taking = (rows * (shares * its_coherence).unsqueeze(-1).to(rows.dtype)).chunk(2, dim=1)
-    # Of those that go into the same group the first one sums up.
+    takes = grown.stay.gather(1, into)
+    pairs = torch.cat([goes, takes], dim=1)
+    rows, its_coherence = gather_tokens(means, pairs), coherence.gather(1, pairs)
+    new_sizes = grown.sizes.gather(1, into)
+    shares = sizes.gather(1, pairs) / torch.cat([new_sizes, new_sizes], dim=1)
+    weighted, lengths = rows * (shares * its_coherence).unsqueeze(-1).to(rows.dtype), shares * _lengths(rows)
+
+    # Of those that go into the same group the first one sums up, and brings the change of that group.
     first, leads = _leaders(into, grown.sizes.shape[1])
-    length = torch.zeros_like(length).scatter_add(1, first, length).gather(1, first) + other_length
-    where = flat_indices(going, first)
-    summed = torch.zeros_like(going).flatten(0, 1).index_add_(0, where, going.flatten(0, 1)).index_select(0, where)
-    true_means = summed.view_as(going) + taking
+    where = flat_indices(weighted[:, r:], first)
+    true_means = weighted[:, r:].flatten(0, 1).index_add(0, where, weighted[:, :r].flatten(0, 1))
+    true_means = true_means.index_select(0, where).view(-1, r, rows.shape[-1])
+    length = lengths[:, r:].scatter_add(1, first, lengths[:, :r]).gather(1, first)
     shortened = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
     joined = true_means / shortened.unsqueeze(-1).to(rows.dtype)
 
-    gone, took = rows.chunk(2, dim=1)
-    change = (joined - took) * leads.unsqueeze(-1).to(rows.dtype)
+    change = (joined - rows[:, r:]) * leads.unsqueeze(-1).to(rows.dtype)
     stay = gather_tokens(means, grown.stay)
     stay = stay.flatten(0, 1).index_add_(0, flat_indices(stay, into), change.flatten(0, 1)).view_as(stay)
     kept = coherence.gather(1, grown.stay)
-    kept = kept.scatter_add(1, into, (shortened - its_coherence.chunk(2, dim=1)[1]) * leads)
-    return stay, kept, Moved(grown.position, pairs, torch.cat([gone - joined, -change], dim=1))
+    kept = kept.scatter_add(1, into, (shortened - its_coherence[:, r:]) * leads)
+    return stay, kept, Moved(grown.position, pairs, torch.cat([rows[:, :r] - joined, -change], dim=1))
 
 
 def _leaders(into: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,8 @@ class Choice(NamedTuple):
         groups: Positions (B, N) of each token's group among the kept tokens; None unless a layer computes the means of
             groups, for each of which one of its tokens is kept.
         sizes: Number of tokens in each group, (B, K), in float32.
+        merged: Positions (B, r) among the kept tokens of the choice before of those whose groups were merged into
+            others; None where it is not told.
     """
 
     keep_indices: Tensor
@@ -39,6 +41,7 @@ class Choice(NamedTuple):
     weights: Tensor | None = None
     groups: Tensor | None = None
     sizes: Tensor | None = None
+    merged: Tensor | None = None
 
 
 def partner_spacing(grid: tuple[int, int], num_skipped: int) -> int:

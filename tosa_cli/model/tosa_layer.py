@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
 from tosa_cli.model.grouping import Grown, Moved, each_alone, join_groups, log_counts, unmerge_groups
-from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
+from tosa_cli.model.matching import Choice, mean_of_partners, other_indices, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
 
@@ -22,6 +22,7 @@ class Parts(NamedTuple):
         reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
         coherence: How far the tokens of each group point one way, (B, K) in float32: length of their mean as a share of
             their mean length; None where tokens are not in groups.
+        log_counts: Logarithm of how often each group counts in the attention, (B, K); None where all count once.
         moved: How to undo each merge of groups, in their order.
     """
 
@@ -29,6 +30,7 @@ class Parts(NamedTuple):
     others: Tensor | None = None
     reads: Tensor | None = None
     coherence: Tensor | None = None
+    log_counts: Tensor | None = None
     moved: tuple[Moved, ...] = ()
 
 
@@ -82,9 +84,11 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     if choice.sizes.shape[1] == before.sizes.shape[1]:
         return parts  # none is merged
     stay = before.groups.gather(1, choice.keep_indices)
-    grown = Grown(stay, choice.groups.gather(1, before.keep_indices), choice.sizes)
+    goes = other_indices(stay, before.sizes.shape[1]) if choice.merged is None else choice.merged
+    grown = Grown(stay, goes, choice.groups.gather(1, before.keep_indices), choice.sizes)
     means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
-    return Parts(means, coherence=coherence, moved=(*parts.moved, moved))
+    counts = log_counts(choice.sizes, coherence)
+    return Parts(means, coherence=coherence, log_counts=counts, moved=(*parts.moved, moved))
 
 
 def run_parts(
@@ -95,9 +99,9 @@ def run_parts(
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
-    selected, others, reads, coherence, _ = parts
+    selected, others, reads = parts[:3]
     if not bypass.updates_tokens:
-        return parts._replace(selected=run_selected(block, selected, choice, extras, coherence), reads=None)
+        return parts._replace(selected=run_selected(block, selected, choice, extras, parts.log_counts), reads=None)
     assert others is not None  # tokens in groups have no updates but those of their means
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
@@ -113,22 +117,19 @@ def run_selected(
     selected: Tensor,
     choice: Choice,
     extras: Extras | None = None,
-    coherence: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Run a block on the selected tokens (B, K, D), each of which stands for its group, or the ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section
-    3): softmax(QK^T + log size); a group less often by its coherence (B, K). Nothing else of the block knows about it.
+    3): softmax(QK^T + log size); a group as often as `counts` (B, K) says. Nothing else of the block knows about it.
     Where the block is told of places, it is told those of the selected tokens.
 
     Returns:
         Tokens (B, K, D).
     """
-    counts = None
     if choice.partners is not None and choice.weights is not None:
         counts = token_sizes(selected.shape[1], choice.partners, choice.weights).log()
-    elif choice.sizes is not None and coherence is not None:
-        counts = log_counts(choice.sizes, coherence)
     size_bias = None if counts is None else counts[:, None, None, :].to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 

@@ -37,6 +37,7 @@ class WardSelector(Selector):
             before.keep_indices.gather(1, grown.stay),
             groups=grown.position.gather(1, before.groups),
             sizes=grown.sizes,
+            merged=grown.goes,
         )
 
     def ranks(self, entry: Entry) -> Ranks | None:
