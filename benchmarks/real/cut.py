@@ -18,7 +18,7 @@ class CutTokens(nn.Module):
         keep_rates: Keep rate of each layer that computes fewer tokens, by its number; none rises with the depth.
     """
 
-    def __init__(self, dense: nn.Module, keep_rates: Mapping[int, float]) -> None:
+    def __init__(self, dense: nn.Module, keep_rates: Mapping[int, float]) -> None:  # noqa: D107
         super().__init__()
         self.dense = dense
         self.keep_rates = dict(keep_rates)

@@ -161,6 +161,24 @@ def test_a_layer_that_merges_nothing_leaves_the_groups_as_they_are() -> None:
         assert [len(stream.parts.moved) for layer in model.layers(stream) if layer in (2, 3) and stream.parts] == [0, 1]
 
 
+def test_other_tokens_in_the_place_of_all_are_put_into_the_groups_that_there_are() -> None:
+    model, images = make_tosa(**GROUPS, layers=(2, 3, 4), keep_rate=(0.8, 0.6, 0.6)), make_images()
+    stream = Stream(*model.embed(images))
+    tokens = draw(2, 101, model.embed_dim)
+    with torch.no_grad():
+        for layer in model.layers(stream, 4):
+            if layer == 3:
+                stream.replace(tokens)
+                assert stream.choice is not None and stream.parts is not None
+                assert torch.allclose(stream.tokens, tokens, atol=1e-5)
+                for image in range(2):
+                    groups = [tokens[image, group] for group in members(stream.choice, image)]
+                    means = torch.stack([group.mean(0) for group in groups])
+                    lengths = torch.stack([group.norm(dim=-1).mean() for group in groups])
+                    expected = torch.nn.functional.normalize(means, dim=-1) * lengths[:, None]
+                    assert torch.allclose(stream.parts.selected[image], expected, atol=1e-4)
+
+
 def test_a_row_starts_from_single_tokens() -> None:
     outputs = run(make_tosa(**GROWING), make_images())
     kept = {layer: choice.keep_indices.shape[1] for layer, choice in outputs.choices.items()}

@@ -163,7 +163,7 @@ def _dense_pass(
                 if model.choosing_layers[layer] == layer:
                     partners = candidate_partners(model, layer, tokens, run.places.grid)
                 found[layer] = sums(layer, tokens, stream.tokens - tokens, partners)
-            tokens = stream.tokens
+            tokens = run.places.entering(layer + 1, stream.tokens)
         yield found
 
 
@@ -209,6 +209,7 @@ def _layer_pass(run: KeptTokens, before: int | None, layer: int | None) -> Itera
         if layer is not None:
             stream = Stream(tokens, run.places, before or 0)
             run_all(model.layers(stream, layer - 1))
+            model.approach(layer, stream)
             if model.choosing_layers[layer] == layer:
                 seed_step(0, layer, number, 0)  # for the selector `random`
                 choice = model.choose(layer, stream)

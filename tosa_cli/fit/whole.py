@@ -1,101 +1,32 @@
 """Fits and chooses for whole models, on batches that the model takes as they are: any data, any preprocessing."""
 
 import time
-from collections.abc import Container, Iterable, Iterator, Sized
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, DataError
+from tosa_cli.fit.batches import BatchTokens
 from tosa_cli.fit.calibrate import CalibrationReport, fit
-from tosa_cli.fit.calibration import KeptTokens
 from tosa_cli.fit.drop import Agreement, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens
 from tosa_cli.fit.rates import Judge, RateSearch, Wish, hold_on, search_on, wished
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.methods import SELECTORS
-from tosa_cli.model.families.transformers_vit import parameters
-from tosa_cli.model.places import CallPlaces, Places
-from tosa_cli.model.runs import ImageRun, Run, converted_runs, insert_run
+from tosa_cli.model.runs import ImageRun, converted_runs, insert_run
 from tosa_cli.model.runs.calls import call_on
 from tosa_cli.model.runs.find import check_runs
 from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
-from tosa_cli.model.runs.maps import NO_IMAGE
-from tosa_cli.model.runs.run import ReachedError
 from tosa_cli.progress import Progress
 
 LEAST_COMPARED = 8
 """Images on which all schedules are compared, at least."""
-
-
-class BatchTokens(KeptTokens):
-    """The tokens that enter the run of a model, batch by batch; images may differ in size from batch to batch.
-
-    Args:
-        model: The model.
-        found: Its run, which is converted.
-        batches: What the model is called with; read as often as `read` is called.
-        progress: Told about the advance.
-    """
-
-    model: Run
-
-    def __init__(
-        self, model: nn.Module, found: ImageRun, batches: Iterable[Any], progress: Progress | None = None
-    ) -> None:
-        run = found.run
-        assert run is not None
-        number = len(batches) if isinstance(batches, Sized) else 0
-        # The model stays where it is; it is not a matter of several processes.
-        super().__init__(Accelerator(cpu=next(model.parameters()).device.type == "cpu"), run, number, progress)
-        self.whole, self.found, self.batches = model, found, batches
-        self._places: dict[int, Places] = {}
-
-    def read(self) -> Iterator[tuple[int, Tensor]]:
-        """Run the model on each batch as far as layer 1."""
-        self.num_images = 0
-        for number, batch in enumerate(self.batches):
-            tokens, extras = self._entering(batch)
-            self.num_images += tokens.shape[0]
-            grid = self.model.grid_of(tokens)
-            self.places = self._places[number] = CallPlaces(grid, given=extras)
-            yield number, self.model.enter(tokens)
-            self.progress.advance(tokens.shape[0], "")
-        if not self.num_images:
-            raise DataError("There is no batch to calibrate on: pass an iterable of what the model is called with.")
-        self.num_batches = max(self.num_batches, len(self._places))
-
-    def kept(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The batches that were kept, or some of them, and where their tokens stand."""
-        for number, values in super().kept(numbers):
-            self.places = self._places[number]
-            yield number, values
-
-    def _entering(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """What the first block of the run is called with."""
-        block = self.model.blocks[0]
-        names = parameters(type(block))
-        given: dict[str, Any] = {}
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given.update(dict(zip(names, args, strict=False)) | kwargs)
-            raise ReachedError
-
-        handle = self.found.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with suppress(ReachedError):
-                call_on(self.whole, batch).outputs_or_why()
-        finally:
-            handle.remove()
-        if not given:
-            raise ConfigError(NO_IMAGE)
-        return given.pop(names[0]), given
 
 
 def calibrate_runs(

@@ -28,14 +28,21 @@ class Places:
         grid: Patches (rows, columns).
         extras: For each layer what its block is given beside the tokens, by the block's own names; empty for blocks
             that are given nothing.
+        before: What a model adds to all tokens before a layer, (1 or B, N, D), by the number of the layer, where it
+            adds anything between its blocks and somebody else runs them.
     """
 
     grid: tuple[int, int]
     extras: tuple[Extras, ...] = ()
+    before: Mapping[int, Tensor] = field(default_factory=dict)
 
     def of(self, layer: int) -> Extras:
         """What the block of a layer, counted from 1, is given beside the tokens."""
         return self.extras[layer - 1] if self.extras else {}
+
+    def entering(self, layer: int, tokens: Tensor) -> Tensor:
+        """What enters a layer, by the tokens (B, N, D) that come out of the one before."""
+        return tokens + self.before[layer] if layer in self.before else tokens
 
 
 @dataclass(frozen=True)

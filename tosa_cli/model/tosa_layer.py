@@ -60,7 +60,8 @@ def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
     if choice.groups is not None:
         alone = each_alone(tokens)
-        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
+        # Which groups were merged is told beside larger ones than single tokens, unless the choice is a row's first.
+        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice._replace(merged=None))
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 

@@ -90,6 +90,7 @@ class TosaLayers:
             The number of the layer that was run.
         """
         for layer in self._ahead(stream, last):
+            self.approach(layer, stream)
             self.step(layer, stream, choose)
             if layer == last:
                 stream.join()
@@ -115,9 +116,15 @@ class TosaLayers:
             The number of the layer that was run.
         """
         for layer in self._ahead(stream, last):
+            self.approach(layer, stream)
             self.run_standard_layer(layer, stream, read.get(layer) if read else None, query_rows)
             stream.layer = layer
             yield layer
+
+    def approach(self, layer: int, stream: Stream) -> None:
+        """Bring the tokens of a stream before its next layer: a model may add something to them between its blocks."""
+        if layer in stream.places.before:
+            stream.replace(stream.places.entering(layer, stream.tokens))
 
     def show(self, layer: int, stream: Stream) -> None:
         """Let whoever looks at a layer see the tokens behind it; by default nobody does."""
