@@ -166,7 +166,7 @@ def test_bench_says_nothing_but_what_it_measures(converted: Path) -> None:
     )
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    assert len(lines) == 3 and lines[1].startswith("Timing 1 turns") and lines[2].startswith("cpu")
+    assert len(lines) == 3 and lines[1].startswith("Timing 1 turn of") and lines[2].startswith("cpu")
 
 
 def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> None:

@@ -13,7 +13,7 @@ from tosa_cli.cli import console
 from tosa_cli.cli.options import ImgSizeOption, JsonOption, ModelArgument, resolve_model
 from tosa_cli.data.images import ImgSize, both_sides, read_img_size
 from tosa_cli.errors import ConfigError
-from tosa_cli.progress import figure
+from tosa_cli.progress import counted, figure
 
 if TYPE_CHECKING:
     from tosa_cli.cli.timing import Setup
@@ -156,7 +156,7 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime", "openv
     if runtime != "torch":
         compare = partial(compare, write=pair.write)
     images = torch.randn(setup.batch_size, *pair.shape, device=setup.device, dtype=setup.dtype)
-    console.say(f"Timing {setup.rounds} turns of each model ...")
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each model ...")
     with console.progress("Timing") as bar:
         bar.start(2 * setup.rounds, 0)
         report = compare(

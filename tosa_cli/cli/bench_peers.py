@@ -11,7 +11,7 @@ from tosa_cli.data.loading import images_to_read
 from tosa_cli.data.opening import choose_indices
 from tosa_cli.model.flops import count_flops
 from tosa_cli.peers.compare import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
-from tosa_cli.progress import figure, tell_skipped
+from tosa_cli.progress import counted, figure, tell_skipped
 
 if TYPE_CHECKING:
     from tosa_cli.model.tosa_vit import TosaViT
@@ -54,7 +54,7 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
         about_photos = {"dataset": name_of(data_dir), "samples": samples, "skipped": list(photos.failed)}
         tell_skipped(about_photos["skipped"], console)
     images = torch.randn(setup.batch_size, converted.in_chans, *flops.img_size, device=setup.device, dtype=setup.dtype)
-    console.say(f"Timing {setup.rounds} turns of each of {len(models)} models ...")
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each of {len(models)} models ...")
     with console.progress("Timing") as bar:
         bar.start(len(models) * setup.rounds, 0)
         report = compare_peers(

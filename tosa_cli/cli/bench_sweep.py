@@ -9,6 +9,7 @@ from tosa_cli.cli.timing import Setup, say_conditions, spread
 from tosa_cli.data.images import ImgSize
 from tosa_cli.draw.plot import check_can_plot, plot_sweep
 from tosa_cli.measure.sweep import SweepRow, sweep_speed, sweep_variants, whole_variants
+from tosa_cli.progress import counted
 
 
 def bench_sweep(
@@ -38,7 +39,7 @@ def bench_sweep(
         check_can_plot(plot, overwrite)
     whole = setup.load_whole()[0] if setup.is_whole else None
     groups = len(batch_sizes) * len(img_sizes)
-    console.say(f"Timing {setup.rounds} turns of each model, {groups * len(keep_rates)} combinations ...")
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each model, {groups * len(keep_rates)} combinations ...")
     with console.progress("Timing") as bar:
         bar.start(groups * (len(keep_rates) + 1) * setup.rounds, 0)
         how: dict[str, Any] = {"rounds": setup.rounds, "compiled": setup.compile, "advance": bar.advance}

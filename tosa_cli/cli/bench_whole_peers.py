@@ -19,7 +19,7 @@ from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.model.runs.insert import dense_copy
 from tosa_cli.peers.compare import Peer, compare_peers
 from tosa_cli.peers.whole import build_whole_peers, measure_whole_quality
-from tosa_cli.progress import tell_skipped
+from tosa_cli.progress import counted, tell_skipped
 
 
 def bench_whole_peers(setup: Setup, data_dir: str, max_samples: int | None) -> None:
@@ -68,7 +68,7 @@ def bench_whole_peers(setup: Setup, data_dir: str, max_samples: int | None) -> N
         about_photos = {"dataset": name_of(data_dir), "samples": samples, "skipped": list(photos.skipped)}
         tell_skipped(about_photos["skipped"], console)
     images = torch.randn(setup.batch_size, *shape, device=setup.device, dtype=setup.dtype)
-    console.say(f"Timing {setup.rounds} turns of each of {len(models)} models ...")
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each of {len(models)} models ...")
     with console.progress("Timing") as bar:
         bar.start(len(models) * setup.rounds, 0)
         report = compare_peers(

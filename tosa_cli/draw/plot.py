@@ -8,6 +8,7 @@ from typing import Any
 from tosa_cli.errors import InputError, OutputError
 from tosa_cli.hub.writing import write_file
 from tosa_cli.measure.sweep import SweepReport, SweepRow
+from tosa_cli.progress import counted
 
 
 def check_can_plot(path: Path, overwrite: bool) -> None:
@@ -68,7 +69,7 @@ def plot_sweep(report: SweepReport, path: Path) -> None:
     how = "compiled" if report.compile else "eager"
     axes.set_title(
         f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, {how}; median and spread of "
-        f"{report.rounds} turns",
+        f"{counted(report.rounds, 'turn')}",
         fontsize=8,
     )
     axes.legend(fontsize=8)

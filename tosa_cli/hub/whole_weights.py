@@ -15,7 +15,7 @@ from torch import nn
 from tosa_cli.errors import CheckpointError, SourceError, TosaError, UnsupportedModelError
 from tosa_cli.hub.adapters import check_no_adapter_among, check_no_adapter_beside
 from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files
-from tosa_cli.hub.folder import WEIGHTS
+from tosa_cli.hub.folder import WEIGHTS, WEIGHTS_SUFFIXES
 from tosa_cli.hub.weight_sets import begin_alike, flat_tensors
 from tosa_cli.hub.weights import check_finite, check_floats, weights_error
 from tosa_cli.hub.whole_names import own_names
@@ -63,7 +63,7 @@ def _check_there(folder: Path, name: str) -> None:
     """Check that weights are under a name that transformers reads."""
     if any((folder / known).is_file() for known in WEIGHTS_FILES):
         return
-    others = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth")]
+    others = [file for file in folder.iterdir() if file.suffix in WEIGHTS_SUFFIXES]
     largest = max(others, key=lambda file: file.stat().st_size, default=None)
     if largest is None:
         return

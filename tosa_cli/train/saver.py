@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tosa_cli.errors import CheckpointError, TrainingError
+from tosa_cli.progress import counted
 from tosa_cli.train.checkpoint import (
     TrainState,
     pack_optimizer,
@@ -85,7 +86,9 @@ class Saver:
         here = torch.cat([loss.view(1), torch.tensor([float(asked_to_stop), self.seconds], device=loss.device)])
         mean, stopping, seconds = self.accelerator.reduce(here, reduction="mean").tolist()
         if not math.isfinite(mean):
-            raise TrainingError(f"The loss became {mean} after {update} steps, and training stopped. {self._advice()}")
+            raise TrainingError(
+                f"The loss became {mean} after {counted(update, 'step')}, and training stopped. {self._advice()}"
+            )
         return mean, stopping > 0, seconds
 
     def check_weights(self, update: int) -> None:
@@ -93,7 +96,7 @@ class Saver:
         # The loss of the last step was measured before it.
         if not all(bool(value.isfinite().all()) for value in self.trained.values()):
             raise TrainingError(
-                f"A weight is not finite after {update} steps, and nothing was written. {self._advice()}"
+                f"A weight is not finite after {counted(update, 'step')}, and nothing was written. {self._advice()}"
             )
 
     def stop_at(self, epoch: int, batch: int, update: int) -> NoReturn:
