@@ -101,6 +101,8 @@ def test_a_cosine_that_is_asked_for_is_held_on_other_photos(
 def test_a_drop_that_is_allowed_is_held_on_other_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "held"
     options = ["--preset", "calibrated", "--max-drop", "5", "--data-dir", str(photos)]
+    refused = tosa("convert", str(source), *options, "--max-samples", "2", "-o", str(folder))
+    assert "would be read, and --max-drop needs 3" in refused.err and not folder.exists()
     done = tosa("convert", str(source), *options, "-o", str(folder), "--json")
     held = done.json["search"]["held"]
     assert (held["images"], held["measure"], held["dense"]) == (2, "delta1 of predicted_depth", 100)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.model.tiny_models import make_vit
-from tests.model.whole_models import yolos
+from tests.model.whole_models import depth_anything, yolos
 from tests.train.tiny_runs import fit_head, write_digits
+from tosa_cli import choose_rates
 from tosa_cli.config import Method
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
@@ -18,6 +19,7 @@ from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Agreement, Drop, Guesses, MaxDrop
 from tosa_cli.fit.rates import hold, largest_saving
 from tosa_cli.fit.schedules import Schedules
+from tosa_cli.hub.card import describe_drop
 from tosa_cli.measure.agreement import compare_outputs
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.runs import convert_runs
@@ -97,6 +99,20 @@ def test_how_sure_a_drop_is_depends_on_how_many_images_there_are() -> None:
     drop, error = 1.0, 100 * ((300 + 200) / 10_000 - 0.01**2) ** 0.5 / 100
     usual = Drop(images=10_000, measure="", dense=90, converted=89, drop=drop, drop_error=error, lost=300, gained=200)
     assert usual.sure == pytest.approx(replace(usual, lost=None, gained=None).sure, rel=5e-3)
+
+
+def test_images_that_all_lose_the_same_do_not_say_what_others_lose() -> None:
+    none = Drop(images=16, measure="delta1 of predicted_depth", dense=100, converted=100, drop=0, drop_error=0)
+    assert none.sure is None
+    assert "what other images lose they do not say" in describe_drop(none.to_dict())
+    assert "less than 3.29 with 95 % confidence" in describe_drop(replace(none, drop_error=2.0).to_dict())
+
+
+@pytest.mark.parametrize("wish", [{"max_drop": 50}, {"min_cosine": 0.1}])
+def test_one_held_out_image_is_not_enough(wish: dict[str, float]) -> None:
+    batches = torch.randn(2, 1, 3, 56, 56)
+    with pytest.raises(DataError, match="one held-out image, which says nothing of others"):
+        choose_rates(depth_anything(), batches, **wish)  # type: ignore[arg-type]
 
 
 def test_what_outputs_lose_is_what_a_comparison_tells(monkeypatch: pytest.MonkeyPatch) -> None:

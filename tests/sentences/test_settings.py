@@ -698,8 +698,18 @@ COMMANDS = [
         "or hold the tokens with --min-cosine 0.99, which needs none.",
     ),
     (
-        "convert dense --preset calibrated --data-dir digits --max-drop 1 --max-samples 1",
-        "digits has 1 image, and --max-drop needs some to hold out: add more.",
+        "convert dense --preset calibrated --data-dir digits --max-drop 1 --max-samples 2",
+        "2 images of digits would be read, and --max-drop needs 3, of which two are held out: add images, or pass a "
+        "larger --max-samples.",
+    ),
+    (
+        "convert dense --preset calibrated --data-dir photos --min-cosine 0.9 --max-samples 1",
+        "1 image of photos would be read, and --min-cosine needs 3, of which two are held out: add images, or pass a "
+        "larger --max-samples.",
+    ),
+    (
+        "convert dense --preset calibrated --layers 2,4 --data-dir digits --max-drop 1",
+        "No images are read without --layers auto: pass that, or leave out --data-dir.",
     ),
     (
         "convert dense --layers auto --data-dir photos",

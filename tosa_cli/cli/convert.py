@@ -144,9 +144,9 @@ def _check_no_images(given: Mapping[str, Any]) -> None:
     """
     names = [option_name(name) for name in ABOUT_IMAGES if name in given]
     if names:
+        wish = "" if any(name in given for name in WISHES) else " with --target-reduction 0.25"
         raise ConfigError(
-            f"No images are read without --layers auto: pass that with --target-reduction 0.25, or leave out "
-            f"{' and '.join(names)}."
+            f"No images are read without --layers auto: pass that{wish}, or leave out {' and '.join(names)}."
         )
 
 

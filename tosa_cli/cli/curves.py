@@ -48,16 +48,12 @@ def show_search(search: "RateSearch") -> None:
 def show_held(held: "Nearness | Drop") -> None:
     """Show what held on held-out images, and how sure that is."""
     from tosa_cli.fit.drop import Drop
+    from tosa_cli.hub.card import describe_drop
 
-    images = counted(held.images, "held-out image")
     if isinstance(held, Drop):
-        by_image = "" if held.lost is None else f", {held.lost} of the images lost and {held.gained} gained"
-        console.say(
-            f"On {images} {held.measure} is {held.converted:.2f} %, and {held.dense:.2f} % dense: {held.drop:.2f} ± "
-            f"{held.drop_error:.2f} points less (± standard error, image by image{by_image}); on other such images it "
-            f"is less than {held.sure:.2f} with 95 % confidence."
-        )
+        console.say(describe_drop(held.to_dict()))
         return
+    images = counted(held.images, "held-out image")
     means = [f"of patch tokens {held.patch_cosine:.4f} ± {held.patch_error:.4f}"]
     if held.class_cosine is not None:
         means.append(f"of class tokens {held.class_cosine:.4f} ± {held.class_error:.4f}")

@@ -47,14 +47,15 @@ class Drop:
     gained: int | None = None
 
     @property
-    def sure(self) -> float:
-        """What the drop on other such images is below, with 95 % confidence.
+    def sure(self) -> float | None:
+        """What the drop on other such images is below, with 95 % confidence; None where these do not say.
 
         Of images that are right or wrong the bound is that of Bonett and Price (2012), one image more lost and one more
-        gained: without a single one lost, others still may be.
+        gained: without a single one lost, others still may be. Of a figure that is the same for every image there is no
+        such bound.
         """
         if self.lost is None or self.gained is None:
-            return self.drop + SURE * self.drop_error
+            return self.drop + SURE * self.drop_error if self.drop_error else None
         count = self.images + 2
         lost, gained = (self.lost + 1) / count, (self.gained + 1) / count
         return 100 * (lost - gained + SURE * math.sqrt((lost + gained - (lost - gained) ** 2) / count))

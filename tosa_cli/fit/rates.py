@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tosa_cli.bisection import largest
 from tosa_cli.config import Method
 from tosa_cli.data.loading import Images
-from tosa_cli.errors import ConfigError
+from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Drop, Guesses, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens, MinCosine, Nearness
@@ -173,6 +173,7 @@ def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish,
 
     Raises:
         ConfigError: If it is met at no saving.
+        DataError: If a single image is held out.
     """
     first = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most), some)
     most, shares = largest_saving(schedules, judge, first, wish), first
@@ -180,6 +181,8 @@ def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish,
         second = best_shares(tuning, schedules, most, some)
         most, shares = max((most, first), (largest_saving(schedules, judge, second, wish), second))
     held = judge.at(schedules.keep_rates(shares, most or 0.01))
+    if held.images < 2:
+        raise DataError("What is to hold was measured on one held-out image, which says nothing of others: give more.")
     if not most:
         raise ConfigError(wish.refusal(held))
     return dataclasses.replace(_report(tuning, schedules, shares, most), held=held)

@@ -213,15 +213,10 @@ def describe_search(search: Mapping[str, Any]) -> str:
     held: Any = search.get("held")
     if held is None:
         return found
-    images = counted(held["images"], "held-out image")
     decided = "How much is saved was decided on these same images: on others"
     if "drop" in held:
-        by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
-        return (
-            f"{found} On {images} {held['measure']} is {held['converted']:.2f} %, and {held['dense']:.2f} % dense: "
-            f"{held['drop']:.2f} ± {held['drop_error']:.2f} points less (± standard error, image by image{by_image}). "
-            f"{decided} it may be a little more."
-        )
+        return f"{found} {describe_drop(held)} {decided} it may be a little more."
+    images = counted(held["images"], "held-out image")
     means = [
         f"{kind} {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
         for kind in ("patch", "class")
@@ -229,6 +224,21 @@ def describe_search(search: Mapping[str, Any]) -> str:
     ]
     return (
         f"{found} Mean cosine on {images}: {', '.join(means)} (± standard error). {decided} it may be a little lower."
+    )
+
+
+def describe_drop(held: Mapping[str, Any]) -> str:
+    """What is lost on held-out images, and how sure that is, in a sentence."""
+    by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
+    bound = held.get("sure")
+    if bound is None:
+        sure = "each loses the same, so what other images lose they do not say"
+    else:
+        sure = f"on other such images it is less than {bound:.2f} with 95 % confidence"
+    return (
+        f"On {counted(held['images'], 'held-out image')} {held['measure']} is {held['converted']:.2f} %, and "
+        f"{held['dense']:.2f} % dense: {held['drop']:.2f} ± {held['drop_error']:.2f} points less (± standard error, "
+        f"image by image{by_image}); {sure}."
     )
 
 

@@ -25,6 +25,7 @@ DEFAULT_SAMPLES = 32
 DEFAULT_HELD_OUT = 64
 DEFAULT_LABELLED = 500
 """Held-out images whose labels are read, where no other number is named: an accuracy is a matter of many."""
+LEAST_TO_HOLD = 3
 BATCH_SIZE = 8
 
 
@@ -108,9 +109,7 @@ def find_rates(
     indices = _evenly(opened, data.max_samples or DEFAULT_SAMPLES + held_out_count)
     if indices is None:
         raise DataError(f"{name} can only be read in order, so no images can be held out: pass --target-reduction.")
-    if len(indices) < 2:
-        option = "--max-drop" if labelled else "--min-cosine"
-        raise DataError(f"{name} has {counted(len(indices), 'image')}, and {option} needs some to hold out: add more.")
+    check_enough(len(indices), name, "--max-drop" if labelled else "--min-cosine")
     # Images with labels are dear: of many no more are taken to find schedules than these need.
     step = max(3, -(-len(indices) // DEFAULT_SAMPLES)) if labelled else 3
     tuning, others = indices[::step], [index for position, index in enumerate(indices) if position % step]
@@ -124,6 +123,24 @@ def find_rates(
     with listener.progress("Measuring") as bar:
         found = hold(accelerator, model, method, images, held_out, wish, progress=bar)
     return MeasuredLayers(search=found, skipped=(*images.failed, *held_out.failed))
+
+
+def check_enough(count: int, name: Any, option: str) -> None:
+    """Check that so many images are enough for two to be held out, as one says nothing of others.
+
+    Args:
+        count: Number of images that are to be read.
+        name: Where they are from.
+        option: What is to hold, as on the command line.
+
+    Raises:
+        DataError: If not.
+    """
+    if count < LEAST_TO_HOLD:
+        raise DataError(
+            f"{counted(count, 'image')} of {name} would be read, and {option} needs {LEAST_TO_HOLD}, of which two are "
+            f"held out: add images, or pass a larger --max-samples."
+        )
 
 
 def _check_labelled(images: Images, model: Backbone, listener: Listener) -> None:

@@ -29,7 +29,7 @@ from tosa_cli.model.runs.flops import WholeFlops, count_whole, solve_run_rate
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.provenance import Provenance
-from tosa_cli.workflow.rates import DEFAULT_HELD_OUT, DEFAULT_SAMPLES
+from tosa_cli.workflow.rates import DEFAULT_HELD_OUT, DEFAULT_SAMPLES, check_enough
 from tosa_cli.workflow.whole import convert_whole
 
 
@@ -238,6 +238,7 @@ def _layers_for(whole: WholeModel, config: ConvertConfig, listener: Listener) ->
     count = config.max_samples or DEFAULT_SAMPLES + DEFAULT_HELD_OUT * holds
     photos = ProcessedPhotos(config.data_dir, whole.processor, max_samples=count)
     if holds:
+        check_enough(len(photos.files), config.data_dir, "--min-cosine" if config.max_drop is None else "--max-drop")
         photos.batch_size = max(1, min(photos.batch_size, len(photos.files) // 3))
     held = ", two thirds of them held out," if holds else ""
     listener.say(f"Measuring keep rates on {counted(len(photos.files), 'image')}{held} of {config.data_dir} ...")
