@@ -69,6 +69,17 @@ def test_a_trained_selector_is_in_the_exported_file(tosa: Tosa) -> None:
         np.testing.assert_allclose(logits, model(images).logits.numpy(), atol=1e-4)
 
 
+def test_finetuning_tells_of_selectors_that_were_not_trained(tosa: Tosa) -> None:
+    tosa("convert whole --whole --layers 3 --keep-rate 0.5 -o cheap")
+    finetune = f"finetune cheap --objective features --epochs 1 {TRAIN}"
+    assert "The selectors were not trained: run `tosa distill` first" in tosa(f"{finetune} -o early").err
+    tosa(f"distill cheap --epochs 1 {TRAIN}")
+    done = tosa(f"{finetune} -o late")
+    assert done.code == 0 and "not trained" not in done.err
+    refused = tosa(f"{finetune} -o one --max-samples 1")
+    assert "1 image of photos would be read" in refused.err and not Path("one").exists()
+
+
 def test_settings_that_a_whole_model_does_not_read_are_refused(tosa: Tosa) -> None:
     tosa("convert whole --whole --layers 3 -o cheap")
     Path("mine.yaml").write_text("name: mine\ndescription: mine\ndistill:\n  val_dir: photos\n")

@@ -91,7 +91,10 @@ def open_training(
     opened = open_dataset(config.data_dir)
     training, held_out = split_indices(len(opened), config.max_samples, hold_out=True, max_held_out=MAX_HELD_OUT)
     if not held_out:
-        raise DataError(f"{config.data_dir} holds one image, and some have to be held out: add more.")
+        raise DataError(
+            f"1 image of {config.data_dir} would be read, and some have to be held out: add images, or pass a larger "
+            f"--max-samples."
+        )
     as_processed = AsProcessed(size, processor)
     hflip = config.hflip if isinstance(config, FinetuneConfig) else Augmentation.hflip
     crop = TrainingCrop(size, processor, config.crop_scale, hflip) if augment else as_processed

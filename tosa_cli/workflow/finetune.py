@@ -18,7 +18,7 @@ from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
-from tosa_cli.workflow.job import Job, RunReport, is_same, one_run, watched_results
+from tosa_cli.workflow.job import UNTRAINED, Job, RunReport, is_same, one_run, watched_results
 
 
 def finetune(
@@ -73,7 +73,7 @@ def _finetune(job: Job, task: Task, settings: Any, resume: bool) -> RunReport:
     job.start_trackers(accelerator, settings)
     encoder = job.model.encoder if isinstance(job.model, Predictor) else job.model
     if isinstance(encoder, TosaViT) and list(encoder.selector_parameters()) and not job.model.provenance.is_distilled:
-        listener.warn("The selectors were not trained: run `tosa distill` first, or they select by the layer before.")
+        listener.warn(UNTRAINED)
     job.tell_images(task.doing(settings), images, held_out, resume)
     job.tell_left_out(accelerator, settings, images)
     for note in task.training_notes(images, job.model):

@@ -32,6 +32,9 @@ from tosa_cli.train.loop import images_left_out
 from tosa_cli.train.weights import Watch
 from tosa_cli.workflow.save import save
 
+UNTRAINED = "The selectors were not trained: run `tosa distill` first, or they select by the layer before."
+"""What is told where a model is finetuned before its selectors are."""
+
 
 @dataclass
 class RunReport:

@@ -10,7 +10,8 @@ from tosa_cli.progress import Listener
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.whole import finetune_whole
-from tosa_cli.workflow.job import RunReport, watched_results
+from tosa_cli.train.whole_distill import trained_runs
+from tosa_cli.workflow.job import UNTRAINED, RunReport, watched_results
 from tosa_cli.workflow.whole_folder import image_part, load_converted
 from tosa_cli.workflow.whole_job import WholeJob, run_job
 
@@ -66,6 +67,8 @@ def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) ->
     accelerator = make_accelerator(config, job.tracker_folder)
     images, held_out = open_training(config, whole.processor, own_shape(part)[1:])
     job.start_trackers(accelerator, config)
+    if trained_runs(part) and not whole.provenance.is_distilled:
+        job.listener.warn(UNTRAINED)
     job.tell_images("Finetuning", images, held_out, resume)
     with lost_workers_told(lambda: job.how_to_go_on), job.listener.progress("Finetuning") as bar:
         done, watch = finetune_whole(
