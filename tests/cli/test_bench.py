@@ -114,6 +114,7 @@ def test_a_sweep_without_more_takes_the_sizes_of_plain_bench(converted: Path, to
     assert all(row["batch_size"] == 2 and row["img_size"] == [48, 48] for row in rows)
     assert done.json["dtype"] == "bfloat16"
     done = tosa(f"{FAST} --sweep --keep-rates 0.5")
+    assert "of each model, 1 combination ..." in done.err
     assert done.code == 0 and "32x32" in done.out and "share" in done.out and "cpu" in done.err
 
 

@@ -39,7 +39,8 @@ def bench_sweep(
         check_can_plot(plot, overwrite)
     whole = setup.load_whole()[0] if setup.is_whole else None
     groups = len(batch_sizes) * len(img_sizes)
-    console.say(f"Timing {counted(setup.rounds, 'turn')} of each model, {groups * len(keep_rates)} combinations ...")
+    combinations = counted(groups * len(keep_rates), "combination")
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each model, {combinations} ...")
     with console.progress("Timing") as bar:
         bar.start(groups * (len(keep_rates) + 1) * setup.rounds, 0)
         how: dict[str, Any] = {"rounds": setup.rounds, "compiled": setup.compile, "advance": bar.advance}
