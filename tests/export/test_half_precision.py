@@ -4,6 +4,9 @@ Half precision is brought about here as such a runtime does it: every operation 
 numbers, and leaves some, whatever type the graph names.
 """
 
+import ast
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -29,6 +32,20 @@ SETTINGS: list[dict[str, Any]] = [
     {"selector": "attention", "bypass": "linear"},
     {"selector": "attention", "selection": "per-head", "query_rows": "all"},
 ]
+
+
+@functools.cache
+def traced(settings: str) -> tuple[TosaViT, "InHalf", dict[str, Tensor]]:
+    """A model, its graph, which shares its weights, and a copy of these: tracing takes longest."""
+    model = tiny_tosa(**ast.literal_eval(settings))
+    return model, InHalf(model, sample_images(model, 2)), copy.deepcopy(model.state_dict())
+
+
+def in_half(settings: dict[str, Any]) -> tuple[TosaViT, "InHalf"]:
+    """A model with its weights as they were made, and its graph."""
+    model, half, weights = traced(repr(settings))
+    model.load_state_dict(weights)
+    return model, half
 
 
 class InHalf(fx.Interpreter):
@@ -76,9 +93,9 @@ def equal_images(model: TosaViT) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_every_graph_holds_in_half_precision(settings: dict[str, Any]) -> None:
-    model = tiny_tosa(**settings)
+    model, half = in_half(settings)
     images = sample_images(model, 4)
-    half, own = InHalf(model, images[:2]), model.forward_features(images)
+    own = model.forward_features(images)
     for dtype in HALVES:
         tokens = half.run_in(dtype, images)
         assert tokens.dtype == dtype and tokens.isfinite().all()
@@ -91,9 +108,8 @@ def test_every_graph_holds_in_half_precision(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("settings", SETTINGS[:3], ids=str)
 def test_large_activations_and_equal_patches_break_nothing(settings: dict[str, Any]) -> None:
     # Some models have single channels of hundreds, whose squares are beyond what float16 holds.
-    model, images = tiny_tosa(**settings), make_images(3, size=32)
+    (model, half), images = in_half(settings), make_images(3, size=32)
     model.patch_embed.proj.bias[3] += 700
-    half = InHalf(model, images[:2])
     assert all(half.run_in(dtype, images).isfinite().all() for dtype in HALVES)
     equal = equal_images(model)
     assert all(half.run_in(dtype, equal).isfinite().all() for dtype in HALVES)
