@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.sentences import fragments
 from tosa_cli.config import CALIBRATED, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.recipe import SECTIONS, command_lines, dump_recipe, load_recipe
@@ -71,7 +72,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, sen
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00name")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=fragments.CANNOT_BE_READ):
         load_recipe(str(path))
 
 

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.sentences import fragments
 from tosa_cli.cli.options import with_settings
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
@@ -74,7 +75,7 @@ def test_what_is_no_finite_number_is_none(value: Any) -> None:
 def test_a_derived_class_inherits_what_was_declared_and_may_name_another_default() -> None:
     assert (Walk().steps, LongWalk().steps) == (10, 1000)
     assert LongWalk.help_of("steps") == "How many steps." and LongWalk.default_of("steps") == 1000
-    with pytest.raises(ConfigError, match="--steps must be 1 or more, not 0"):
+    with pytest.raises(ConfigError, match=fragments.STEPS_MUST_BE_1_OR):
         LongWalk(steps=0)
 
 

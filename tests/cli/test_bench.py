@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Done, Tosa
+from tests.sentences import fragments
 from tosa_cli.peers.compare import PEERS
 
 FAST = "bench -b 2 --rounds 1 --device cpu"
@@ -63,7 +64,7 @@ def test_photos_tell_the_quality_of_each_peer(converted: Path, tosa: Tosa) -> No
     done = tosa(f"{FAST} --peers --data-dir photos -j 0")
     assert done.code == 0 and "5 photos" not in done.err and "24 photos" in done.err
     merge = next(line for line in done.out.splitlines() if "merge " in line and "unmerge" not in line)
-    assert " - " not in merge and "cpu" in done.err and "worst tenth" in done.out
+    assert " - " not in merge and "cpu" in done.err and fragments.WORST_TENTH in done.out
 
 
 def test_a_photo_that_cannot_be_read_is_told(converted: Path, tosa: Tosa) -> None:
@@ -78,7 +79,7 @@ def test_a_peer_that_cannot_save_as_much_is_left_out_with_the_reason(work: Path,
     done = tosa("bench small -b 2 --rounds 1 --device cpu --peers --json")
     assert done.code == 0 and {"previous", "random"} <= set(done.json["missing"])
     assert "cannot be reached" in done.json["missing"]["previous"]
-    assert "previous: left out. The target reduction" in tosa("bench small -b 2 --rounds 1 --peers").out
+    assert fragments.PREVIOUS_LEFT_OUT_THE_TARGET in tosa("bench small -b 2 --rounds 1 --peers").out
 
 
 def test_a_model_that_saves_nothing_has_no_peers(work: Path, tosa: Tosa) -> None:
@@ -114,7 +115,7 @@ def test_a_sweep_without_more_takes_the_sizes_of_plain_bench(converted: Path, to
     assert all(row["batch_size"] == 2 and row["img_size"] == [48, 48] for row in rows)
     assert done.json["dtype"] == "bfloat16"
     done = tosa(f"{FAST} --sweep --keep-rates 0.5")
-    assert "of each model, 1 combination ..." in done.err
+    assert fragments.OF_EACH_MODEL_1_COMBINATION in done.err
     assert done.code == 0 and "32x32" in done.out and "share" in done.out and "cpu" in done.err
 
 
@@ -122,7 +123,7 @@ def test_a_sweep_is_drawn(converted: Path, tosa: Tosa) -> None:
     pytest.importorskip("matplotlib")
     command = f"{FAST} --sweep --keep-rates 0.8,0.4 --batch-sizes 1,2 --plot speed.png"
     done = tosa(f"{command} --json")
-    assert done.code == 0 and len(json.loads(done.out)["rows"]) == 4 and "Wrote speed.png." in done.err
+    assert done.code == 0 and len(json.loads(done.out)["rows"]) == 4 and fragments.WROTE_SPEED_PNG in done.err
     with Image.open("speed.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
     assert not list(Path().glob("*.tmp")) and not list(Path().glob(".*.tmp"))

@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa, row_of
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_runs import fit_head
 from tosa_cli import load
 
@@ -20,7 +21,7 @@ CPU = "-b 4 -j 0 --device cpu"
 def test_the_calibrated_preset_needs_one_command(work: Path, tosa: Tosa) -> None:
     done = tosa("convert dense --img-size 64 --preset calibrated --data-dir photos --max-samples 6")
     assert done.code == 0, done.err
-    assert "Keep rates found on the whole model" in done.out and "Next: tosa eval" in done.err
+    assert fragments.KEEP_RATES_FOUND_ON_THE in done.out and fragments.NEXT_TOSA_EVAL in done.err
     model = load("dense-tosa")
     assert (model.config.selector, model.config.bypass) == ("ward", "mean")
     assert model.provenance.results["budget"]["search"]["images"] == 6
@@ -36,7 +37,7 @@ def test_a_cosine_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tos
     held = load("dense-tosa").provenance.results["budget"]["search"]["held"]
     assert min(held["patch_cosine"], held["class_cosine"]) >= 0.95
     assert f"Mean cosine on {held['images']} held-out images of patch tokens {held['patch_cosine']:.4f}" in done.err
-    assert "with 95 % confidence" in done.err
+    assert fragments.WITH_95_CONFIDENCE in done.err
     card = (work / "dense-tosa" / "README.md").read_text()
     assert f"{held['patch_cosine']:.4f}" in card and f"{held['images']} held-out images" in card
 
@@ -46,7 +47,7 @@ def test_an_accuracy_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: 
     save_for_hf(model, "reads", safe_serialization=True)
     done = tosa("convert reads --preset calibrated --data-dir digits --max-drop 10")
     assert done.code == 0, done.err
-    assert "on 11 images of digits, and on 22 other images whether the accuracy holds" in done.err
+    assert fragments.ON_11_IMAGES_OF_DIGITS in done.err
     held = load("reads-tosa").provenance.results["budget"]["search"]["held"]
     assert (held["images"], held["measure"]) == (22, "top-1 accuracy") and held["drop"] <= 10
     assert held["drop"] == pytest.approx(100 * (held["lost"] - held["gained"]) / 22)
@@ -59,7 +60,7 @@ def test_an_accuracy_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: 
 def test_the_matched_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> None:
     done = tosa("convert dense --img-size 64 --preset matched --data-dir photos --max-samples 6")
     assert done.code == 0, done.err
-    assert "chosen" in done.out and "Next: tosa distill" in done.err
+    assert "chosen" in done.out and fragments.NEXT_TOSA_DISTILL in done.err
     model = load("dense-tosa")
     assert (model.config.selector, model.config.bypass) == ("similarity", "nearest+affine")
     assert model.provenance.results["budget"]["curves"][0]["layers"] == [1, 2]
@@ -70,7 +71,7 @@ def test_the_matched_preset_goes_from_source_to_card(work: Path, tosa: Tosa) -> 
     assert done.json["held_out"]["fit_kept"]
     assert set(map(int, done.json["held_out"]["bypass_errors"])) == set(model.config.layers)
     card = (work / "dense-tosa" / "README.md").read_text()
-    assert "| after |" in card and "The fit was kept as it did better on these same images: on others" in card
+    assert "| after |" in card and fragments.THE_FIT_WAS_KEPT_AS in card
     assert tosa("convert --recipe dense-tosa/recipe.yaml -o again").code == 0
     assert load("again").config == model.config
 
@@ -110,9 +111,9 @@ def test_the_oracle_is_nearer_to_the_dense_model_than_chance_and_saves_nothing(w
     assert 0 < 1 - oracle["patch_cosine"] < 0.7 * (1 - own["patch_cosine"])
     assert own["reduction"] == pytest.approx(1 - own["gmacs"] / own["dense_gmacs"]) and own["reduction"] > 0
     assert oracle["gmacs"] is None and oracle["reduction"] is None and oracle["dense_gmacs"] == own["dense_gmacs"]
-    assert "fewer MACs" in tosa(command).err
+    assert fragments.FEWER_MACS in tosa(command).err
     shown = tosa(f"{command} --selector oracle")
-    assert row_of("oracle", shown.out)[3] == "-" and "fewer MACs" not in shown.err
+    assert row_of("oracle", shown.out)[3] == "-" and fragments.FEWER_MACS not in shown.err
     assert tosa(f"{command} --selector oracle --update-card").code == 2
 
 
@@ -123,15 +124,15 @@ def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: 
     assert tosa("convert dense --layers 2,3 --selector similarity --bypass nearest+linear -o m").code == 0
     before = load_file("m/model.safetensors")
     done = tosa(f"distill m --data-dir black --val-dir photos {CPU}")
-    assert done.code == 0 and "The fit was not kept" in done.err
+    assert done.code == 0 and fragments.THE_FIT_WAS_NOT_KEPT in done.err
     after = load_file("m/model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     held_out = load("m").provenance.results["distill"]
     assert not held_out["fit_kept"] and held_out["patch_cosine_before"] == held_out["patch_cosine_after"]
-    assert "bypass_errors" not in held_out and "Error of the bypass" not in done.out
+    assert "bypass_errors" not in held_out and fragments.ERROR_OF_THE_BYPASS not in done.out
     card = (work / "m" / "README.md").read_text()
-    assert "as it was before `tosa distill`, whose fit was not kept; the backbone is the source's." in card
-    assert "is trained or fitted" not in card and "as it did no better on these images" in card
+    assert fragments.AS_IT_WAS_BEFORE_TOSA in card
+    assert fragments.IS_TRAINED_OR_FITTED not in card and fragments.AS_IT_DID_NO_BETTER in card
 
 
 def test_before_is_before_the_selectors_were_trained(work: Path, tosa: Tosa) -> None:

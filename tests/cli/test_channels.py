@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 from tests.cli.conftest import Tosa
 from tests.cli.test_data_sources import write_shards
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
@@ -58,7 +59,7 @@ def test_layers_of_a_model_of_one_channel_are_chosen_by_measurement(work: Path, 
 
 def test_a_model_of_other_channels_converts_but_reads_no_image_files(work: Path, tosa: Tosa) -> None:
     said = convert(tosa, 4)
-    assert "--data-dir" not in said and "tosa bench" in said
+    assert "--data-dir" not in said and fragments.TOSA_BENCH in said
     for command in (f"distill --data-dir photos {TRAIN}", "inspect dense --data-dir photos", "viz photos/000.jpg"):
         done = tosa(command)
         assert done.code == 2, done.err

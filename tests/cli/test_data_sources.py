@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Tosa
+from tests.sentences import fragments
 from tosa_cli.data.class_folders import ClassFolders
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
@@ -93,7 +94,7 @@ def test_images_are_never_held_out_of_themselves(converted: Path, tosa: Tosa) ->
 def test_a_split_that_is_not_there_is_not_replaced_by_all_images(converted: Path, tosa: Tosa) -> None:
     shutil.rmtree("digits/validation")
     done = tosa("eval --data-dir digits -j 0")
-    assert done.code == 2 and "folder validation" in done.err
+    assert done.code == 2 and fragments.FOLDER_VALIDATION in done.err
 
 
 def test_some_of_the_images_are_enough(converted: Path, tosa: Tosa) -> None:
@@ -162,7 +163,7 @@ def test_eval_names_and_counts_what_it_cannot_read(converted: Path, tosa: Tosa, 
     done = tosa(f"eval --data-dir digits -b 4 -j {workers} --json")
     report = done.json
     assert done.code == 0 and report["samples"] == 33 and len(report["skipped"]) == 3
-    assert "could not be read were skipped, 3 in all" in done.err
+    assert fragments.COULD_NOT_BE_READ_WERE in done.err
     for name in broken:
         assert name in done.err and any(name in skipped for skipped in report["skipped"])
     assert "\n" not in report["skipped"][0]
@@ -200,7 +201,7 @@ def test_strict_stops_at_a_broken_image(converted: Path, tosa: Tosa, command: st
     done = tosa(f"{command} -j {workers}")
     assert done.code == 2 and done.out == ""
     last = done.err.splitlines()[-1]
-    assert last.startswith("Error: digits/validation/3/00") and "cannot be read. Remove it, or leave out" in last
+    assert last.startswith("Error: digits/validation/3/00") and fragments.CANNOT_BE_READ_REMOVE_IT in last
     assert contents(converted) == before
 
 
@@ -253,7 +254,7 @@ def test_a_local_hugging_face_data_set_trains_and_measures(converted: Path, tosa
     assert report["top1"] == tosa("eval --data-dir digits -j 0 --json").json["top1"]
     assert "Generating" not in done.err
     done = tosa(f"convert dense {source} --preset calibrated --max-drop 1 -o held")
-    assert "of 22 held-out images" in done.err and "by guessing 10.0% are" in done.err
+    assert fragments.OF_22_HELD_OUT_IMAGES in done.err and fragments.BY_GUESSING_10_0_ARE in done.err
 
 
 def test_a_data_set_without_labels_serves_distillation_and_nothing_else(
@@ -300,8 +301,8 @@ def test_broken_images_in_shards_are_named_and_counted(converted: Path, tosa: To
     source = f"--dataset wds/digits --data-dir shards -j {workers} --device cpu"
     done = tosa(f"eval {source} --json")
     assert done.json["samples"] == 31 and len(done.json["skipped"]) == 2
-    assert "validation-000.tar: 0006" in done.err and "validation-001.tar: 0007" in done.err
-    assert "Handling webdataset error" not in done.err
+    assert fragments.VALIDATION_000_TAR_0006 in done.err and fragments.VALIDATION_001_TAR_0007 in done.err
+    assert fragments.HANDLING_WEBDATASET_ERROR not in done.err
     done = tosa(f"distill {source} -b 8 --epochs 1 --val-split validation --json")
     assert done.code == 0, done.err
     assert any("train-000.tar: 0006" in name for name in done.json["skipped"])

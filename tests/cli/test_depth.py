@@ -12,6 +12,7 @@ from timm.models import save_for_hf
 import tosa_cli
 from tests.cli.conftest import Tosa
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder, write_kitti, write_nyu, write_nyu_mat
 from tests.train.tiny_runs import StopAt
 from tosa_cli.model.predictor import Predictor
@@ -53,12 +54,12 @@ def test_depth_is_learned_and_the_selectors_stay(converted: Path, scenes: Path, 
 def test_a_dense_source_trains_the_same_way(work: Path, scenes: Path, tosa: Tosa) -> None:
     done = tosa(f"finetune dense --task depth --data-dir scenes --epochs 2 {TRAIN}")
     assert done.code == 0, done.err
-    assert "Abs Rel" in done.out and "Next: tosa eval dense-depth --data-dir IMAGES" in done.err
+    assert fragments.ABS_REL in done.out and fragments.NEXT_TOSA_EVAL_DENSE_DEPTH in done.err
     report = tosa("eval dense-depth --data-dir scenes -j 0 --device cpu --json").json
     assert report["encoder_gmacs"] == report["dense_encoder_gmacs"] and report["encoder_reduction"] == 0
     done = tosa("eval dense-depth --data-dir scenes -j 0 --device cpu")
-    assert "dense" in done.out and "fewer MACs" not in done.err and "Measured: 0.001 to 10 m" in done.err
-    assert "computes every token already" in tosa("eval dense-depth --data-dir scenes --compare").err
+    assert "dense" in done.out and fragments.FEWER_MACS not in done.err and fragments.MEASURED_0_001_TO_10 in done.err
+    assert fragments.COMPUTES_EVERY_TOKEN_ALREADY in tosa("eval dense-depth --data-dir scenes --compare").err
 
 
 def test_a_model_in_whose_folder_one_works_gets_its_decoder_beside_it(
@@ -93,15 +94,21 @@ def test_eval_compares_with_every_token_averages_with_the_mirror_and_updates_the
     assert report["flip"] and report["abs_rel"] != plain["abs_rel"]
     assert set(FIGURES) <= set(report["dense"]) and report["dense"]["abs_rel"] != report["abs_rel"]
     card = Path("depth/README.md").read_text()
-    assert "pipeline_tag: depth-estimation" in card and f"| `tosa eval` | abs_rel | {report['abs_rel']:.4f} |" in card
+    assert (
+        fragments.PIPELINE_TAG_DEPTH_ESTIMATION in card
+        and f"| `tosa eval` | abs_rel | {report['abs_rel']:.4f} |" in card
+    )
     height, width = report["img_size"]
     assert f"{report['samples']} images of {report['dataset']} at {height}x{width} pixels, " in card
-    assert "Each map is averaged with that of the mirrored image." in card
+    assert fragments.EACH_MAP_IS_AVERAGED_WITH in card
     assert str(Path.cwd()) not in card
     done = tosa(f"{command} --compare")
     out = done.out
     assert (
-        "fewer MACs in the encoder" in done.err and "every token" in out and "δ<1.25³" in out and "encoder GMACs" in out
+        fragments.FEWER_MACS_IN_THE_ENCODER in done.err
+        and "every token" in out
+        and "δ<1.25³" in out
+        and "encoder GMACs" in out
     )
 
 
@@ -143,7 +150,7 @@ def test_a_model_with_a_decoder_goes_on_in_its_own_folder(converted: Path, scene
     tosa(f"finetune --task depth --data-dir scenes --epochs 1 {TRAIN} -o depth")
     go_on = "finetune depth --data-dir scenes --epochs 1 -b 4 -j 0 --device cpu"
     done = tosa(go_on)
-    assert done.code == 0 and "Wrote depth." in done.err, done.err
+    assert done.code == 0 and fragments.WROTE_DEPTH in done.err, done.err
     done = tosa(f"{go_on} --decoder linear")
     assert done.code == 2 and re.search(r"dpt.*linear", done.err)
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import WARD, Done, Tosa, write_whole
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tosa_cli import load
 from tosa_cli.cli import console
@@ -408,7 +409,7 @@ def test_a_finished_run_is_known_to_have_ended(converted: Path, tosa: Tosa, monk
         before = contents(Path())
         (checkpoint,) = (name for name in before if "checkpoint" in name)
         done = tosa(f"{command} --resume --json")
-        assert done.code == 0 and "had ended" in done.err and done.json["updates"] > 0 and done.json["held_out"]
+        assert done.code == 0 and fragments.HAD_ENDED in done.err and done.json["updates"] > 0 and done.json["held_out"]
         assert contents(Path()) == {name: content for name, content in before.items() if name != checkpoint}
 
 
@@ -427,7 +428,7 @@ def test_images_that_changed_since_a_run_was_stopped_are_told(
         if changes:
             shutil.copy("photos/001.jpg", "photos/000.jpg")
         done = tosa(f"{command} --resume")
-        assert done.code == 0 and ("Images of photos changed since the run was stopped" in done.err) == changes
+        assert done.code == 0 and (fragments.IMAGES_OF_PHOTOS_CHANGED_SINCE in done.err) == changes
 
 
 def test_a_second_run_on_one_folder_is_refused(converted: Path, tosa: Tosa) -> None:
@@ -511,7 +512,7 @@ def test_ctrl_c_before_the_training_is_told_as_well(
 def test_debug_shows_the_traceback(work: Path, tosa: Tosa) -> None:
     for command in ("--debug convert dense --layers 0", "convert dense --layers 0 --debug"):
         done = tosa(command)
-        assert done.code == 2 and "Traceback (most recent call last)" in done.err
+        assert done.code == 2 and fragments.TRACEBACK_MOST_RECENT_CALL_LAST in done.err
         assert done.err.splitlines()[-1].startswith("Error: Layer 0 ")
 
 

@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 from tests.cli.conftest import Tosa, run_tosa
 from tests.export.conftest import look_up_once  # noqa: F401
 from tests.model.tiny_models import make_images, make_vit
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.measure import speed
 
@@ -36,10 +37,10 @@ def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: Path) -> P
 def test_a_model_is_exported_under_its_name_and_the_check_is_told(converted: Path, tosa: Tosa) -> None:
     done = tosa("export")
     assert done.code == 0, done.err
-    assert "dense-tosa.onnx: " in done.out and "takes any number of images, 3x32x32; gives logits." in done.out
-    assert "on 8 pieces of photos, in batches of 1, 3, 4, and compared with the model (--atol 0.0001)" in done.out
+    assert "dense-tosa.onnx: " in done.out and fragments.TAKES_ANY_NUMBER_OF_IMAGES in done.out
+    assert fragments.ON_8_PIECES_OF_PHOTOS in done.out
     assert "8 of 8 images: the same tokens in every ToSA layer" in done.out
-    assert "Next: tosa bench" in done.err and "[torch.onnx]" not in done.err + done.out
+    assert fragments.NEXT_TOSA_BENCH in done.err and "[torch.onnx]" not in done.err + done.out
     again = tosa("export dense-tosa")
     assert again.code == 2 and "dense-tosa.onnx " in again.err
 
@@ -60,7 +61,7 @@ def test_the_ending_names_the_format_and_tokens_can_be_asked_for(converted: Path
 def test_a_difference_beyond_atol_fails_and_nothing_is_written(converted: Path, tosa: Tosa) -> None:
     before = sorted(converted.parent.iterdir())
     done = tosa("export dense-tosa --atol 1e-30")
-    assert done.code == 1 and "differ by" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and fragments.DIFFER_BY in done.err and "Traceback" not in done.err
     assert sorted(converted.parent.iterdir()) == before and done.out == ""
 
 
@@ -68,8 +69,8 @@ def test_int8_is_told_in_sentences(converted: Path, tosa: Tosa, monkeypatch: pyt
     monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
     done = tosa("export dense-tosa --quantize int8")
     assert done.code == 0, done.err
-    assert "dense-tosa.int8.onnx: " in done.out and "Before quantisation it was run with onnxruntime" in done.out
-    assert "int8 on 32 pieces of photos: logits have a cosine of 0.9" in done.out and "the speed of float32" in done.out
+    assert "dense-tosa.int8.onnx: " in done.out and fragments.BEFORE_QUANTISATION_IT_WAS_RUN in done.out
+    assert fragments.INT8_ON_32_PIECES_OF in done.out and fragments.THE_SPEED_OF_FLOAT32 in done.out
 
 
 def test_speed_in_onnx_runtime_is_measured_against_the_dense_export(

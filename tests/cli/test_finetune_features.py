@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Tosa
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.train.config import OBJECTIVE_DEFAULTS
 
@@ -26,8 +27,13 @@ def test_unlabelled_photos_bring_the_tokens_closer_to_the_dense_models(mild: Pat
     before = tosa("eval mild --data-dir photos -j 0 --task features --json").json
     done = tosa(f"{FEATURES} mild --data-dir photos --epochs 8 --lr 1e-3 --eval-every 4 --val-dir digits/train")
     assert done.code == 0, done.err
-    assert "patch cosine" in done.out and "class cosine" in done.out and "before" in done.out and "after" in done.out
-    assert re.search(r" step \d", done.err) and "Next: tosa eval mild --data-dir IMAGES" in done.err
+    assert (
+        fragments.PATCH_COSINE in done.out
+        and fragments.CLASS_COSINE in done.out
+        and "before" in done.out
+        and "after" in done.out
+    )
+    assert re.search(r" step \d", done.err) and fragments.NEXT_TOSA_EVAL_MILD_DATA in done.err
     after = tosa("eval mild --data-dir photos -j 0 --task features --json").json
     assert after["patch_cosine"] > before["patch_cosine"] and after["class_cosine"] > before["class_cosine"]
     provenance = load("mild").provenance
@@ -56,7 +62,7 @@ def test_where_no_step_is_better_the_weights_written_are_those_before(mild: Path
     before = load_file(mild / "model.safetensors")
     done = tosa(f"{FEATURES} mild --data-dir photos --epochs 1 --lr 1 --sched none --warmup-epochs 0 -o same")
     assert done.code == 0, done.err
-    assert "No step was better than the start" in done.err and "exactly those before" in done.err
+    assert fragments.NO_STEP_WAS_BETTER_THAN in done.err and fragments.EXACTLY_THOSE_BEFORE in done.err
     after = load_file("same/model.safetensors")
     assert set(before) == set(after) and all(before[name].equal(after[name]) for name in before)
     assert load("same").provenance.results["finetune"]["best_step"] == 0

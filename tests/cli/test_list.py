@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.sentences import fragments
+
 from .conftest import Tosa
 
 
@@ -11,7 +13,7 @@ def test_those_that_match_are_listed_with_the_reason_against_them(tosa: Tosa) ->
     assert [line.split() for line in done.out.splitlines()] == [
         [name, "yes"] for name in ("test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos")
     ]
-    assert "5 of 5 " in done.err and "Next: tosa inspect test_vit\n" in done.err
+    assert "5 of 5 " in done.err and fragments.NEXT_TOSA_INSPECT_TEST_VIT in done.err
     done = tosa("list swin_tiny")
     name, _, answer = done.out.partition(" ")
     assert name == "swin_tiny_patch4_window7_224" and answer.strip().startswith("no: Its attention runs in windows")

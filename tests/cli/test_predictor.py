@@ -9,6 +9,7 @@ from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.recipe import load_recipe
 
@@ -40,10 +41,10 @@ def test_a_model_distilled_after_its_finetuning_keeps_its_source(converted: Path
     after = tosa(f"{EVAL} --compare --json").json["dense"]
     assert (after["top1"], after["top5"]) == (before["top1"], before["top5"]) and after["weights"] == "source"
     said = card("dense-tosa")
-    assert "The backbone was finetuned, and what selects and bypasses was trained or fitted after it." in said
-    assert "the backbone's weights are the source's" not in said and "was not finetuned" not in said
+    assert fragments.THE_BACKBONE_WAS_FINETUNED_AND in said
+    assert fragments.THE_BACKBONE_S_WEIGHTS_ARE not in said and fragments.WAS_NOT_FINETUNED not in said
     Path("dense").rename("elsewhere")
-    assert "dense cannot be loaded" in tosa(f"{EVAL} --compare").err
+    assert fragments.DENSE_CANNOT_BE_LOADED in tosa(f"{EVAL} --compare").err
 
 
 def test_every_step_stands_in_card_and_recipe_in_the_order_in_which_it_was_done(converted: Path, tosa: Tosa) -> None:
@@ -59,7 +60,7 @@ def test_every_step_stands_in_card_and_recipe_in_the_order_in_which_it_was_done(
 
 def test_what_selects_is_known_to_be_untrained_after_finetuning_too(converted: Path, tosa: Tosa) -> None:
     run(tosa, FINETUNE)
-    assert "The selectors were not trained" in tosa(FINETUNE).err
+    assert fragments.THE_SELECTORS_WERE_NOT_TRAINED in tosa(FINETUNE).err
 
 
 @pytest.mark.parametrize("conversion", ["few --num-classes 10", "dense --no-pretrained"])
@@ -74,7 +75,7 @@ def test_without_a_source_that_can_classify_a_finetuned_model_is_compared_with_i
         assert report["dense"]["weights"] == "own"
         assert (report["dense"]["top1"], report["dense"]["top5"]) == (report["top1"], report["top5"])
     done = tosa("eval made --data-dir digits -j 0 -b 33 --compare --update-card")
-    assert "every token" in done.out and "compared with its own weights" in " ".join(done.err.split())
+    assert fragments.EVERY_TOKEN in done.out and fragments.COMPARED_WITH_ITS_OWN_WEIGHTS in " ".join(done.err.split())
     assert "| every token computed |" in card("made") and "| source |" not in card("made")
 
 
@@ -88,10 +89,10 @@ def test_final_tokens_are_compared_with_the_source_whatever_the_head(work: Path,
 def test_a_source_of_random_weights_that_are_gone_teaches_nothing(work: Path, tosa: Tosa) -> None:
     run(tosa, "convert dense --no-pretrained --layers 2,4 --selector previous -o made", f"{FINETUNE} made")
     done = tosa(f"finetune made --objective features --data-dir photos {TRAIN}")
-    assert done.code == 2 and "whose weights were random" in " ".join(done.err.split())
+    assert done.code == 2 and fragments.WHOSE_WEIGHTS_WERE_RANDOM in " ".join(done.err.split())
     done = tosa("eval made --data-dir photos -j 0 --task features --update-card")
-    assert done.code == 0 and "compared with its own weights" in " ".join(done.err.split())
-    assert "source model's" not in card("made")
+    assert done.code == 0 and fragments.COMPARED_WITH_ITS_OWN_WEIGHTS in " ".join(done.err.split())
+    assert fragments.SOURCE_MODEL_S not in card("made")
 
 
 def test_a_source_is_found_from_any_directory(work: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +121,6 @@ def test_the_hub_gets_no_accuracy_on_part_of_the_data_or_at_another_size(
 ) -> None:
     done = tosa(f"{EVAL} {options} --update-card")
     assert says in card("dense-tosa") and published("dense-tosa") == []
-    assert "not in the card's metadata" in " ".join(done.err.split())
+    assert fragments.NOT_IN_THE_CARD_S in " ".join(done.err.split())
     results = json.loads((converted / "config.json").read_text())["tosa"]["results"]
     assert results["eval"]["dataset_samples"] == 33

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.cli.conftest import Tosa
 from tests.hub.stub_hub import StubHub, start_stub_hub  # noqa: F401 (the fixture `stub_hub`)
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.hub.predictor import load_predictor, make_predictor
 from tosa_cli.model.flops import count_flops
@@ -50,7 +51,7 @@ def test_classes_are_drawn_and_counted(decoders: Path, tosa: Tosa) -> None:
     (report,) = done.json["images"]
     assert sum(report["class_shares"].values()) == pytest.approx(1) and set(report["class_shares"]) <= set("012")
     assert 0 < report["equal_pixels"] <= 1 and "depth_difference" not in report
-    assert "equal pixels" in tosa("viz classes photos/001.jpg --device cpu").out
+    assert fragments.EQUAL_PIXELS in tosa("viz classes photos/001.jpg --device cpu").out
 
 
 def test_an_encoder_that_is_not_converted_has_its_map_alone(decoders: Path, tosa: Tosa) -> None:
@@ -70,11 +71,11 @@ def test_a_folder_gives_one_page_that_says_what_is_set_beside_what(decoders: Pat
     assert done.code == 0, done.err
     page = Path("depth-maps/index.html").read_text()
     assert page.count("data:image/png;base64,") == count and "http" not in page
-    assert "every token computed in every layer" in page and "<th>depth differs by</th>" in page
-    assert "Depth by depth" in page and 'alt="Depth in 000.jpg"' in page
+    assert fragments.EVERY_TOKEN_COMPUTED_IN_EVERY in page and "<th>depth differs by</th>" in page
+    assert fragments.DEPTH_BY_DEPTH in page and 'alt="Depth in 000.jpg"' in page
     assert tosa("viz dense-depth photos --device cpu").code == 0
     page = Path("dense-depth-maps/index.html").read_text()
-    assert "every token" not in page and "cosine" not in page and "<th>depth in m</th>" in page
+    assert fragments.EVERY_TOKEN not in page and "cosine" not in page and "<th>depth in m</th>" in page
 
 
 @pytest.mark.parametrize("form", [(300, 60), (60, 300), (64, 48), (9, 7)], ids=str)
@@ -93,7 +94,7 @@ def test_images_of_any_form_are_drawn_whole_in_their_own_form(
 def test_the_size_that_the_model_sees_can_be_named(decoders: Path, tosa: Tosa) -> None:
     done = tosa("viz depth photos/000.jpg --img-size 40,66 --device cpu --json")
     assert done.code == 0 and done.json["img_size"] == [40, 64], done.err
-    assert "brought to 40x64 pixels" in done.err
+    assert fragments.BROUGHT_TO_40X64_PIXELS in done.err
     assert done.json["images"][0]["layers"][0]["patches"] == 5 * 8
 
 
@@ -153,7 +154,7 @@ def test_flops_prints_the_decoder_below_the_layers(decoders: Path, tosa: Tosa) -
 def test_commands_that_cannot_take_a_decoder_say_so_in_one_sentence(decoders: Path, tosa: Tosa, command: str) -> None:
     done = tosa(command)
     assert done.code == 2 and "decoder" in done.err, done.err
-    assert "name the converted model" in done.err or "name the model" in done.err
+    assert fragments.NAME_THE_CONVERTED_MODEL in done.err or fragments.NAME_THE_MODEL in done.err
     assert "Traceback" not in done.err and len(done.err.strip().splitlines()) == 1
 
 
@@ -167,7 +168,7 @@ def test_push_lists_a_model_with_a_decoder_and_draws_what_it_predicts(decoders: 
 def test_the_card_of_a_pushed_model_with_a_decoder_says_how_to_load_it_from_the_hub(
     decoders: Path, tosa: Tosa, stub_hub: StubHub
 ) -> None:
-    assert 'model = tosa_cli.load("depth")' in Path("depth/README.md").read_text()
+    assert fragments.MODEL_TOSA_CLI_LOAD_DEPTH in Path("depth/README.md").read_text()
     # Without a namespace the repository's whole id is known to the Hub alone.
     for name in ("me/depth-model", "depth-model"):
         assert tosa(f"push depth {name} --overwrite-card").code == 0

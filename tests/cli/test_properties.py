@@ -23,6 +23,7 @@ from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 
 from tests.cli.conftest import WARD, run_tosa, write_whole
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
 from tosa_cli.api import load, save
@@ -135,7 +136,7 @@ def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
                     done = run_tosa(f"{command} {COMMANDS[name]}", option, value)
             except KeyboardInterrupt:
                 continue  # at the very end of it
-            if done.code not in (0, 1, 2, 130) or "fault of tosa" in done.err or "Traceback" in done.err:
+            if done.code not in (0, 1, 2, 130) or fragments.FAULT_OF_TOSA in done.err or "Traceback" in done.err:
                 wrong.append(f"{option} {value!r}: {done.code}: {done.err.splitlines()[-1][:200]}")
             elif done.code and not done.err.strip():
                 wrong.append(f"{option} {value!r}: {done.code} without a word")
@@ -314,4 +315,4 @@ def test_every_wrong_or_missing_value_of_a_checkpoints_header_is_told_or_harmles
 def test_a_last_model_that_cannot_be_meant_is_told(work: Path, last: Any) -> None:
     Path(".tosa.json").write_text(json.dumps({"last_model": last}))
     done = run_tosa("flops")
-    assert done.code == 2 and "No model was named" in done.err.splitlines()[-1]
+    assert done.code == 2 and fragments.NO_MODEL_WAS_NAMED in done.err.splitlines()[-1]

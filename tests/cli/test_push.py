@@ -7,6 +7,7 @@ import yaml
 
 from tests.cli.conftest import Tosa
 from tests.hub.stub_hub import StubHub, start_stub_hub  # noqa: F401 (the fixture `stub_hub`)
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.cli import console
 
@@ -18,7 +19,7 @@ def test_a_dry_run_lists_what_would_go_up_and_sends_nothing(converted: Path, tos
     assert done.json["total_bytes"] == sum(file["size_bytes"] for file in done.json["files"])
     weights = done.json["files"][0]
     assert weights["size_bytes"] == (converted / "model.safetensors").stat().st_size
-    assert "Working on dense-tosa" in done.err and not stub_hub.repos
+    assert fragments.WORKING_ON_DENSE_TOSA in done.err and not stub_hub.repos
     assert tosa("push dense-tosa me/model --dry-run").code == 0 and not stub_hub.repos
 
 
@@ -30,14 +31,14 @@ def test_what_is_pushed_loads_from_the_hub(converted: Path, tosa: Tosa, stub_hub
     assert all(value.equal(pushed[name]) for name, value in state.items())
     assert tosa("flops me/model --json").code == 0
     again = tosa("push dense-tosa me/model")
-    assert "already holds these files: nothing was pushed." in again.err
-    assert "Next: python -c 'import tosa_cli; tosa_cli.load(\"me/model\")'" in again.err
+    assert fragments.ALREADY_HOLDS_THESE_FILES_NOTHING in again.err
+    assert fragments.NEXT_PYTHON_C_IMPORT_TOSA in again.err
 
 
 def test_a_dry_run_refuses_what_the_push_would(converted: Path, tosa: Tosa, stub_hub: StubHub) -> None:
     for options in ((), ("--dry-run",), ("--dry-run", "--image", "photos/none.jpg")):
         done = tosa("push dense-tosa", "bad name/x y", *options)
-        assert done.code == 2 and not done.out and "repository id" in done.err
+        assert done.code == 2 and not done.out and fragments.REPOSITORY_ID in done.err
 
 
 def test_too_many_names_are_refused(converted: Path, tosa: Tosa) -> None:
@@ -48,7 +49,7 @@ def test_too_many_names_are_refused(converted: Path, tosa: Tosa) -> None:
 @pytest.mark.parametrize("folder", ["photos", "nowhere"])
 def test_what_is_no_model_is_not_pushed(work: Path, tosa: Tosa, folder: str) -> None:
     done = tosa(f"push {folder} me/model")
-    assert done.code == 2 and "`tosa convert`" in done.err
+    assert done.code == 2 and fragments.TOSA_CONVERT in done.err
 
 
 def test_the_card_says_how_to_load_the_model_from_the_repository(
@@ -58,7 +59,7 @@ def test_the_card_says_how_to_load_the_model_from_the_repository(
     assert 'tosa_cli.load("dense-tosa")' in local
     assert tosa("push dense-tosa model").code == 0
     card = stub_hub.files("me/model")["README.md"].decode()
-    assert 'tosa_cli.load("me/model")' in card and 'timm.create_model("hf-hub:me/model", pretrained=True)' in card
+    assert 'tosa_cli.load("me/model")' in card and fragments.TIMM_CREATE_MODEL_HF_HUB in card
     assert "local-dir:" not in card and (converted / "README.md").read_text() == local
     planned = tosa("push dense-tosa me/model --dry-run --json").json["files"]
     sizes = {file["name"]: file["size_bytes"] for file in planned}
@@ -90,8 +91,8 @@ def test_no_path_of_this_machine_goes_up(work: Path, tosa: Tosa, stub_hub: StubH
     convert, distill = (yaml.safe_load(files["recipe.yaml"])[command] for command in ("convert", "distill"))
     assert (convert["source"], distill["data_dir"], distill["val_dir"]) == ("dense", "photos", "validation")
     card = files["README.md"].decode()
-    assert "$ tosa convert dense --layers 2,4,6 --keep-rate 0.5\n$ tosa distill --data-dir photos" in card
-    assert "--val-dir validation" in card
+    assert fragments.TOSA_CONVERT_DENSE_LAYERS_2 in card
+    assert fragments.VAL_DIR_VALIDATION in card
     state, pushed = load("mine").state_dict(), load("me/model").state_dict()
     assert all(value.equal(pushed[name]) for name, value in state.items())
 
@@ -101,7 +102,7 @@ def test_another_card_is_kept_without_a_terminal_and_that_is_said(
 ) -> None:
     stub_hub.put("me/model", {"README.md": b"# By hand\n"})
     done = tosa("push dense-tosa me/model --json")
-    assert done.code == 0 and done.json["card_kept"] and "me/model keeps the model card that it has" in done.err
+    assert done.code == 0 and done.json["card_kept"] and fragments.ME_MODEL_KEEPS_THE_MODEL in done.err
     assert stub_hub.files("me/model")["README.md"] == b"# By hand\n"
     monkeypatch.setattr(console, "can_ask", lambda: True)
     for answer in (False, True):

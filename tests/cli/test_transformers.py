@@ -14,6 +14,7 @@ from tests.hub.stub_hub import (
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
 from tests.hub.transformers_models import make, make_pixels, output_of, published, save
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.labels import match_names
@@ -41,13 +42,13 @@ def test_a_repository_goes_through_convert_flops_and_inspect(stub_hub: StubHub, 
     done = tosa(f"convert {source} --layers 2 --keep-rate 1.0 --json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["model"] == "dinov2-small-tosa"
-    assert "Its image processor gives 224x224 pixels, but the model has positions for 56x56" in done.err
+    assert fragments.ITS_IMAGE_PROCESSOR_GIVES_224X224 in done.err
     model, images = load("dinov2-small-tosa"), make_pixels(theirs)
     assert torch.allclose(model(images), output_of(theirs, images), atol=1e-5)
     assert timm.data.resolve_model_data_config(model)["crop_pct"] == 0.875
     assert (model.provenance.base_hub_id, model.provenance.base_revision) == ("facebook/dinov2-small", commit.oid)
     done = tosa(f"convert {source} --layers 2 --img-size 224 --dry-run")
-    assert done.code == 0 and "image processor" not in done.err
+    assert done.code == 0 and fragments.IMAGE_PROCESSOR not in done.err
     for command in (f"flops {source}", f"inspect {source}"):
         done = tosa(command)
         assert done.code == 0 and "facebook/dinov2-small" in done.out, done.err
@@ -56,14 +57,14 @@ def test_a_repository_goes_through_convert_flops_and_inspect(stub_hub: StubHub, 
 def test_labels_are_matched_by_name_where_all_names_are_known(classifier: Path, work: Path, tosa: Tosa) -> None:
     assert tosa("convert theirs --layers 2 --keep-rate 1.0").code == 0
     done = tosa("eval theirs-tosa --data-dir digits -j 0 --json")
-    assert done.code == 0 and "matched with the model's classes by name" in done.err
+    assert done.code == 0 and fragments.MATCHED_WITH_THE_MODEL_S in done.err
     by_name = done.json
     assert by_name["labels"] == "by name"
     # The same pictures under names that the model does not know are taken in their order.
     for folder in (work / "digits" / "validation").iterdir():
         folder.rename(folder.with_name(f"digit {folder.name}"))
     done = tosa("eval theirs-tosa --data-dir digits -j 0 --json")
-    assert done.json["labels"] == "by position" and "by name" not in done.err
+    assert done.json["labels"] == "by position" and fragments.BY_NAME not in done.err
     by_position = done.json
     # And when the folders are put into the model's order, position is what the names said.
     for folder in (work / "digits" / "validation").iterdir():

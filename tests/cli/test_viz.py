@@ -5,13 +5,14 @@ from pathlib import Path
 from PIL import Image
 
 from tests.cli.conftest import Tosa
+from tests.sentences import fragments
 from tosa_cli import load, save
 
 
 def test_one_image_gives_one_picture_in_this_directory(converted: Path, tosa: Tosa) -> None:
     done = tosa("viz photos/000.jpg --json")
     assert done.code == 0, done.err
-    assert "Working on dense-tosa" in done.err and done.json["page"] is None and done.json["skipped"] == []
+    assert fragments.WORKING_ON_DENSE_TOSA in done.err and done.json["page"] is None and done.json["skipped"] == []
     (report,) = done.json["images"]
     assert report["picture"] == "000-selection.png" and Image.open("000-selection.png").format == "PNG"
     assert [layer["layer"] for layer in report["layers"]] == [2, 4, 6]
@@ -75,7 +76,7 @@ def test_a_finetuned_model_is_set_beside_its_source_as_long_as_that_is_there(con
     Path("dense").rename("elsewhere")
     done = tosa("viz photos/001.jpg --json")
     assert done.code == 0 and done.json["images"][0]["patch_cosine"] is None
-    assert "The dense model is left out." in done.err
+    assert fragments.THE_DENSE_MODEL_IS_LEFT in done.err
     assert tosa("viz photos/002.jpg --compare").code == 2
 
 

@@ -17,6 +17,7 @@ from tests.cli.conftest import Tosa
 from tests.export.conftest import look_up_once  # noqa: F401
 from tests.model.whole_models import CONVERTED, clip, clipseg, depth_anything, hf, owlvit, upernet, vitpose, yolos
 from tests.processes import run_program
+from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.measure import speed
 from tosa_cli.model.runs import converted_runs
@@ -102,7 +103,7 @@ def test_a_drop_that_is_allowed_is_held_on_other_photos(tosa: Tosa, source: Path
     folder = tmp_path / "held"
     options = ["--preset", "calibrated", "--max-drop", "5", "--data-dir", str(photos)]
     refused = tosa("convert", str(source), *options, "--max-samples", "2", "-o", str(folder))
-    assert "would be read, and --max-drop needs 3" in refused.err and not folder.exists()
+    assert fragments.WOULD_BE_READ_AND_MAX in refused.err and not folder.exists()
     done = tosa("convert", str(source), *options, "-o", str(folder), "--json")
     held = done.json["search"]["held"]
     assert (held["images"], held["measure"], held["dense"]) == (2, "delta1 of predicted_depth", 100)
@@ -115,11 +116,11 @@ def test_what_a_whole_model_cannot_do_is_told(tosa: Tosa, source: Path, photos: 
     folder = tmp_path / "whole"
     grouped = ["--layers", "2,3", "--selector", "ward", "--bypass", "mean"]
     tosa("convert", str(source), *grouped, "-o", str(folder))
-    assert "converted already" in tosa("inspect", str(folder)).err
-    assert "pass --objective features" in tosa("finetune", str(folder), "--data-dir", str(photos)).err
-    assert "reads no text" in tosa("eval", str(folder), "--data-dir", str(photos), "--texts", "a cat").err
-    assert "leave out --task" in tosa("finetune", str(folder), "--task", "depth").err
-    assert "leave out --batch-size" in tosa("eval", str(folder), "--batch-size", "2").err
+    assert fragments.CONVERTED_ALREADY in tosa("inspect", str(folder)).err
+    assert fragments.PASS_OBJECTIVE_FEATURES in tosa("finetune", str(folder), "--data-dir", str(photos)).err
+    assert fragments.READS_NO_TEXT in tosa("eval", str(folder), "--data-dir", str(photos), "--texts", "a cat").err
+    assert fragments.LEAVE_OUT_TASK in tosa("finetune", str(folder), "--task", "depth").err
+    assert fragments.LEAVE_OUT_BATCH_SIZE in tosa("eval", str(folder), "--batch-size", "2").err
     assert "--img-size" in tosa("convert", str(source), *grouped, "--img-size", "70", "-o", f"{folder}-2").err
 
 
@@ -128,10 +129,10 @@ def test_what_a_conversion_would_save_is_told(tosa: Tosa, source: Path, tmp_path
     assert (found["kind"], found["depth"], found["tokens"]) == ("DepthAnythingForDepthEstimation", 4, 17)
     half = next(row["reduction"] for row in found["savings"] if row["target_reduction"] == 0.5)
     assert half == pytest.approx(0.5 * found["encoder_gmacs"] / found["dense_gmacs"])
-    assert "can be converted as a whole" in tosa("inspect", str(source)).out
-    assert "leave out --selector" in tosa("inspect", str(source), "--selector", "ward").err
+    assert fragments.CAN_BE_CONVERTED_AS_A in tosa("inspect", str(source)).out
+    assert fragments.LEAVE_OUT_SELECTOR in tosa("inspect", str(source), "--selector", "ward").err
     hf.SamModel(hf.SamConfig(vision_config=SAM)).save_pretrained(tmp_path / "sam")
-    assert "attends in windows" in tosa("inspect", str(tmp_path / "sam")).err
+    assert fragments.ATTENDS_IN_WINDOWS in tosa("inspect", str(tmp_path / "sam")).err
 
 
 def test_a_whole_model_becomes_one_checked_file(tosa: Tosa, source: Path, tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ def test_a_whole_model_is_timed_beside_the_dense_one(
     assert report["speedup"] > 0 and report["ideal_speedup"] > 1
     assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
     for options in (["--img-size=70"], ["--sweep", "--img-sizes", "70"], ["--peers", "--img-size", "70"]):
-        assert "leave out --img-size" in tosa("bench", str(folder), *options).err
+        assert fragments.LEAVE_OUT_IMG_SIZE in tosa("bench", str(folder), *options).err
 
 
 @pytest.mark.parametrize("make", [depth_anything, vitpose, yolos, upernet, clipseg, deit])
@@ -204,7 +205,7 @@ def test_a_finetuning_that_was_killed_once_its_model_stood_is_known_to_have_ende
     weights, left = (folder / "model.safetensors").read_bytes(), tmp_path / "whole.finetune-checkpoint.safetensors"
     assert left.exists()
     done = tosa(*command, "--resume")
-    assert done.code == 0 and "nothing is left to do" in done.err
+    assert done.code == 0 and fragments.NOTHING_IS_LEFT_TO_DO in done.err
     assert (folder / "model.safetensors").read_bytes() == weights and not left.exists()
 
 
@@ -230,7 +231,7 @@ def test_a_model_learns_to_be_its_dense_self_again_without_labels(tosa: Tosa, so
     changed = {name for name in weights if not torch.equal(weights[name], others[name])}
     assert changed and all(".layer.1." in name or ".layer.2." in name or ".layer.3." in name for name in changed)
     assert "finetune" in (folder / "README.md").read_text()
-    assert "was finetuned already" in tosa("finetune", str(folder), "--data-dir", str(photos), *how).err
+    assert fragments.WAS_FINETUNED_ALREADY in tosa("finetune", str(folder), "--data-dir", str(photos), *how).err
     told = tosa("eval", str(folder), "--data-dir", str(photos), "--max-samples", "2")
     assert str(source) in told.err
 
@@ -259,7 +260,7 @@ def test_a_model_that_reads_texts_is_measured_with_them(
     assert asked.code == 0, asked.err
     assert set(json.loads(asked.out)["outputs"][output]) == figures
     plain = tosa("eval", str(folder), "--data-dir", str(photos))
-    assert "To measure the whole, pass --texts" in plain.err
+    assert fragments.TO_MEASURE_THE_WHOLE_PASS in plain.err
 
 
 def test_a_type_that_timm_has_is_converted_whole_where_asked(tosa: Tosa, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Tosa, write_whole
+from tests.sentences import fragments
 from tests.train.tiny_runs import write_photos
 from tosa_cli.measure import speed
 from tosa_cli.peers.whole import TAKES_APART, WHOLE_PEERS
@@ -43,7 +44,7 @@ def test_photos_tell_how_near_outputs_and_tokens_are(tosa: Tosa) -> None:
             assert set(row["outputs"]) == {"logits", "patch_tokens", "class_token"}
             assert 0 < row["outputs"]["class_token"]["cosine"] < 1.0001
     done = tosa(f"{FAST} --peers --data-dir photos --max-samples 2")
-    assert "mean over 2 images" in done.out and "copy: left out. IPCV" in done.out
+    assert fragments.MEAN_OVER_2_IMAGES in done.out and fragments.COPY_LEFT_OUT_IPCV in done.out
 
 
 def test_a_sweep_goes_through_keep_rates_and_batch_sizes(tosa: Tosa) -> None:

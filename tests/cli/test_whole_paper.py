@@ -12,6 +12,7 @@ import transformers as hf
 from tests.cli.conftest import Tosa
 from tests.export.conftest import look_up_once  # noqa: F401
 from tests.model.whole_models import BACKBONE
+from tests.sentences import fragments
 from tests.train.tiny_runs import write_photos
 
 TRAIN = "--data-dir photos -b 4 -j 0 --device cpu"
@@ -38,7 +39,7 @@ def write_classifier(depth: int) -> None:
 def test_the_paper_goes_all_the_way(tosa: Tosa) -> None:
     write_classifier(12)
     told = tosa("convert whole --whole --preset paper --keep-rate 0.5 -o cheap")
-    assert "tosa distill --data-dir PHOTOS" in told.err
+    assert fragments.TOSA_DISTILL_DATA_DIR_PHOTOS in told.err
     done = tosa(f"distill cheap --preset paper {TRAIN} --json")
     found = done.json["held_out"]["layers"]
     assert [row["layer"] for row in found] == [2, 4, 6, 8, 10]
@@ -54,7 +55,7 @@ def test_the_paper_goes_all_the_way(tosa: Tosa) -> None:
     plan = tosa("push cheap me/cheap --dry-run").out
     assert "model.safetensors" in plan
     card = Path("cheap/README.md").read_text()
-    assert "tosa distill" in card and "chosen by `attention`" in card
+    assert fragments.TOSA_DISTILL in card and fragments.CHOSEN_BY_ATTENTION in card
 
 
 def test_a_trained_selector_is_in_the_exported_file(tosa: Tosa) -> None:
@@ -72,10 +73,10 @@ def test_a_trained_selector_is_in_the_exported_file(tosa: Tosa) -> None:
 def test_finetuning_tells_of_selectors_that_were_not_trained(tosa: Tosa) -> None:
     tosa("convert whole --whole --layers 3 --keep-rate 0.5 -o cheap")
     finetune = f"finetune cheap --objective features --epochs 1 {TRAIN}"
-    assert "The selectors were not trained: run `tosa distill` first" in tosa(f"{finetune} -o early").err
+    assert fragments.THE_SELECTORS_WERE_NOT_TRAINED_RUN in tosa(f"{finetune} -o early").err
     tosa(f"distill cheap --epochs 1 {TRAIN}")
     done = tosa(f"{finetune} -o late")
-    assert done.code == 0 and "not trained" not in done.err
+    assert done.code == 0 and fragments.NOT_TRAINED not in done.err
     refused = tosa(f"{finetune} -o one --max-samples 1")
     assert "1 image of photos would be read" in refused.err and not Path("one").exists()
 
@@ -85,6 +86,6 @@ def test_settings_that_a_whole_model_does_not_read_are_refused(tosa: Tosa) -> No
     Path("mine.yaml").write_text("name: mine\ndescription: mine\ndistill:\n  val_dir: photos\n")
     for options in ("--val-dir photos", "--recipe mine.yaml"):
         refused = tosa(f"distill cheap --data-dir photos {options}")
-        assert refused.code == 2 and "leave out --val-dir" in refused.err
+        assert refused.code == 2 and fragments.LEAVE_OUT_VAL_DIR in refused.err
     tosa("convert whole --whole --layers 3 --selector previous -o ready")
-    assert "nothing to train" in tosa("distill ready --data-dir photos").err
+    assert fragments.NOTHING_TO_TRAIN in tosa("distill ready --data-dir photos").err

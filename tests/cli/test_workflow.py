@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 from tests.cli.conftest import Tosa, row_of
 from tests.model.tiny_models import make_vit
 from tests.processes import run_program
+from tests.sentences import fragments
 from tosa_cli import load
 from tosa_cli.cli import demo
 from tosa_cli.cli.app import app
@@ -43,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_convert_distill_finetune_eval_and_flops_without_naming_the_model(work: Path, tosa: Tosa) -> None:
     done = tosa("convert dense --layers 2,4,6 --keep-rate 0.5")
-    assert done.code == 0 and "Wrote dense-tosa." in done.err and "Next: tosa distill" in done.err
+    assert done.code == 0 and fragments.WROTE_DENSE_TOSA in done.err and fragments.NEXT_TOSA_DISTILL in done.err
     assert "GMACs" in done.out
     for command, stage in (
         (f"distill --data-dir photos {TRAIN}", "distilled"),
@@ -51,12 +52,12 @@ def test_convert_distill_finetune_eval_and_flops_without_naming_the_model(work: 
     ):
         done = tosa(command)
         assert done.code == 0, done.err
-        assert " dense-tosa, " in done.err and "Next: tosa eval" in done.err
+        assert " dense-tosa, " in done.err and fragments.NEXT_TOSA_EVAL in done.err
         assert load("dense-tosa").provenance.stage == stage
     done = tosa("eval --data-dir digits -j 0 -b 10")
     assert done.code == 0 and "33 images of digits" in done.out
     done = tosa("flops")
-    assert done.code == 0 and "Working on dense-tosa" in done.err and "Working on" not in done.out
+    assert done.code == 0 and fragments.WORKING_ON_DENSE_TOSA in done.err and fragments.WORKING_ON not in done.out
     assert sorted(path.name for path in work.iterdir()) == [".tosa.json", "dense", "dense-tosa", "digits", "photos"]
 
 
@@ -115,7 +116,7 @@ def test_eval_measures_a_model_without_a_head_by_its_features(work: Path, tosa: 
     assert report["task"] == "features" and report["samples"] == 24
     assert 0 < report["patch_cosine"] < 1 and 0 < report["class_cosine"] < 1
     assert "images_per_second" in report["dense"]
-    assert "patch cosine" in tosa("eval headless --data-dir photos -j 0").out
+    assert fragments.PATCH_COSINE in tosa("eval headless --data-dir photos -j 0").out
     done = tosa("eval headless --data-dir digits -j 0 --task classification")
     assert done.code == 2 and "--num-classes" in done.err
 
@@ -175,7 +176,11 @@ def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> N
     saved = [s["reduction"] for s in report["savings"] if s["layers"] == [2, 4] and s["selection"] == "shared"]
     assert len(saved) == 6 and saved == sorted(saved)
     done = tosa("inspect dense")
-    assert done.code == 0 and "can be converted: 6 layers" in done.out and "Next: tosa convert dense" in done.err
+    assert (
+        done.code == 0
+        and fragments.CAN_BE_CONVERTED_6_LAYERS in done.out
+        and fragments.NEXT_TOSA_CONVERT_DENSE in done.err
+    )
 
 
 def test_a_dry_run_writes_nothing(work: Path, tosa: Tosa) -> None:

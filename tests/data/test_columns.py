@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import tiny_tosa
 from tosa_cli.data.columns import find_columns
 from tosa_cli.data.datasets import open_dataset
@@ -39,16 +40,16 @@ def test_columns_that_are_named_are_taken_and_must_be_there() -> None:
     features = {"image": IMAGE, "mask": IMAGE, "fine": CLASSES, "coarse": CLASSES}
     found = find_columns(features, "hfds/me/data", "mask", "coarse")
     assert (found.image, found.label, found.label_facts.problem) == ("mask", "coarse", "")
-    with pytest.raises(DataError, match=r"no column 'x', but 'image', .*--image-column"):
+    with pytest.raises(DataError, match=fragments.NO_COLUMN_X_BUT_IMAGE):
         find_columns(features, "hfds/me/data", "x")
-    with pytest.raises(DataError, match=r"no column 'x'.*--label-column"):
+    with pytest.raises(DataError, match=fragments.NO_COLUMN_X_LABEL_COLUMN):
         find_columns(features, "hfds/me/data", label="x")
 
 
 def test_which_columns_there_are_is_said_where_none_can_be_chosen() -> None:
-    with pytest.raises(DataError, match=r"images in 'left' and 'right', of its columns 'left', 'right': .*--image-col"):
+    with pytest.raises(DataError, match=fragments.IMAGES_IN_LEFT_AND_RIGHT):
         find_columns({"left": IMAGE, "right": IMAGE}, "hfds/me/data")
-    with pytest.raises(DataError, match=r"no column of images, of its columns 'text'"):
+    with pytest.raises(DataError, match=fragments.NO_COLUMN_OF_IMAGES_OF):
         find_columns({"text": datasets.Value("string")}, "hfds/me/data")
     problem = find_columns({"image": IMAGE, "fine": CLASSES, "coarse": CLASSES}, "hfds/me/data").label_facts.problem
     assert "labels in 'fine' and 'coarse'" in problem and problem.endswith("with --label-column.")
@@ -66,7 +67,7 @@ def test_columns_of_other_names_are_read(tmp_path: Path) -> None:
 
 
 def test_columns_are_of_tables_alone(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--label-column goes with a Hugging Face data set"):
+    with pytest.raises(DataError, match=fragments.LABEL_COLUMN_GOES_WITH_A):
         open_dataset(str(tmp_path), label_column="label")
 
 

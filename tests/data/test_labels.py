@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import tiny_tosa
 from tosa_cli.data.class_folders import ClassFolders, natural_key
 from tosa_cli.data.class_map import read_class_map
@@ -223,5 +224,5 @@ def test_a_class_map_goes_before_names_and_says_what_it_lacks() -> None:
 def test_a_map_that_names_a_class_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "map.json"
     file.write_text('{"cat": 0, "dog": 1, "cat": 2}')
-    with pytest.raises(DataError, match="it names 'cat' twice"):
+    with pytest.raises(DataError, match=fragments.IT_NAMES_CAT_TWICE):
         read_class_map(str(file))

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import (
     save_image,
     save_png16,
@@ -238,7 +239,7 @@ def test_an_image_whose_measured_depth_is_cut_off_is_named(tmp_path: Path) -> No
 def test_a_mask_with_an_unknown_class_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, 3)
     save_image(tmp_path / "mask/000.png", np.full((32, 32), 5, np.uint8))
-    with pytest.raises(DataError, match=r"class 5.*--num-labels .*2"):
+    with pytest.raises(DataError, match=fragments.CLASS_5_NUM_LABELS_2):
         read(open_pairs(str(tmp_path), task="segmentation"), FLOOR)
 
 

@@ -6,6 +6,7 @@ import signal
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from tests.sentences import fragments
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import DataProcessError
 
@@ -32,5 +33,5 @@ def test_a_killed_process_is_told_with_what_helps() -> None:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="out of paper"), lost_workers_told():
+    with pytest.raises(RuntimeError, match=fragments.OUT_OF_PAPER), lost_workers_told():
         raise RuntimeError("out of paper")

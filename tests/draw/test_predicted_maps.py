@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.model.tiny_models import MODELS, make_images, make_tosa, make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tosa_cli.data.pair_images import pairs_to_read
 from tosa_cli.data.pairs import open_pairs
@@ -117,7 +118,7 @@ def test_a_class_has_one_color_in_both_masks_and_what_differs_is_white() -> None
 def test_many_classes_are_named_as_far_as_there_is_room() -> None:
     axes = drawn(PredictedMaps("segmentation", torch.arange(150).reshape(10, 15)))
     assert len(axes[0].get_legend().get_texts()) == 8
-    assert "and 142 more" in axes[0].get_legend().get_title().get_text()
+    assert fragments.AND_142_MORE in axes[0].get_legend().get_title().get_text()
     assert len({class_color(number) for number in range(150)}) == 150
 
 

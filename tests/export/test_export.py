@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from tests.model.families import make_family
 from tests.model.tiny_models import make_images, make_tosa
 from tests.model.whole_models import depth_anything
+from tests.sentences import fragments
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, DataError, ExportError, InputError, OutputError
 from tosa_cli.export import export as export_module
@@ -195,7 +196,7 @@ def test_a_file_for_a_fixed_batch_takes_that_number_alone(tmp_path: Path, settin
     report = export_model(model, path, ExportConfig(batch_size=3))
     assert report.inputs["pixel_values"][0] == 3 and report.check.batch_sizes == (3, 3, 3)
     assert torch.allclose(run_onnx(path, images_of(3))["logits"], model(images_of(3)), atol=1e-4)
-    with pytest.raises(Exception, match="invalid dimensions"):
+    with pytest.raises(Exception, match=fragments.INVALID_DIMENSIONS):
         run_onnx(path, images_of(2))
 
 
@@ -325,7 +326,7 @@ def test_static_int8_takes_its_ranges_from_photos_and_chooses_in_float(
     # Of each block the projections of queries, keys and values and of the attention's output, and two of the MLP.
     assert len(quantised) >= 2 * 4
     assert all(weights.intersection(made[node.input[1]].input) for node in quantised)
-    with pytest.raises(DataError, match="one batch is 8"):
+    with pytest.raises(DataError, match=fragments.ONE_BATCH_IS_8):
         export_model(model, path, dataclasses.replace(config, batch_size=8), overwrite=True)
 
 
@@ -343,7 +344,7 @@ def test_weights_too_large_for_one_file_stand_beside_it(tmp_path: Path, monkeypa
     with torch.no_grad():
         assert torch.allclose(run_onnx(path, images_of(2))["logits"], model(images_of(2)), atol=1e-4)
     path.unlink()
-    with pytest.raises(OutputError, match=r"model\.onnx\.data .*--overwrite"):
+    with pytest.raises(OutputError, match=fragments.MODEL_ONNX_DATA_OVERWRITE):
         export_model(model, path)
     assert export_model(model, path, overwrite=True).data_file is None
     assert list(tmp_path.iterdir()) == [path]
@@ -430,5 +431,5 @@ def test_a_missing_package_is_named_with_what_installs_it(
 
 
 def test_a_model_in_half_precision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="bfloat16 on cpu"):
+    with pytest.raises(ConfigError, match=fragments.BFLOAT16_ON_CPU):
         export_model(tiny_tosa().to(torch.bfloat16), tmp_path / "model.onnx")

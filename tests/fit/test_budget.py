@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_runs import write_photos
 from tosa_cli.config import TosaConfig
 from tosa_cli.data.datasets import open_dataset
@@ -129,4 +130,4 @@ def test_a_selector_that_says_nothing_before_it_is_trained_is_not_measured(photo
     config = replace(SIMILARITY, selector="attention", bypass="identity")
     with pytest.raises(ConfigError, match="'attention'") as failure:
         measure_curves(make_accelerator(TrainConfig(device="cpu")), backbone(), config, photos)
-    assert "--selector similarity" in str(failure.value)
+    assert fragments.SELECTOR_SIMILARITY in str(failure.value)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError, TrainingError
@@ -368,7 +369,7 @@ def test_images_none_of_which_can_be_read_are_refused(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "photos", 3)
     for path in folder.iterdir():
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"photos .*000\.jpg"):
+    with pytest.raises(DataError, match=fragments.PHOTOS_000_JPG):
         fit(tiny_tosa(selector="similarity", bypass="linear"), folder)
 
 

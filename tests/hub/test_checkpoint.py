@@ -26,6 +26,7 @@ from torch import nn
 
 import tosa_cli
 from tests.processes import run_program
+from tests.sentences import fragments
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, OutputError, SourceError, TosaError
@@ -488,7 +489,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next_run_of_the_same_folder(
 def test_a_folder_that_another_process_writes_is_not_written(folder: Path, model: TosaViT, tmp_path: Path) -> None:
     before = contents(folder)
     with FileLock(tmp_path / ".model.lock"):
-        with pytest.raises(OutputError, match=r"^Another run is writing .*model: wait until it has ended"):
+        with pytest.raises(OutputError, match=fragments.ANOTHER_RUN_IS_WRITING_MODEL):
             save(model, folder, overwrite=True)
         assert contents(folder) == before
     save(model, folder, overwrite=True)
@@ -879,7 +880,7 @@ def test_a_pruned_model_is_not_saved(model: TosaViT, tmp_path: Path) -> None:
 def test_a_model_that_was_built_by_its_class_is_not_saved_and_the_way_out_is_told(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
     model = convert(VisionTransformer(**sizes).eval(), TosaConfig(layers=(2, 4)))
-    with pytest.raises(OutputError, match=r"VisionTransformer .*timm.create_model\("):
+    with pytest.raises(OutputError, match=fragments.VISIONTRANSFORMER_TIMM_CREATE_MODEL):
         save(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
     save(convert(timm.create_model("vit_tiny_patch16_224", **sizes).eval(), model.config), tmp_path / "model")
@@ -898,4 +899,4 @@ def test_the_card_of_a_model_with_nothing_to_fit_does_not_say_that_something_is_
     model = make_tosa(selector="ward", bypass="mean")
     tosa_cli.save(model, tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "needs to be trained or fitted; the weights are the source's" in card and "fitted yet" not in card
+    assert fragments.NEEDS_TO_BE_TRAINED_OR in card and fragments.FITTED_YET not in card

@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import create_transform
 from transformers import AutoImageProcessor
 
+from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.architectures import FAMILIES
 from tosa_cli.hub.image_processor import image_settings, processed_size
@@ -112,5 +113,5 @@ def test_the_size_that_a_processor_gives_is_told() -> None:
     ids=str,
 )
 def test_settings_that_cannot_be_meant_are_told(change: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=" of it "):
+    with pytest.raises(CheckpointError, match=fragments.OF_IT):
         settings({**SQUARE, **change})

@@ -15,6 +15,7 @@ from torch import nn
 
 import tosa_cli
 from tests.processes import run_program
+from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
@@ -283,7 +284,7 @@ def test_dense_weights_in_the_cache_are_converted_without_a_network(
 def test_a_dense_repository_is_refused_before_its_weights_are_fetched(stub_hub: StubHub) -> None:
     stub_hub.put("me/dense", {"config.json": json.dumps({"architecture": "test_vit"}).encode()})
     message = load_error("me/dense", CheckpointError)
-    assert "test_vit" in message and "`tosa convert me/dense" in message
+    assert "test_vit" in message and fragments.TOSA_CONVERT_ME_DENSE in message
     assert not any("model.safetensors" in request for request in stub_hub.requests)
 
 

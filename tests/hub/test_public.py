@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.sentences import fragments
 from tosa_cli.hub.public import (
     add_pictures,
     address_card,
@@ -108,8 +109,8 @@ def test_pictures_stand_before_the_settings_or_at_the_end() -> None:
 )
 def test_pictures_are_told_by_what_the_model_is_made_of(args: dict[str, Any], skips: bool, predicts: str) -> None:
     card = add_pictures("by hand", ["one.png"], {"model_args": args})
-    assert ("dimmed ones skip it" in card) == ("ToSA layer" in card) == skips
-    assert ("as predicted" in card) == bool(predicts) and predicts in card
+    assert (fragments.DIMMED_ONES_SKIP_IT in card) == (fragments.TOSA_LAYER in card) == skips
+    assert (fragments.AS_PREDICTED in card) == bool(predicts) and predicts in card
 
 
 def test_split_files_and_depth_folders_are_named_without_where_they_lie() -> None:

@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
+from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.push import PushReport, plan_push, push_folder
@@ -85,7 +86,7 @@ def test_a_folder_that_is_not_a_converted_model_is_refused(folder: Path, missing
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.*`tosa convert`"):
+    with pytest.raises(CheckpointError, match=fragments.NOWHERE_TOSA_CONVERT):
         plan_push(tmp_path / "nowhere")
 
 
@@ -122,7 +123,7 @@ def test_a_repository_is_private_when_asked_for(stub_hub: StubHub, folder: Path,
 
 def test_a_private_push_to_a_public_repository_is_refused(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.put("me/model", {})
-    with pytest.raises(InputError, match=r"me/model .*--private"):
+    with pytest.raises(InputError, match=fragments.ME_MODEL_PRIVATE):
         push_folder(plan_push(folder), "me/model", private=True)
     assert stub_hub.files("me/model") == {}
 
@@ -165,7 +166,7 @@ def test_a_pull_request_leaves_main_alone(stub_hub: StubHub, folder: Path) -> No
 
 
 def test_a_pull_request_on_another_branch_is_refused(stub_hub: StubHub, folder: Path) -> None:
-    with pytest.raises(InputError, match=r"half.*--revision .*--create-pr"):
+    with pytest.raises(InputError, match=fragments.HALF_REVISION_CREATE_PR):
         push(folder, revision="half", create_pr=True)
     assert stub_hub.requests == []
 
@@ -225,7 +226,7 @@ def test_without_a_token_the_way_to_log_in_is_named(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     error = push_error(folder)
-    assert isinstance(error, HubError) and "`hf auth login`" in str(error) and "HF_TOKEN" in str(error)
+    assert isinstance(error, HubError) and fragments.HF_AUTH_LOGIN in str(error) and "HF_TOKEN" in str(error)
     assert stub_hub.requests == []
 
 
@@ -263,7 +264,7 @@ def test_a_hub_that_is_down_is_told_from_a_mistake(stub_hub: StubHub, folder: Pa
 def test_a_failed_upload_of_the_weights_gives_its_cause(stub_hub: StubHub, folder: Path) -> None:
     stub_hub.fail("/storage/", 403, "The storage quota is used up")
     error = push_error(folder)
-    assert isinstance(error.__cause__, RuntimeError) and "storage quota" in str(error)
+    assert isinstance(error.__cause__, RuntimeError) and fragments.STORAGE_QUOTA in str(error)
     assert stub_hub.commits("me/model") == []
 
 
@@ -294,13 +295,13 @@ def test_a_private_repository_asks_strangers_to_log_in(stub_hub: StubHub, monkey
     assert download("me/secret", "config.json") == b"{}"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
-    assert "`hf auth login`" in str(download_error("me/secret"))
+    assert fragments.HF_AUTH_LOGIN in str(download_error("me/secret"))
 
 
 def test_a_gated_repository_asks_for_access(stub_hub: StubHub) -> None:
     stub_hub.put("org/gated", {"config.json": b"{}"}, gated=True)
     error = download_error("org/gated")
-    assert isinstance(error, HubError) and "`hf auth login`" in str(error)
+    assert isinstance(error, HubError) and fragments.HF_AUTH_LOGIN in str(error)
 
 
 def test_loading_offline_names_offline_mode(stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +365,7 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_not_pushed(
         return content
 
     monkeypatch.setattr(Path, "read_bytes", replace)
-    with pytest.raises(CheckpointError, match="was replaced while it was read"):
+    with pytest.raises(CheckpointError, match=fragments.WAS_REPLACED_WHILE_IT_WAS):
         plan_push(folder)
 
 

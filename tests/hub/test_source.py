@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_for_hf
 from torch import nn
 
+from tests.sentences import fragments
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError, UnsupportedModelError
@@ -203,7 +204,7 @@ def test_a_model_whose_weights_are_not_finite_is_refused_with_the_first_key() ->
     model = make_vit(num_classes=5)
     model.blocks[1].mlp.fc2.weight.data[3, 4] = float("inf")
     model.head.bias.data[0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"test_vit .* 'blocks\.1\.mlp\.fc2\.weight'"):
+    with pytest.raises(CheckpointError, match=fragments.TEST_VIT_BLOCKS_1_MLP):
         convert(model, TosaConfig(layers=LAYERS))
 
 

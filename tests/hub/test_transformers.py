@@ -14,6 +14,7 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 import tosa_cli
+from tests.sentences import fragments
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import CheckpointError, HubError, SourceError, TosaError, UnsupportedModelError
@@ -341,7 +342,7 @@ def test_class_names_go_into_the_folder_and_its_card(tmp_path: Path) -> None:
     theirs = make(published("google/vit-base-patch16-224"), id2label=labels)
     folder = tosa_cli.save(convert_all(save(theirs, tmp_path / "theirs")), tmp_path / "ours")
     assert json.loads((folder / "config.json").read_text())["label_names"] == ["owl", "cat", "dog"]
-    assert "`owl`, `cat`, `dog`" in (folder / "README.md").read_text()
+    assert fragments.OWL_CAT_DOG in (folder / "README.md").read_text()
     for model in (tosa_cli.load(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)):
         assert list(model.pretrained_cfg["label_names"]) == ["owl", "cat", "dog"]
     resaved = tosa_cli.save(tosa_cli.load(folder), tmp_path / "again")
@@ -576,7 +577,7 @@ def test_where_the_hub_is_gone_halfway_it_is_asked_once(stub_hub: StubHub, tmp_p
 
 def test_a_repository_that_lacks_its_weights_is_told(stub_hub: StubHub) -> None:
     stub_hub.put("org/name", {"config.json": json.dumps(published("facebook/dino-vits16")).encode()})
-    with pytest.raises(CheckpointError, match=r"org/name .*model.safetensors .*pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=fragments.ORG_NAME_MODEL_SAFETENSORS_PYTORCH):
         load_source("org/name")
     with pytest.raises(SourceError, match="org/name@nowhere"):
         load_source("org/name@nowhere")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError, ConfigError
 from tosa_cli.hub.weight_sets import choose_weights
 
@@ -69,7 +70,7 @@ def test_of_several_weights_which_were_taken_is_told_and_can_be_chosen(names: tu
         ]
         assert same(choose_weights(file, other, "file").tensors, values[other])
         assert choose_weights(file, other.partition(".")[0], "file").name == other
-    with pytest.raises(ConfigError, match=r"no weights 'best'.*--weights-key"):
+    with pytest.raises(ConfigError, match=fragments.NO_WEIGHTS_BEST_WEIGHTS_KEY):
         choose_weights(values, "best", "file")
 
 
@@ -104,7 +105,7 @@ def test_layers_that_peft_wrapped_are_read_once_the_adapter_is_merged() -> None:
     assert list(found) == ["patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"]
     assert found["head.weight"].all()
     adapter = {"base_model.model.blocks.0.attn.qkv.lora_A.default.weight": torch.ones(2)}
-    with pytest.raises(CheckpointError, match=r"not merged.*lora_A.*merge_and_unload"):
+    with pytest.raises(CheckpointError, match=fragments.NOT_MERGED_LORA_A_MERGE):
         choose_weights({**wrapped, **adapter}, None, "file")
 
 
@@ -128,5 +129,5 @@ def test_what_an_optimizer_keeps_is_no_weights() -> None:
 
 @pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {}, {1: torch.ones(3)}, {"epoch": 3}, "text"], ids=repr)
 def test_what_holds_no_tensors_with_names_is_refused(content: Any) -> None:
-    with pytest.raises(CheckpointError, match="tensors with names"):
+    with pytest.raises(CheckpointError, match=fragments.TENSORS_WITH_NAMES):
         choose_weights(content, None, "file")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tests.sentences import fragments
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.attention import run_and_tap
@@ -78,12 +79,12 @@ def test_gated_attention_selects_whole_layers_only() -> None:
     model.blocks[3].attn.gate = nn.Linear(64, 64)
     check_convertible(model, TosaConfig(layers=(2, 4)))
     check_convertible(model, TosaConfig(layers=(2, 6), selection="per-head"))
-    with pytest.raises(UnsupportedModelError, match=r"Layer 4 .*--selection shared"):
+    with pytest.raises(UnsupportedModelError, match=fragments.LAYER_4_SELECTION_SHARED):
         check_convertible(model, TosaConfig(layers=(2, 4), selection="per-head"))
     for block in model.blocks:
         block.attn.gate = nn.Linear(64, 64)
     check_supported(model, "shared")
-    with pytest.raises(UnsupportedModelError, match=r"Layer 1 .*--selection shared"):
+    with pytest.raises(UnsupportedModelError, match=fragments.LAYER_1_SELECTION_SHARED):
         check_supported(model, "per-head")
 
 

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import DiffParallelScalingBlock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.sentences import fragments
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.catalog import Architecture, find_architectures, look_up
@@ -144,5 +145,5 @@ def test_the_architectures_that_convert_run_and_are_counted_as_they_run(no_rando
 
 
 def test_a_refusal_of_a_model_says_what_to_type() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"ResNet.*`tosa list`"):
+    with pytest.raises(UnsupportedModelError, match=fragments.RESNET_TOSA_LIST):
         check_supported(timm.create_model("test_resnet", device="meta"))

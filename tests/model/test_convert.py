@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.sentences import fragments
 from tosa_cli.api import convert
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, IdentityError, UnsupportedModelError
@@ -91,14 +92,14 @@ def test_weights_that_are_not_finite_are_found() -> None:
     source = make_vit()
     with torch.no_grad():
         source.blocks[5].mlp.fc1.weight[0, 0] = float("nan")
-    with pytest.raises(IdentityError, match="differs by nan"):
+    with pytest.raises(IdentityError, match=fragments.DIFFERS_BY_NAN):
         insert_selectors(source, TosaConfig(layers=LAYERS))
 
 
 def test_what_cannot_be_converted_is_refused_before_anything_changes() -> None:
     with pytest.raises(UnsupportedModelError):
         insert_selectors(nn.Sequential(nn.Linear(2, 2)), TosaConfig(layers=(2,)))
-    with pytest.raises(ConfigError, match=r"Layer 7 .*\(1 to 6\)"):
+    with pytest.raises(ConfigError, match=fragments.LAYER_7_1_TO_6):
         insert_selectors(make_vit(), TosaConfig(layers=(2, 7)))
 
 

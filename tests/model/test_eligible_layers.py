@@ -8,6 +8,7 @@ from timm.models.vision_transformer import Block, DiffParallelScalingBlock
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import write_photos
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.data.datasets import open_dataset
@@ -95,7 +96,7 @@ def test_a_layer_that_cannot_is_refused_with_those_that_can(settings: dict[str, 
 def test_a_model_without_any_is_refused_whole() -> None:
     model = make_mixed()
     model.blocks = nn.Sequential(model.blocks[2], model.blocks[4])
-    with pytest.raises(UnsupportedModelError, match=r"^Layer 1 of test_vit "):
+    with pytest.raises(UnsupportedModelError, match=fragments.LAYER_1_OF_TEST_VIT):
         check_supported(model)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.sentences import fragments
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.model.convert import insert_selectors
@@ -192,7 +193,7 @@ def test_a_dense_model_is_counted_as_if_it_were_converted(name: str, settings: d
 
 
 def test_a_layer_that_the_model_does_not_have_is_not_counted_as_if_it_had() -> None:
-    with pytest.raises(ConfigError, match=r"Layer 7 .*\(1 to 6\)"):
+    with pytest.raises(ConfigError, match=fragments.LAYER_7_1_TO_6):
         count_flops(make_vit(), TosaConfig(layers=(2, 7)))
 
 

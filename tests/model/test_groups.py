@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tosa_cli
+from tests.sentences import fragments
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.convert import check_identity
@@ -247,11 +248,11 @@ def test_a_saved_model_computes_the_same(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("settings", [{"selector": "ward"}, {"selector": "similarity", "bypass": "mean"}])
 def test_groups_need_the_selector_and_the_bypass_that_are_made_for_them(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="'ward' and the bypass 'mean'"):
+    with pytest.raises(ConfigError, match=fragments.WARD_AND_THE_BYPASS_MEAN):
         Method(**settings)
 
 
 def test_groups_that_would_have_to_be_split_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Layer 3 has the keep rate 0\.8 after 0\.5 in layer 2"):
+    with pytest.raises(ConfigError, match=fragments.LAYER_3_HAS_THE_KEEP):
         TosaConfig(layers=(2, 3), keep_rate=(0.5, 0.8), **GROUPS)
     TosaConfig(layers=(2, 4), keep_rate=(0.5, 0.8), **GROUPS)

@@ -11,6 +11,7 @@ from torch import nn
 import tosa_cli
 from tests.model.test_whole_models import GROUPED, NEAREST, build, output
 from tests.model.whole_models import CONVERTED, batch_for
+from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.model.runs import converted_runs
@@ -103,5 +104,5 @@ def test_images_with_a_mask_are_refused() -> None:
     images = batch_for(model)["pixel_values"]
     model(images, attention_mask=mask)
     mask[0, 5:] = 0
-    with pytest.raises(UnsupportedModelError, match="attention mask"):
+    with pytest.raises(UnsupportedModelError, match=fragments.ATTENTION_MASK):
         model(images, attention_mask=mask)

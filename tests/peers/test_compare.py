@@ -10,6 +10,7 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import nn
 from torch.nn import functional as F
 
+from tests.sentences import fragments
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.errors import ConfigError, UnsupportedModelError
@@ -127,7 +128,7 @@ def test_the_papers_pruning_of_deit_small_costs_what_the_paper_says() -> None:
 def test_a_budget_that_pruning_cannot_reach_is_told_with_what_can_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"90\.0% .*prune .*\d\d\.\d%"):
         solve_pruned_keep_rate(make_vit(), (2, 4), 0.9)
-    with pytest.raises(UnsupportedModelError, match="class token"):
+    with pytest.raises(UnsupportedModelError, match=fragments.CLASS_TOKEN):
         solve_pruned_keep_rate(make_vit("test_vit2"), (2, 4), 0.1)
     with pytest.raises(ConfigError, match=r"\b8\b.* 1 to 6\b"):
         count_pruned_macs(make_vit(), 0.7, (8,))
@@ -193,7 +194,7 @@ def test_a_smaller_input_gives_every_token_in_its_place() -> None:
         expected = dense.forward_features(images)
     assert tokens.shape == expected.shape and torch.allclose(same, expected, atol=1e-4)
     assert dense.patch_embed.img_size == (96, 128)
-    with pytest.raises(ConfigError, match=r"No smaller image saves 99\.9%"):
+    with pytest.raises(ConfigError, match=fragments.NO_SMALLER_IMAGE_SAVES_99):
         solve_img_size(dense, 0.999)
 
 

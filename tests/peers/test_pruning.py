@@ -8,6 +8,7 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.sentences import fragments
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.peers.pruning import (
     PrunedViT,
@@ -160,7 +161,7 @@ def test_it_runs_in_bfloat16_and_at_another_size() -> None:
 
 
 def test_a_model_without_a_class_token_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="class token"):
+    with pytest.raises(UnsupportedModelError, match=fragments.CLASS_TOKEN):
         PrunedViT(make_vit("test_vit2"), 0.7, (2,))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_runs import StopAt, run_features, run_finetune, same, weights, write_digits
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.model.timm_interface import FinetunableViT
@@ -128,5 +129,5 @@ def test_peers_around_the_same_weights_are_told_apart() -> None:
 
 def test_features_are_for_converted_models(digits: Path, tmp_path: Path) -> None:
     model: Any = tiny_peer("prune")
-    with pytest.raises(ConfigError, match=r"features .*PrunedViT"):
+    with pytest.raises(ConfigError, match=fragments.FEATURES_PRUNEDVIT):
         run_features(model, digits, tmp_path / "run")

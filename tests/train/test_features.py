@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.model.tiny_models import make_tosa, make_vit
+from tests.sentences import fragments
 from tests.train.tiny_runs import StopAt, Tensors, read, run_features, same, tiny_tosa, weights, write_photos
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, TrainingError
@@ -229,7 +230,7 @@ def test_images_a_second_are_of_training_alone(photos: Path, tmp_path: Path) -> 
 
 
 def test_more_layers_than_there_are_cannot_be_matched(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--feature-layers .* 6\b"):
+    with pytest.raises(ConfigError, match=fragments.FEATURE_LAYERS_6_B):
         run_features(tiny_tosa(), photos, tmp_path / "run", feature_layers=6)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import read, run_finetune, same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.measure.evaluation import measure_models
@@ -154,7 +155,7 @@ def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
 
     model = tiny_tosa()
     images = read(model, write_photos(tmp_path / "photos", 3), FinetuneConfig(workers=0), None)
-    with pytest.raises(DataError, match=r"photos .*10 classes.*--data-dir"):
+    with pytest.raises(DataError, match=fragments.PHOTOS_10_CLASSES_DATA_DIR):
         check_labels(images, model.num_classes)
 
 

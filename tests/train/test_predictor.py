@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.model.tiny_models import make_images, make_tosa, make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import save_image, write_folder
 from tests.train.tiny_runs import StopAt
 from tosa_cli.data.pair_images import pairs_to_read
@@ -169,7 +170,7 @@ def test_an_interrupted_run_resumes_exactly(
 
 def test_a_run_is_not_resumed_on_another_encoder(scenes: Path, tmp_path: Path) -> None:
     run(predictor(), scenes, tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"run .*--resume"):
+    with pytest.raises(CheckpointError, match=fragments.RUN_RESUME):
         run(predictor(keep_rate=0.8), scenes, tmp_path / "run", resume=True)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tosa_cli
 from tests.model.whole_models import VISION, batch_for, clip, depth_anything, vitpose, yolos
+from tests.sentences import fragments
 from tests.train.tiny_runs import StopAt, write_photos
 from tosa_cli import DistillConfig, TosaConfig
 from tosa_cli.errors import DataError, TrainingError
@@ -114,11 +115,11 @@ def test_a_model_in_half_precision_stays_so() -> None:
 
 def test_batches_that_say_nothing_are_refused() -> None:
     model = converted(clip)
-    with pytest.raises(DataError, match="no batch"):
+    with pytest.raises(DataError, match=fragments.NO_BATCH):
         tosa_cli.calibrate(model, [])
     texts = {key: value for key, value in batch_for(model).items() if key != "pixel_values"}
     required = [parameter.requires_grad for parameter in model.parameters()]
-    with pytest.raises(DataError, match="was not run"):
+    with pytest.raises(DataError, match=fragments.WAS_NOT_RUN):
         tosa_cli.calibrate(model, [texts])
     assert [parameter.requires_grad for parameter in model.parameters()] == required
     assert converted_runs(model)[0].run.reading is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.sentences import fragments
 from tests.train.tiny_runs import tiny_tosa, write_digits
 from tosa_cli import load, save
 from tosa_cli.data.description import Data
@@ -55,7 +56,7 @@ def test_a_finetuned_model_has_the_names_of_the_folders_that_it_learned(tmp_path
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["label_names"] == names == class_names(load(tmp_path / "model"))
     assert "`number 0`" in (tmp_path / "model" / "README.md").read_text()
-    assert any("learns these in their place: number 0, number 1, number 2, ..." in said for said in heard.told)
+    assert any(fragments.LEARNS_THESE_IN_THEIR_PLACE in said for said in heard.told)
     # From then on labels go by name, whatever their order.
     (data / "number 0").rename(data / "Number_0")
     assert evaluate(tmp_path / "model", data, READ).to_dict()["labels"] == "by name"
@@ -71,7 +72,7 @@ def test_held_out_images_may_lack_a_class_and_may_have_no_other(tmp_path: Path) 
     report = finetune(tiny_tosa(), data, config)
     assert report.held_out["samples"] == sum(1 for _ in (tmp_path / "val").rglob("*.png"))
     (tmp_path / "val" / "c2").rename(tmp_path / "val" / "bird")
-    with pytest.raises(DataError, match="'bird' is not"):
+    with pytest.raises(DataError, match=fragments.BIRD_IS_NOT):
         finetune(tiny_tosa(), data, config)
 
 
@@ -96,5 +97,5 @@ def test_outputs_that_are_not_finite_give_no_accuracy(tmp_path: Path) -> None:
         if task == "features":
             with torch.no_grad():
                 model.backbone.norm.bias[0] = float("nan")  # type: ignore[index]
-        with pytest.raises(MeasureError, match=r"not finite"):
+        with pytest.raises(MeasureError, match=fragments.NOT_FINITE):
             evaluate(model, digits, EvalConfig(workers=0, device="cpu", task=task))  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import tosa_cli
 from tests.model.tiny_models import make_vit
+from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.data.description import read_from
@@ -71,17 +72,15 @@ def test_a_decoder_is_put_on_a_folder_and_goes_on_learning_as_a_model(tmp_path: 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     model = tiny_tosa()
-    with pytest.raises(CheckpointError, match=r"keeps no checkpoint: name the folder"):
+    with pytest.raises(CheckpointError, match=fragments.KEEPS_NO_CHECKPOINT_NAME_THE):
         tosa_cli.distill(model, tmp_path, resume=True)
-    with pytest.raises(InputError, match=r"A TosaViT has no decoder: save it, and name its folder"):
+    with pytest.raises(InputError, match=fragments.A_TOSAVIT_HAS_NO_DECODER):
         tosa_cli.finetune(model, tmp_path, {"task": "depth"})
-    with pytest.raises(
-        ConfigError, match=r"--mixup \(0.8\) goes with the task classification, not with the task depth"
-    ):
+    with pytest.raises(ConfigError, match=fragments.MIXUP_0_8_GOES_WITH):
         tosa_cli.finetune(model, tmp_path, {"task": "depth", "mixup": 0.8})
-    with pytest.raises(ConfigError, match=r"--task must be one of: classification, depth, segmentation; not 'pose'"):
+    with pytest.raises(ConfigError, match=fragments.TASK_MUST_BE_ONE_OF):
         tosa_cli.finetune(model, tmp_path, {"task": "pose"})
-    with pytest.raises(ConfigError, match=r"Unknown setting 'val_dir'"):
+    with pytest.raises(ConfigError, match=fragments.UNKNOWN_SETTING_VAL_DIR):
         read_from(tosa_cli.EvalConfig(), tosa_cli.Data(val_dir="photos"))
 
 
@@ -114,7 +113,7 @@ def test_where_a_data_process_is_killed_resume_is_advised_where_there_is_what_to
     config = tosa_cli.DistillConfig(**{**FAST, "batch_size": 4, "epochs": 3})
     with pytest.raises(DataProcessError) as failure:
         tosa_cli.distill(folder, write_photos(tmp_path / "photos"), config)
-    assert ("--resume goes on from" in str(failure.value)) == (checkpoints == 1)
+    assert (fragments.RESUME_GOES_ON_FROM in str(failure.value)) == (checkpoints == 1)
 
 
 def test_a_dense_source_gets_a_decoder_with_the_mean_that_is_named(tmp_path: Path) -> None:
@@ -134,5 +133,5 @@ def test_a_dense_source_gets_a_decoder_with_the_mean_that_is_named(tmp_path: Pat
     same_again = finetune(str(report.folder), scenes, {**values, "mean": 0.4})
     assert same_again.folder == report.folder
     for changed in (report.folder, tosa_cli.save(tiny_tosa(), tmp_path / "model")):
-        with pytest.raises(ConfigError, match=r"The std of .* is .*, not 0.7: leave out --std, or name a dense source"):
+        with pytest.raises(ConfigError, match=fragments.THE_STD_OF_IS_NOT):
             finetune(str(changed), scenes, {**values, "std": 0.7})

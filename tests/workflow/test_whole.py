@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tosa_cli
 from tests.model.whole_models import batch_for, clip, depth_anything, vitpose, yolos
+from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.errors import ConfigError, DataError, UnsupportedModelError
 from tosa_cli.measure.agreement import compare_depth
@@ -92,9 +93,9 @@ def test_a_cosine_holds_on_batches_held_out() -> None:
     batches = [{"pixel_values": torch.randn(2, 3, 56, 70)} for _ in range(3)]
     rates = {target: tosa_cli.choose_rates(model, batches, min_cosine=target).keep_rates for target in (0.9, 0.99)}
     assert sum(rates[0.99].values()) > sum(rates[0.9].values())
-    with pytest.raises(DataError, match="held out"):
+    with pytest.raises(DataError, match=fragments.HELD_OUT):
         tosa_cli.choose_rates(model, batches[:1], min_cosine=0.9)
-    with pytest.raises(ConfigError, match="pass one"):
+    with pytest.raises(ConfigError, match=fragments.PASS_ONE):
         tosa_cli.choose_rates(model, batches)
 
 
@@ -118,14 +119,14 @@ def test_somebodys_own_model_with_known_blocks_is_converted() -> None:
 
 
 def test_what_is_missing_is_told() -> None:
-    with pytest.raises(UnsupportedModelError, match="list of blocks"):
+    with pytest.raises(UnsupportedModelError, match=fragments.LIST_OF_BLOCKS):
         tosa_cli.convert(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten()), GROUPED)
-    with pytest.raises(ConfigError, match="not converted"):
+    with pytest.raises(ConfigError, match=fragments.NOT_CONVERTED):
         tosa_cli.calibrate(depth_anything(), [])
     model = tosa_cli.convert(depth_anything(), NEAREST)
-    with pytest.raises(DataError, match="no batch"):
+    with pytest.raises(DataError, match=fragments.NO_BATCH):
         tosa_cli.calibrate(model, [])
-    with pytest.raises(ConfigError, match="converted already"):
+    with pytest.raises(ConfigError, match=fragments.CONVERTED_ALREADY):
         tosa_cli.convert(model, NEAREST)
 
 
