@@ -237,8 +237,8 @@ def describe_drop(held: Mapping[str, Any]) -> str:
         sure = f"on other such images it is less than {bound:.2f} with 95 % confidence"
     return (
         f"On {counted(held['images'], 'held-out image')} {held['measure']} is {held['converted']:.2f} %, and "
-        f"{held['dense']:.2f} % dense: {held['drop']:.2f} ± {held['drop_error']:.2f} points less (± standard error, "
-        f"image by image{by_image}); {sure}."
+        f"{held['dense']:.2f} % dense: a drop of {held['drop']:.2f} ± {held['drop_error']:.2f} points (± standard "
+        f"error, image by image{by_image}); {sure}."
     )
 
 
