@@ -1,5 +1,6 @@
 """`tosa bench --peers`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from tosa_cli.data.datasets import name_of, open_dataset
 from tosa_cli.data.loading import images_to_read
 from tosa_cli.data.opening import choose_indices
 from tosa_cli.model.flops import count_flops
-from tosa_cli.peers.compare import Peer, PeerRow, Quality, build_peers, compare_peers, measure_quality
+from tosa_cli.peers.compare import Peer, PeerRow, PeersReport, Quality, build_peers, compare_peers, measure_quality
 from tosa_cli.progress import counted, figure, tell_skipped
 
 if TYPE_CHECKING:
@@ -53,19 +54,7 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
             )
         about_photos = {"dataset": name_of(data_dir), "samples": samples, "skipped": list(photos.failed)}
         tell_skipped(about_photos["skipped"], console)
-    images = torch.randn(setup.batch_size, converted.in_chans, *flops.img_size, device=setup.device, dtype=setup.dtype)
-    console.say(f"Timing {counted(setup.rounds, 'turn')} of each of {len(models)} models ...")
-    with console.progress("Timing") as bar:
-        bar.start(len(models) * setup.rounds, 0)
-        report = compare_peers(
-            models,
-            images,
-            missing=missing,
-            quality=quality,
-            rounds=setup.rounds,
-            compiled=setup.compile,
-            advance=bar.advance,
-        )
+    report = time_peers(setup, models, (converted.in_chans, *flops.img_size), missing, quality)
     if setup.json:
         target = {"model": setup.name, "target_reduction": flops.reduction}
         console.print_json({**target, **report.to_dict(), **about_photos})
@@ -84,6 +73,37 @@ def bench_peers(setup: Setup, data_dir: str, max_samples: int | None, workers: i
             f"worst tenth: nine of ten photos are above."
         )
     say_conditions(report.conditions)
+
+
+def time_peers(
+    setup: Setup,
+    models: Mapping[str, Peer],
+    shape: tuple[int, int, int],
+    missing: Mapping[str, str],
+    quality: Mapping[str, Any],
+) -> PeersReport:
+    """Time models in turns, and tell of it.
+
+    Args:
+        setup: How they are measured.
+        models: The models by name, the dense one first.
+        shape: Channels, height and width of an image.
+        missing: Peers that cannot be had, with the reason.
+        quality: Of each model, where images were compared.
+    """
+    images = torch.randn(setup.batch_size, *shape, device=setup.device, dtype=setup.dtype)
+    console.say(f"Timing {counted(setup.rounds, 'turn')} of each of {len(models)} models ...")
+    with console.progress("Timing") as bar:
+        bar.start(len(models) * setup.rounds, 0)
+        return compare_peers(
+            models,
+            images,
+            missing=missing,
+            quality=quality,
+            rounds=setup.rounds,
+            compiled=setup.compile,
+            advance=bar.advance,
+        )
 
 
 def _open_photos(setup: Setup, model: "TosaViT", data_dir: str, max_samples: int | None, workers: int) -> Any:

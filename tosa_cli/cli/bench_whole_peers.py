@@ -3,23 +3,22 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tosa_cli.cli import console
-from tosa_cli.cli.bench_peers import TIMED, timed_cells
+from tosa_cli.cli.bench_peers import TIMED, time_peers, timed_cells
 from tosa_cli.cli.timing import Setup, say_conditions
 from tosa_cli.data.datasets import name_of
 from tosa_cli.data.processed import ProcessedPhotos
-from tosa_cli.export.whole import own_shape
 from tosa_cli.measure.agreement import AgreementReport
 from tosa_cli.model.runs import converted_runs
+from tosa_cli.model.runs.find import own_shape
 from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.model.runs.insert import dense_copy
-from tosa_cli.peers.compare import Peer, compare_peers
+from tosa_cli.peers.compare import Peer
 from tosa_cli.peers.whole import build_whole_peers, measure_whole_quality
-from tosa_cli.progress import counted, tell_skipped
+from tosa_cli.progress import tell_skipped
 
 
 def bench_whole_peers(setup: Setup, data_dir: str, max_samples: int | None) -> None:
@@ -67,19 +66,7 @@ def bench_whole_peers(setup: Setup, data_dir: str, max_samples: int | None) -> N
         samples = quality["tosa"].samples
         about_photos = {"dataset": name_of(data_dir), "samples": samples, "skipped": list(photos.skipped)}
         tell_skipped(about_photos["skipped"], console)
-    images = torch.randn(setup.batch_size, *shape, device=setup.device, dtype=setup.dtype)
-    console.say(f"Timing {counted(setup.rounds, 'turn')} of each of {len(models)} models ...")
-    with console.progress("Timing") as bar:
-        bar.start(len(models) * setup.rounds, 0)
-        report = compare_peers(
-            models,
-            images,
-            missing=missing,
-            quality=quality,
-            rounds=setup.rounds,
-            compiled=setup.compile,
-            advance=bar.advance,
-        )
+    report = time_peers(setup, models, shape, missing, quality)
     if setup.json:
         target = {"model": setup.name, "target_reduction": flops.reduction}
         console.print_json({**target, **report.to_dict(), **about_photos})

@@ -97,7 +97,8 @@ class Setup:
         return image_part(whole.model.to(self.device, self.dtype)), whole.processor
 
     def _whole_pair(self) -> Pair:
-        from tosa_cli.export.whole import own_shape, write_whole
+        from tosa_cli.export.whole import write_whole
+        from tosa_cli.model.runs.find import own_shape
         from tosa_cli.model.runs.flops import count_whole
         from tosa_cli.model.runs.insert import dense_copy
 

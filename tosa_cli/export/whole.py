@@ -22,7 +22,7 @@ from tosa_cli.hub.writing import staging_folder
 from tosa_cli.measure.agreement import compare_outputs
 from tosa_cli.measure.speed import time_in_turns
 from tosa_cli.model.runs.calls import Call, tensors_of
-from tosa_cli.model.runs.find import converted_runs
+from tosa_cli.model.runs.find import own_shape
 
 CHECKED_BATCHES = (1, 2, 3)
 """Images a batch to check a file with that takes any number."""
@@ -95,13 +95,6 @@ class _Outputs(nn.Module):
         """The outputs by their names."""
         found = tensors_of(self.model(pixel_values))
         return tuple(found[name] for name in self.names)
-
-
-def own_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a converted model is made for."""
-    found = converted_runs(model)[0]
-    assert found.run is not None
-    return (found.patches.in_channels, *found.run.patch_embed.img_size)
 
 
 @torch.no_grad()

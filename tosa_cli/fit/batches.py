@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibration import KeptTokens
-from tosa_cli.model.families.transformers_vit import parameters
 from tosa_cli.model.places import CallPlaces, Places
 from tosa_cli.model.runs import ImageRun, Run
 from tosa_cli.model.runs.calls import call_on
@@ -93,12 +92,10 @@ class BatchTokens(KeptTokens):
 
     def _entering(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """What the first block of the run is called with."""
-        block = self.model.blocks[0]
-        names = parameters(type(block))
-        given: dict[str, Any] = {}
+        given: list[tuple[Tensor, dict[str, Any]]] = []
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given.update(dict(zip(names, args, strict=False)) | kwargs)
+            given.append(named_call(self.model.blocks[0], args, kwargs))
             raise ReachedError
 
         handle = self.found.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
@@ -109,4 +106,4 @@ class BatchTokens(KeptTokens):
             handle.remove()
         if not given:
             raise ConfigError(NO_IMAGE)
-        return given.pop(names[0]), given
+        return given[0]

@@ -103,7 +103,9 @@ def search_rates(
     """
     schedules = Schedules(backbone, method)
     schedules.check(target_reduction)
-    with _measured(accelerator, backbone, schedules, images, strict, progress, len(schedules.all())) as tuning:
+    with _calibrated(accelerator, backbone, schedules, images, strict, progress, len(schedules.all())) as run:
+        tuning = _final_tokens(run, backbone)
+        tuning.read()
         return search_on(tuning, schedules, target_reduction)
 
 
@@ -138,13 +140,13 @@ def hold(
     """
     schedules = Schedules(backbone, method)
     tries = 2 * len(schedules.all())
-    with (
-        _measured(accelerator, backbone, schedules, images, strict, progress, tries) as tuning,
-        _calibrated(accelerator, backbone, schedules, held_out, strict, progress, 0) as run,
-    ):
-        judge = Guesses(run, wish) if isinstance(wish, MaxDrop) else _final_tokens(run, backbone)
-        judge.read()
-        return hold_on(tuning, judge, schedules, wish)
+    with _calibrated(accelerator, backbone, schedules, images, strict, progress, tries) as run:
+        tuning = _final_tokens(run, backbone)
+        tuning.read()
+        with _calibrated(accelerator, backbone, schedules, held_out, strict, progress, 0) as others:
+            judge = Guesses(others, wish) if isinstance(wish, MaxDrop) else _final_tokens(others, backbone)
+            judge.read()
+            return hold_on(tuning, judge, schedules, wish)
 
 
 def search_on(
@@ -189,23 +191,6 @@ def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish,
 
 
 @contextmanager
-def _measured(
-    accelerator: Accelerator,
-    backbone: Backbone,
-    schedules: Schedules,
-    images: Images,
-    strict: bool,
-    progress: Progress | None,
-    passes: int,
-) -> Iterator[FinalTokens]:
-    """The model's final tokens of images that the dense model has read; `passes` are told to the progress bar."""
-    with _calibrated(accelerator, backbone, schedules, images, strict, progress, passes) as run:
-        final = _final_tokens(run, backbone)
-        final.read()
-        yield final
-
-
-@contextmanager
 def _calibrated(
     accelerator: Accelerator,
     backbone: Backbone,
@@ -215,7 +200,7 @@ def _calibrated(
     progress: Progress | None,
     passes: int,
 ) -> Iterator[Calibration]:
-    """Images, and the model with every layer converted in which tokens can be selected."""
+    """Images, and the model with every layer converted in which tokens can be selected; so many passes are told of."""
     model = TosaViT(backbone, schedules.method.at(schedules.layers, 1.0))
     with Calibration(accelerator, model, images, strict, progress or NoProgress()) as run:
         run.progress.start(run.num_batches * (1 + passes), 0)

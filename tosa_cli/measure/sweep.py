@@ -12,7 +12,7 @@ from tosa_cli.data.images import ImgSize
 from tosa_cli.measure.speed import Conditions, Speedup, Timing, time_in_turns
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.flops_report import FlopsReport
-from tosa_cli.model.runs.find import converted_runs
+from tosa_cli.model.runs.find import converted_runs, own_shape
 from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.model.runs.insert import dense_copy, shared_copy
 from tosa_cli.model.tosa_vit import TosaViT
@@ -209,10 +209,7 @@ def whole_variants(model: nn.Module, keep_rates: Sequence[float]) -> Variants:
     """
     models = {rate: _whole_with_keep_rate(model, rate) for rate in keep_rates}
     flops = {rate: count_whole(variant) for rate, variant in models.items()}
-    found = converted_runs(model)[0]
-    assert found.run is not None
-    shape = (found.patches.in_channels, *found.run.patch_embed.img_size)
-    return Variants(dense_copy(model), models, flops, shape)
+    return Variants(dense_copy(model), models, flops, own_shape(model))
 
 
 def _whole_with_keep_rate(model: nn.Module, keep_rate: float) -> nn.Module:

@@ -106,6 +106,11 @@ def spread_merges(
     return tuple(schedule)
 
 
+def matching_macs(patches: int, width: int) -> int:
+    """MACs of the similarities between the two halves of so many patch tokens, by keys of a width (ToMe 3.1)."""
+    return (patches + 1) // 2 * (patches // 2) * width
+
+
 class DenseMacs:
     """MACs of a timm ViT in parts, by arithmetic; its shapes are read once, as solvers count many times.
 
@@ -149,8 +154,7 @@ class _MergedMacs(DenseMacs):
             attending = tokens if self.mode == "merge" else left
             macs += attending * attention + 2 * attending * attending * dim + left * mlp
             if merged:
-                patches = tokens - self.prefix
-                macs += (patches + 1) // 2 * (patches // 2) * head_dim
+                macs += matching_macs(tokens - self.prefix, head_dim)
                 macs += tokens * width * head_dim if self.mode == "merge-unmerge" else 0
             tokens = left if self.mode == "merge" else tokens
         return macs

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.model.families import attention_input, head_dim, kind_of, mean_key_projection
+from tosa_cli.model.grouping import group_means
 from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.runs.block import TosaBlock
 from tosa_cli.model.runs.find import ADDED, ImageRun
 from tosa_cli.model.runs.run import Patches, named_call
-from tosa_cli.peers.merged_flops import least_merges, spread_merges
+from tosa_cli.peers.merged_flops import least_merges, matching_macs, spread_merges
 from tosa_cli.peers.merging import MergeMode, match_tokens, merge_tokens, size_bias, unmerge_tokens
 
 
@@ -107,9 +108,8 @@ def _averaged(tokens: Tensor, merged: Merged) -> Tensor:
     """The means (B, K, D) of tokens (B, N, D) that are merged."""
     if merged.sizes is None:
         return tokens
-    places = merged.position.unsqueeze(-1).expand_as(tokens)
-    sums = torch.zeros_like(merged.tokens).scatter_add(1, places, tokens)
-    return sums / merged.sizes.to(tokens.dtype).unsqueeze(-1)
+    alone = torch.ones(tokens.shape[:2], device=tokens.device)
+    return group_means(tokens, alone, merged.position, merged.sizes)
 
 
 def merge_in(found: ImageRun, mode: MergeMode, num_merged: Sequence[int], patches: Patches) -> None:
@@ -150,9 +150,8 @@ def solve_run_merges(
         for block, merged in zip(found.blocks, num_merged, strict=False):
             macs += kind_of(block).macs(block, left - merged)
             if merged:
-                patch_tokens, width = left - prefix, head_dim(block)
-                macs += left * found.patches.out_channels * width
-                macs += (patch_tokens + 1) // 2 * (patch_tokens // 2) * width
+                width = head_dim(block)
+                macs += left * found.patches.out_channels * width + matching_macs(left - prefix, width)
             left -= merged if mode == "merge" else 0
         return 1 - macs / dense
 

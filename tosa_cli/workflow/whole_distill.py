@@ -5,9 +5,9 @@ from pathlib import Path
 from tosa_cli.data.processed import ProcessedPhotos
 from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
-from tosa_cli.export.whole import own_shape
 from tosa_cli.measure.selectors import SelectorReport
 from tosa_cli.model.runs import converted_runs
+from tosa_cli.model.runs.find import own_shape
 from tosa_cli.model.runs.insert import dense_copy
 from tosa_cli.progress import Listener
 from tosa_cli.train.config import DistillConfig

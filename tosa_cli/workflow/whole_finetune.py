@@ -5,7 +5,7 @@ from pathlib import Path
 from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
-from tosa_cli.export.whole import own_shape
+from tosa_cli.model.runs.find import own_shape
 from tosa_cli.progress import Listener
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator

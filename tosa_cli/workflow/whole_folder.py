@@ -16,7 +16,7 @@ from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos, norm_of
 from tosa_cli.errors import ConfigError, DataError, InputError, TosaError
 from tosa_cli.export.config import ExportConfig
-from tosa_cli.export.whole import WholeExportReport, export_whole, own_shape
+from tosa_cli.export.whole import WholeExportReport, export_whole
 from tosa_cli.fit.rates import RateSearch
 from tosa_cli.fit.whole import choose_run_rates
 from tosa_cli.hub.download import cached_commit
@@ -24,7 +24,7 @@ from tosa_cli.hub.source import from_anywhere
 from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.runs.calls import example_call, image_tower
-from tosa_cli.model.runs.find import check_runs, converted_runs
+from tosa_cli.model.runs.find import check_runs, converted_runs, own_shape
 from tosa_cli.model.runs.flops import WholeFlops, count_whole, solve_run_rate
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted

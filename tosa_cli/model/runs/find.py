@@ -171,3 +171,10 @@ def _above(path: str) -> Iterator[str]:
 def _inside(modules: dict[str, Any], place: str) -> Iterator[tuple[str, Any]]:
     prefix = f"{place}." if place else ""
     return ((path, module) for path, module in modules.items() if path.startswith(prefix) and path != place)
+
+
+def own_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a converted model is made for."""
+    found = converted_runs(model)[0]
+    assert found.run is not None
+    return (found.patches.in_channels, *found.run.patch_embed.img_size)
