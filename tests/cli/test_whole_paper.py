@@ -58,6 +58,17 @@ def test_the_paper_goes_all_the_way(tosa: Tosa) -> None:
     assert fragments.TOSA_DISTILL in card and fragments.CHOSEN_BY_ATTENTION in card
 
 
+def test_selectors_that_training_made_worse_are_told(tosa: Tosa) -> None:
+    tosa("convert whole --whole --layers 2 --selector attention --bypass linear -o cheap")
+    fine = tosa(f"distill cheap --epochs 1 {TRAIN} -o fine")
+    card = Path("fine/README.md").read_text()
+    assert fine.code == 0 and fragments.THE_SELECTORS_ARE_WORSE_THAN not in fine.err + card
+    assert fragments.KL_DIVERGENCE_TO_THE_TRUE in card and fragments.THE_FIT_WAS in card
+    worse = tosa(f"distill cheap --epochs 1 --lr 1e9 {TRAIN} -o worse")
+    for told in (worse.err, Path("worse/README.md").read_text()):
+        assert fragments.THE_SELECTORS_ARE_WORSE_THAN in told and fragments.WITH_A_SMALLER_LR in told
+
+
 def test_a_trained_selector_is_in_the_exported_file(tosa: Tosa) -> None:
     tosa("convert whole --whole --layers 3 --keep-rate 0.5 -o cheap")
     tosa(f"distill cheap --epochs 1 {TRAIN}")

@@ -262,6 +262,15 @@ def test_the_summary_names_kl_and_share_found_by_layer(converted: Path, tosa: To
     assert "KL before" in out and "KL after" in out and "by chance" in out
 
 
+def test_selectors_that_training_made_worse_are_told(converted: Path, tosa: Tosa) -> None:
+    command = "distill --data-dir photos -b 8 -j 0 --device cpu --epochs 1"
+    fine, worse = tosa(f"{command} -o fine"), tosa(f"{command} --lr 1e9 -o worse")
+    assert fine.code == 0
+    assert fragments.THE_SELECTORS_ARE_WORSE_THAN not in fine.err + Path("fine/README.md").read_text()
+    for told in (worse.err, Path("worse/README.md").read_text()):
+        assert fragments.THE_SELECTORS_ARE_WORSE_THAN in told and fragments.WITH_A_SMALLER_LR in told
+
+
 def test_a_tracker_writes_beside_the_model(converted: Path, tosa: Tosa) -> None:
     pytest.importorskip("tensorboard")
     assert tosa(f"distill --data-dir photos {TRAIN} --log-with tensorboard").code == 0

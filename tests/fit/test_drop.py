@@ -20,7 +20,7 @@ from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Agreement, Drop, Guesses, MaxDrop
 from tosa_cli.fit.rates import hold, largest_saving
 from tosa_cli.fit.schedules import Schedules
-from tosa_cli.hub.card import describe_drop
+from tosa_cli.hub.measured import describe_drop
 from tosa_cli.measure.agreement import compare_outputs
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.runs import convert_runs

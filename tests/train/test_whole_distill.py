@@ -1,7 +1,9 @@
 """The selectors of a whole model learn the attention maps of its own layers, and nothing else is changed."""
 
 import itertools
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,16 @@ def test_selectors_learn_the_maps_of_the_dense_layers_and_nothing_else_changes(m
     with torch.no_grad():
         made, expected = again(**batches[0]).to_tuple(), model(**batches[0]).to_tuple()
     assert made[0].equal(expected[0])
+
+
+def test_selectors_that_are_worse_for_the_training_are_told() -> None:
+    fine, worse = converted(clip), converted(clip)
+    batches = batches_for(fine, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tosa_cli.calibrate(fine, batches, QUICK)
+    with pytest.warns(UserWarning, match=fragments.THE_SELECTORS_ARE_WORSE_THAN):
+        tosa_cli.calibrate(worse, batches, replace(QUICK, epochs=1, lr=1e9))
 
 
 def test_what_is_fitted_is_fitted_once_the_selectors_are_trained() -> None:

@@ -13,7 +13,7 @@ from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import same, tiny_tosa, weights, write_digits, write_photos
 from tosa_cli.data.description import read_from
-from tosa_cli.errors import CheckpointError, ConfigError, DataProcessError, InputError
+from tosa_cli.errors import CheckpointError, ConfigError, DataProcessError, InputError, TrainingError
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.progress import Nobody
 from tosa_cli.train.saver import Saver
@@ -29,6 +29,16 @@ def test_a_model_is_distilled_in_place_and_tells_what_its_held_out_images_say(tm
     assert report.model is model and report.folder is None and not same(before, weights(model, "selectors"))
     assert report.updates == 2 and [row["layer"] for row in report.held_out["layers"]] == [2, 4, 6]
     assert model.provenance.stage == "distilled" and [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_selectors_that_predict_no_finite_numbers_are_not_written(tmp_path: Path) -> None:
+    folder = tosa_cli.save(tiny_tosa(), tmp_path / "model")
+    before = (folder / "model.safetensors").read_bytes()
+    # The weights after the one step are finite, and their products are not.
+    config = tosa_cli.DistillConfig(**{**FAST, "batch_size": 22}, lr=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingError, match=fragments.NO_FINITE_NUMBERS_LR):
+        tosa_cli.distill(folder, write_photos(tmp_path / "photos"), config)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_fit_that_does_not_help_is_not_kept_in_python_either(tmp_path: Path) -> None:

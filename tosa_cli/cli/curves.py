@@ -48,7 +48,7 @@ def show_search(search: "RateSearch") -> None:
 def show_held(held: "Nearness | Drop") -> None:
     """Show what held on held-out images, and how sure that is."""
     from tosa_cli.fit.drop import Drop
-    from tosa_cli.hub.card import describe_drop
+    from tosa_cli.hub.measured import describe_drop
 
     if isinstance(held, Drop):
         console.say(describe_drop(held.to_dict()))

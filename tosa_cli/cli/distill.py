@@ -59,7 +59,7 @@ def distill(
 
 
 def show_distilled(report: "RunReport", json: bool) -> None:
-    """Print what was trained and fitted, and warn of a fit that was not kept."""
+    """Print what was trained and fitted, and warn of selectors and of a fit that are no better."""
     if json:
         console.print_json(report.to_dict())
     else:
@@ -91,6 +91,10 @@ def _show(results: dict[str, Any]) -> None:
 
 
 def _warn_if_undone(results: dict[str, Any]) -> None:
+    from tosa_cli.hub.measured import selectors_undone
+
+    if undone := selectors_undone(results):
+        console.warn(undone)
     if not results.get("fit_kept", True):
         console.warn(
             "The fit was not kept: it did not bring the final tokens of the held-out images nearer to the dense "

@@ -6,13 +6,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from timm.data import resolve_data_config
 
+from tosa_cli.hub.measured import describe_search, describe_selectors
 from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
 from tosa_cli.model.class_names import class_names
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.flops_report import FlopsReport
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.progress import counted
 from tosa_cli.provenance import Provenance
 from tosa_cli.recipe import command_lines
 
@@ -66,39 +66,6 @@ def why_unpublished(model: TosaViT, measured: Mapping[str, Any]) -> str | None:
     if list(measured.get("img_size") or own) != own:
         return f"it was measured at another image size than the model's {own[0]}x{own[1]}"
     return None
-
-
-def describe_conditions(measured: Mapping[str, Any]) -> str:
-    """On what and how `tosa eval` measured, as a sentence."""
-    total = measured.get("dataset_samples")
-    part = f" of {total}" if total is not None and measured["samples"] != total else ""
-    size = " at {}x{} pixels".format(*measured["img_size"]) if measured.get("img_size") else ""
-    return (
-        f"{measured['samples']}{part} images of {measured['dataset']}{size}, {measured['device']}, "
-        f"batch size {measured['batch_size']}, {measured['dtype']}."
-    )
-
-
-def how_chosen(done: Mapping[str, Any]) -> str:
-    """What the held-out images decided that give the figures of `tosa distill` or `tosa finetune`, as a sentence."""
-    if done.get("fit_kept") is not None:
-        return _why_kept(done["fit_kept"], done.get("fit_change"), done.get("fit_change_error"))
-    if done.get("best_step") is not None:
-        return (
-            f"The weights are the best of {done.get('measurements', 'several')} measurements on these same "
-            f"images, the start included: on others they may gain less."
-        )
-    return ""
-
-
-def _why_kept(kept: bool, change: float | None, error: float | None) -> str:
-    """Why a fit was kept or not, by what it changed image by image."""
-    by_image = "" if change is None else f" Image by image the cosine changed by {change:+.4f} ± {error:.4f}."
-    if not kept:
-        return f"The fit was not kept, as it did no better on these images.{by_image}"
-    if change is None or change > 0:
-        return f"The fit was kept as it did better on these same images: on others it may gain less.{by_image}"
-    return f"The fit was kept, as these images do not show that it does worse.{by_image}"
 
 
 def describe_base(provenance: Provenance) -> str:
@@ -197,63 +164,11 @@ def _classes(model: TosaViT) -> str:
 
 def _measured(provenance: Provenance, measured: Sequence[str]) -> str:
     distilled: Any = provenance.results.get("distill") or {}
-    selectors = [_selector_table(distilled)] if "layers" in distilled else []
+    selectors = [describe_selectors(distilled)] if "layers" in distilled else []
     budget: Any = provenance.results.get("budget") or {}
     rates = [describe_search(budget["search"])] if "search" in budget else []
     parts = [*rates, *selectors, *measured]
     return "## Measured\n\n" + "\n\n".join(parts) if parts else ""
-
-
-def describe_search(search: Mapping[str, Any]) -> str:
-    """On what the keep rates were found, and what held-out images say of them, in sentences."""
-    found = (
-        f"Keep rates were found on {counted(search['images'], 'image')}, where 1 - cosine of the final tokens to the "
-        f"source's is {search['error']:.4f}."
-    )
-    held: Any = search.get("held")
-    if held is None:
-        return found
-    decided = "How much is saved was decided on these same images: on others"
-    if "drop" in held:
-        return f"{found} {describe_drop(held)} {decided} it may be a little more."
-    images = counted(held["images"], "held-out image")
-    means = [
-        f"{kind} {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
-        for kind in ("patch", "class")
-        if held[f"{kind}_cosine"] is not None
-    ]
-    return (
-        f"{found} Mean cosine on {images}: {', '.join(means)} (± standard error). {decided} it may be a little lower."
-    )
-
-
-def describe_drop(held: Mapping[str, Any]) -> str:
-    """What is lost on held-out images, and how sure that is, in a sentence."""
-    by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
-    bound = held.get("sure")
-    if bound is None:
-        sure = "each loses the same, so what other images lose they do not say"
-    else:
-        sure = f"on other such images it is less than {bound:.2f} with 95 % confidence"
-    return (
-        f"On {counted(held['images'], 'held-out image')} {held['measure']} is {held['converted']:.2f} %, and "
-        f"{held['dense']:.2f} % dense: a drop of {held['drop']:.2f} ± {held['drop_error']:.2f} points (± standard "
-        f"error, image by image{by_image}); {sure}."
-    )
-
-
-def _selector_table(distilled: dict[str, Any]) -> str:
-    rows = [
-        f"| {layer['layer']} | {layer['kl_before']:.3f} | {layer['kl_after']:.3f} | {layer['found']:.1%} | "
-        f"{layer['found_previous']:.1%} | {layer['found_random']:.1%} |"
-        for layer in distilled["layers"]
-    ]
-    return (
-        f"Selectors on {distilled['samples']} held-out images: KL divergence to the true maps, and the share of "
-        f"the truly most attended tokens that is selected; beside the feeding layer's own map, and chance.\n\n"
-        "| layer | KL before | KL after | found | previous map | random |\n|---|---|---|---|---|---|\n"
-        + "\n".join(rows)
-    )
 
 
 def _how_made(model: TosaViT) -> str:

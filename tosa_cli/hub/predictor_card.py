@@ -4,7 +4,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tosa_cli.hub.card import describe_base, describe_conditions, how_chosen
+from tosa_cli.hub.card import describe_base
+from tosa_cli.hub.measured import describe_conditions, how_chosen
 from tosa_cli.hub.public import how_to_load_predictor
 from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT

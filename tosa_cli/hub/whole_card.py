@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from tosa_cli.hub.card import describe_search
+from tosa_cli.hub.measured import describe_search, describe_selectors, how_chosen
 from tosa_cli.model.runs.find import converted_runs
 from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.provenance import Provenance
@@ -69,6 +69,10 @@ def render_whole_card(model: Any, provenance: Provenance, name: str) -> str:
     search = provenance.results.get("budget", {}).get("search")
     if search:
         measured += f"\n## How keep rates were found\n\n{describe_search(search)}\n"
+    distilled: Any = provenance.results.get("distill") or {}
+    parts = [describe_selectors(distilled) if "layers" in distilled else "", how_chosen(distilled)]
+    if said := "\n\n".join(part for part in parts if part):
+        measured += f"\n## What was trained and fitted\n\n{said}\n"
     agreement = provenance.results.get("eval")
     if agreement:
         rows = [

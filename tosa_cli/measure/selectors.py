@@ -1,6 +1,7 @@
 """How well selectors predict: KL divergence, and the share of the true top-K that they find."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,11 @@ class SelectorReport:
 
     samples: int
     layers: list[SelectorQuality]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that they predict are finite numbers."""
+        return all(math.isfinite(layer.kl) for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

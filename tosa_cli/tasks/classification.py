@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tosa_cli.data.labels import check_labels
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, DataError
-from tosa_cli.hub.card import how_chosen
+from tosa_cli.hub.measured import how_chosen
 from tosa_cli.measure.evaluation import Measure, Measured
 from tosa_cli.model.class_names import class_names, set_class_names
 from tosa_cli.model.timm_interface import FinetunableViT

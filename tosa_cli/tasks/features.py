@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, InputError
-from tosa_cli.hub.card import OWN_WEIGHTS, SOURCE, how_chosen
+from tosa_cli.hub.card import OWN_WEIGHTS, SOURCE
+from tosa_cli.hub.measured import how_chosen
 from tosa_cli.hub.original import dense_model
 from tosa_cli.measure.evaluation import Measure
 from tosa_cli.model.families import has_class_token

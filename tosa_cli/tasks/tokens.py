@@ -12,8 +12,8 @@ from tosa_cli.data.datasets import is_streamed, name_of, open_dataset
 from tosa_cli.data.loading import Augmentation, Images, images_to_read
 from tosa_cli.data.opening import choose_indices, open_images
 from tosa_cli.errors import InputError
-from tosa_cli.hub.card import describe_conditions
 from tosa_cli.hub.checkpoint import load
+from tosa_cli.hub.measured import describe_conditions
 from tosa_cli.hub.names import own_folder
 from tosa_cli.hub.original import dense_model
 from tosa_cli.measure.config import EvalConfig

@@ -1,6 +1,7 @@
 """Selector training for the runs of a whole model, and the fit of what has a closed form: all else is frozen."""
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,13 +54,17 @@ class RunsObjective(nn.Module):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """Loss of images (B, C, height, width), or of the batch of a number (1,); `targets` are not read."""
-        batch = images if self.batches is None else self.batches[int(images)]
-        logits = dense_logits(call_on(self.model, batch), self.runs)
-        return sum(maps_loss(*pair) for pair in zip(self.runs, logits, strict=True))  # type: ignore[return-value]
+        return _loss(self.model, self.runs, images if self.batches is None else self.batches[int(images)])
 
     def train(self, mode: bool = True) -> "RunsObjective":
         """Dropout and the like stay off: the maps are those of the pretrained model."""
         return super().train(False)
+
+
+def _loss(model: nn.Module, runs: Sequence[Run], batch: Any) -> Tensor:
+    """The loss of a model's runs on a batch that it is called with."""
+    logits = dense_logits(call_on(model, batch), runs)
+    return sum(maps_loss(*pair) for pair in zip(runs, logits, strict=True))  # type: ignore[return-value]
 
 
 class _Numbers(Dataset[int]):
@@ -143,7 +148,7 @@ def calibrate_on(model: nn.Module, batches: Iterable[Any], config: DistillConfig
         config: The settings of the training.
 
     Returns:
-        A report of each run.
+        A report of each run. A warning tells of selectors that are worse for the training.
 
     Raises:
         ConfigError: If the model is not converted, or a batch sends no image through its encoder.
@@ -163,15 +168,31 @@ def calibrate_on(model: nn.Module, batches: Iterable[Any], config: DistillConfig
     model.eval()
     try:
         images = Images(loader, numbers, len(numbers), None, "the batches")
+        before = _measured_loss(model, batches[0])
         trained = _train(accelerator, model, images, config, batches=batches)
+        after = _measured_loss(model, batches[0])
     finally:
         model.train(mode)
+    if not after <= before:
+        warnings.warn(
+            f"The selectors are worse than before they were trained: on the first batch their KL divergence to the "
+            f"true maps was {before:.4g} in all layers together, and is {after:.4g}. Calibrate the model as it was "
+            f"before with a smaller lr, or on more batches.",
+            stacklevel=3,
+        )
     seconds = time.perf_counter() - started
     reports = calibrate_runs(model, batches)
     for found, report in zip(converted_runs(model), reports, strict=True):
         if found.run in trained_runs(model):
             report.updates, report.loss, report.seconds = trained.updates, trained.last_loss, report.seconds + seconds
     return reports
+
+
+@torch.no_grad()
+def _measured_loss(model: nn.Module, batch: Any) -> float:
+    runs = trained_runs(model)
+    with _in_float32(runs):
+        return _loss(model, runs, batch).item()
 
 
 def _numbered(numbers: list[int]) -> Batch:

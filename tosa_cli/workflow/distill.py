@@ -7,6 +7,7 @@ from typing import Any
 from tosa_cli.data.description import Data, read_from
 from tosa_cli.data.opening import open_images
 from tosa_cli.data.workers import lost_workers_told
+from tosa_cli.errors import TrainingError
 from tosa_cli.hub.names import own_folder
 from tosa_cli.measure.selectors import SelectorReport, measure_selectors
 from tosa_cli.methods import SELECTORS
@@ -128,9 +129,16 @@ def results_of(
         before: The selectors before, on held-out images; None where none are trained.
         after: The same after.
         watch: The measurements of a fit on them; None where nothing was fitted.
+
+    Raises:
+        TrainingError: If what the selectors predict is not finite.
     """
     results: dict[str, Any] = {}
     if before is not None and after is not None:
+        if not after.is_finite:  # of weights that are finite still
+            raise TrainingError(
+                "What the trained selectors predict is no finite numbers, and nothing was written. Try a smaller --lr."
+            )
         results |= {"samples": after.samples, "layers": _selector_rows(before, after)}
     if watch is not None:
         results |= {**watched_results(watch), "fit_kept": done.fit_kept}

@@ -48,7 +48,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any], config: DistillConfig | 
     """Train and fit what a conversion leaves to do, in place; no labels are read, and nothing else is changed.
 
     A selector that is trained learns to predict the attention maps of the layers that select tokens, as the dense model
-    has them (paper 2.2). Bypasses and probes are fitted in closed form. Where there is neither nothing is done.
+    has them (paper 2.2); if it comes out worse, a warning tells. Bypasses and probes are fitted in closed form. Where
+    there is neither nothing is done.
 
     Args:
         model: A model that `convert` converted in place.
