@@ -36,10 +36,14 @@ def test_a_cosine_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tos
     assert done.code == 0, done.err
     held = load("dense-tosa").provenance.results["budget"]["search"]["held"]
     assert min(held["patch_cosine"], held["class_cosine"]) >= 0.95
-    assert f"Mean cosine on {held['images']} held-out images of patch tokens {held['patch_cosine']:.4f}" in done.err
-    assert fragments.WITH_95_CONFIDENCE in done.err
     card = (work / "dense-tosa" / "README.md").read_text()
-    assert f"{held['patch_cosine']:.4f}" in card and f"{held['images']} held-out images" in card
+    for text in (done.err, card):
+        for kind in ("patch", "class"):
+            assert f"{kind} tokens {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}" in text
+        assert (
+            f"{held['images']} held-out images" in text
+            and f"above {held['sure']:.4f} {fragments.WITH_95_CONFIDENCE}" in text
+        )
 
 
 def test_an_accuracy_that_is_held_is_told_with_how_sure_it_is(work: Path, tosa: Tosa) -> None:

@@ -20,7 +20,7 @@ from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Agreement, Drop, Guesses, MaxDrop
 from tosa_cli.fit.rates import hold, largest_saving
 from tosa_cli.fit.schedules import Schedules
-from tosa_cli.hub.measured import describe_drop
+from tosa_cli.hub.measured import describe_held
 from tosa_cli.measure.agreement import compare_outputs
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.runs import convert_runs
@@ -105,8 +105,8 @@ def test_how_sure_a_drop_is_depends_on_how_many_images_there_are() -> None:
 def test_images_that_all_lose_the_same_do_not_say_what_others_lose() -> None:
     none = Drop(images=16, measure="delta1 of predicted_depth", dense=100, converted=100, drop=0, drop_error=0)
     assert none.sure is None
-    assert "what other images lose they do not say" in describe_drop(none.to_dict())
-    assert "less than 3.29 with 95 % confidence" in describe_drop(replace(none, drop_error=2.0).to_dict())
+    assert "what other images lose they do not say" in describe_held(none.to_dict())
+    assert "less than 3.29 with 95 % confidence" in describe_held(replace(none, drop_error=2.0).to_dict())
 
 
 @pytest.mark.parametrize("wish", [{"max_drop": 50}, {"min_cosine": 0.1}])

@@ -9,8 +9,6 @@ from tosa_cli.progress import counted
 
 if TYPE_CHECKING:
     from tosa_cli.fit.budget import ErrorCurve
-    from tosa_cli.fit.drop import Drop
-    from tosa_cli.fit.nearness import Nearness
     from tosa_cli.fit.rates import RateSearch
 
 
@@ -31,7 +29,9 @@ def show_curves(curves: "Sequence[ErrorCurve]", config: TosaConfig | None = None
 
 
 def show_search(search: "RateSearch") -> None:
-    """Show the keep rates that were found on the whole model, and what they gain."""
+    """Show the keep rates that were found on the whole model, what they gain, and how sure what held is."""
+    from tosa_cli.hub.measured import describe_held
+
     console.print_table(
         "Keep rates found on the whole model",
         ["layer", *map(str, search.keep_rates)],
@@ -42,22 +42,4 @@ def show_search(search: "RateSearch") -> None:
         f"and {1000 * search.steady_error:.2f} where every layer merges as many groups as every other."
     )
     if search.held is not None:
-        show_held(search.held)
-
-
-def show_held(held: "Nearness | Drop") -> None:
-    """Show what held on held-out images, and how sure that is."""
-    from tosa_cli.fit.drop import Drop
-    from tosa_cli.hub.measured import describe_drop
-
-    if isinstance(held, Drop):
-        console.say(describe_drop(held.to_dict()))
-        return
-    images = counted(held.images, "held-out image")
-    means = [f"of patch tokens {held.patch_cosine:.4f} ± {held.patch_error:.4f}"]
-    if held.class_cosine is not None:
-        means.append(f"of class tokens {held.class_cosine:.4f} ± {held.class_error:.4f}")
-    console.say(
-        f"Mean cosine on {images} {', '.join(means)} (± standard error); on other such images it is above "
-        f"{held.sure:.4f} with 95 % confidence."
-    )
+        console.say(describe_held(search.held.to_dict()))

@@ -61,7 +61,7 @@ class Nearness:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "root"}
+        return {name: value for name, value in asdict(self).items() if name != "root"} | {"sure": self.sure}
 
 
 @dataclass(frozen=True)

@@ -48,22 +48,30 @@ def describe_search(search: Mapping[str, Any]) -> str:
     held: Any = search.get("held")
     if held is None:
         return found
-    decided = "How much is saved was decided on these same images: on others"
-    if "drop" in held:
-        return f"{found} {describe_drop(held)} {decided} it may be a little more."
-    images = counted(held["images"], "held-out image")
-    means = [
-        f"{kind} {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
-        for kind in ("patch", "class")
-        if held[f"{kind}_cosine"] is not None
-    ]
+    may_be = "a little more" if "drop" in held else "a little lower"
     return (
-        f"{found} Mean cosine on {images}: {', '.join(means)} (± standard error). {decided} it may be a little lower."
+        f"{found} {describe_held(held)} How much is saved was decided on these same images: on others it may be "
+        f"{may_be}."
     )
 
 
-def describe_drop(held: Mapping[str, Any]) -> str:
-    """What is lost on held-out images, and how sure that is, in a sentence."""
+def describe_held(held: Mapping[str, Any]) -> str:
+    """What held on held-out images, a drop or a nearness, and how sure that is, in a sentence."""
+    return _describe_drop(held) if "drop" in held else _describe_nearness(held)
+
+
+def _describe_nearness(held: Mapping[str, Any]) -> str:
+    means = [
+        f"of {kind} tokens {held[f'{kind}_cosine']:.4f} ± {held[f'{kind}_error']:.4f}"
+        for kind in ("patch", "class")
+        if held[f"{kind}_cosine"] is not None
+    ]
+    bound = held.get("sure")  # folders of before do not have it
+    sure = "" if bound is None else f"; on other such images it is above {bound:.4f} with 95 % confidence"
+    return f"Mean cosine on {counted(held['images'], 'held-out image')} {', '.join(means)} (± standard error){sure}."
+
+
+def _describe_drop(held: Mapping[str, Any]) -> str:
     by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
     bound = held.get("sure")
     if bound is None:
