@@ -17,9 +17,10 @@ from tosa_cli.config import Method
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
+from tosa_cli.fit import rates
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.nearness import FinalTokens, MinCosine
-from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, largest_saving, search_on, search_rates
+from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, hold_on, largest_saving, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
@@ -171,6 +172,23 @@ def test_the_largest_saving_at_which_a_cosine_holds_is_found_to_the_percent(most
 
     judge: Any = Judge()
     assert largest_saving(schedules, judge, schedules.rising(0.0), MinCosine(0.99)) == most / 100
+
+
+def test_shares_that_cannot_save_so_much_do_not_stand_for_it(photos: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schedule that begins late saves 59 % at most, and 70 % are allowed."""
+
+    class Judge:
+        def at(self, keep_rates: dict[int, float]) -> SimpleNamespace:
+            allowed = schedules.reduction(keep_rates) <= 0.7
+            return SimpleNamespace(least=0.99 if allowed else 0.98, images=2)
+
+    with measured(photos) as (schedules, final):
+        late, steady = schedules.rising(0.0, 2), schedules.rising(0.0)
+        assert schedules.reduction(schedules.keep_rates(late, 0.7)) < 0.6
+        monkeypatch.setattr(rates, "best_shares", lambda _, __, target, ___: late if target < 0.5 else steady)
+        judge: Any = Judge()
+        found = hold_on(final, judge, schedules, MinCosine(0.99))
+        assert 0.68 < schedules.reduction(found.keep_rates) <= 0.7
 
 
 def test_the_nearer_the_tokens_have_to_be_the_less_is_saved(photos: Images) -> None:

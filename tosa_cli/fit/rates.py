@@ -177,11 +177,16 @@ def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish,
         ConfigError: If it is met at no saving.
         DataError: If a single image is held out.
     """
-    first = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most), some)
-    most, shares = largest_saving(schedules, judge, first, wish), first
+
+    def saved(found: tuple[float, list[float]]) -> float:
+        """What is saved in truth: of a saving that is out of reach of its shares, as much as they can."""
+        return schedules.reduction(schedules.keep_rates(found[1], found[0]))
+
+    shares = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most), some)
+    most = largest_saving(schedules, judge, shares, wish)
     if most:  # a saving of its own has a schedule of its own, which may hold further
         second = best_shares(tuning, schedules, most, some)
-        most, shares = max((most, first), (largest_saving(schedules, judge, second, wish), second))
+        most, shares = max((largest_saving(schedules, judge, second, wish), second), (most, shares), key=saved)
     held = judge.at(schedules.keep_rates(shares, most or 0.01))
     if held.images < 2:
         raise DataError("What is to hold was measured on one held-out image, which says nothing of others: give more.")
