@@ -130,7 +130,7 @@ def on_rooms(lab: WholeLab, name: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from tosa_cli.measure.agreement import compare_depth
+    from tosa_cli.measure.outputs import compare_depth
 
     model = lab.depth(name)
     folder, rooms = build(lab.work)
@@ -155,7 +155,7 @@ def on_photos(lab: WholeLab, name: str) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
-    from tosa_cli.measure.agreement import compare_depth
+    from tosa_cli.measure.outputs import compare_depth
     from tosa_cli.model.runs import dense
 
     model = lab.depth(name)

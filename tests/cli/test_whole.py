@@ -51,6 +51,8 @@ def photos(tmp_path: Path) -> Path:
 def source(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model: Any = depth_anything()
+    for parameter in model.parameters():  # as it is made it predicts the same everywhere
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.head.conv3.bias.data.fill_(1.0)
     folder = tmp_path / "depth"
     model.save_pretrained(folder)
@@ -75,6 +77,32 @@ def test_a_depth_model_goes_all_the_way(tosa: Tosa, source: Path, photos: Path, 
     assert config["backbone_config"]["tosa_config"]["selector"] == "similarity"
     estimate = transformers.pipeline("depth-estimation", model=str(folder))
     assert estimate(Image.open(photos / "0.png"))["depth"].size == (90, 60)
+
+
+def test_a_photo_of_which_a_depth_model_says_nothing_is_told(
+    tosa: Tosa, source: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cheap"
+    tosa("convert", str(source), "--layers", "2,3", *GROUPS, "-o", str(folder))
+    compare = transformers.DepthAnythingForDepthEstimation.forward
+
+    def without_sky(self: Any, pixel_values: Any, **kwargs: Any) -> Any:
+        made = compare(self, pixel_values, **kwargs)
+        is_sky = pixel_values.flatten(1).std(1) < 1e-3 if some_are_sky else torch.ones(len(pixel_values), dtype=bool)
+        made.predicted_depth[is_sky] = 0.0
+        return made
+
+    monkeypatch.setattr(transformers.DepthAnythingForDepthEstimation, "forward", without_sky)
+    Image.new("L", (70, 70), 200).convert("RGB").save(photos / "sky.png")
+    some_are_sky = True
+    done = tosa("eval", str(folder), "--data-dir", str(photos), "--update-card", "--json")
+    assert done.json["left_out"] == {"predicted_depth": 1} and done.json["samples"] == 4
+    for told in (done.err, (folder / "README.md").read_text()):
+        assert fragments.OF_PREDICTED_DEPTH_1_OF in told
+    some_are_sky = False
+    assert fragments.SAYS_ANYTHING_OF_THE_OUTPUTS in tosa("eval", str(folder), "--data-dir", str(photos)).err
+    options = ["--preset", "calibrated", "--max-drop", "5", "--data-dir", str(photos), "-o", str(tmp_path / "held")]
+    assert fragments.NO_HELD_OUT_IMAGE_SAYS in tosa("convert", str(source), *options).err
 
 
 def test_rates_are_measured_on_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:

@@ -243,8 +243,8 @@ IMAGES: list[Row] = [
     (
         "an output that is no number",
         lambda: compare_outputs(Nowhere(), Nowhere(), [{"pixel_values": torch.ones(1, 3, 8, 8)}]),
-        "The output logits holds values that are not numbers, so nothing can be said of it: take other images, or a "
-        "model from before its weights were spoilt.",
+        "The output logits holds values that are no finite numbers, so nothing can be said of it: take other images, "
+        "or a model from before its weights were spoilt.",
     ),
     (
         "images that are too small for one patch",

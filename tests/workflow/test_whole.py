@@ -14,7 +14,7 @@ from tests.model.whole_models import batch_for, clip, depth_anything, vitpose, y
 from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.errors import ConfigError, DataError, UnsupportedModelError
-from tosa_cli.measure.agreement import compare_depth
+from tosa_cli.measure.outputs import compare_depth
 from tosa_cli.model.runs import converted_runs
 
 NEAREST = TosaConfig(layers=(2, 3, 4), keep_rate=0.6, selector="similarity", bypass="nearest+affine", neighbors=1)
@@ -130,11 +130,43 @@ def test_what_is_missing_is_told() -> None:
         tosa_cli.convert(model, NEAREST)
 
 
+class AsDepth(nn.Module):
+    """A model that takes pixels for depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"predicted_depth": pixel_values[:, 0] * self.scale}
+
+
+@pytest.mark.parametrize("level", [0.0, 3.3, -1.0])
+def test_depth_that_is_the_same_everywhere_says_nothing_and_is_told(level: float) -> None:
+    images = torch.rand(3, 1, 8, 8) + 1
+    told = tosa_cli.compare(AsDepth(), AsDepth(), [images])
+    images[1] = level
+    with_level = tosa_cli.compare(AsDepth(), AsDepth(), [images, images[1:2]])
+    assert told.outputs["predicted_depth"]["delta1"] == with_level.outputs["predicted_depth"]["delta1"] == 1
+    assert with_level.samples == 4 and with_level.left_out == {"predicted_depth": 2}
+    assert fragments.OF_PREDICTED_DEPTH_2_OF in with_level.notes[0]
+    nothing = tosa_cli.compare(AsDepth(), AsDepth(), [images[1:2]])
+    assert nothing.outputs == {} and nothing.left_out == {"predicted_depth": 1}
+
+
+def test_depth_that_is_not_finite_is_refused() -> None:
+    images = torch.rand(1, 1, 8, 8)
+    images[0, 0, 0, 0] = torch.inf
+    with pytest.raises(DataError, match=fragments.PREDICTED_DEPTH_NO_FINITE):
+        tosa_cli.compare(AsDepth(), AsDepth(), [images])
+
+
 def test_depth_is_compared_by_form_and_not_by_scale_and_shift() -> None:
     depth = torch.linspace(0, 4, 64).reshape(1, 8, 8)
     figures = compare_depth(depth, 3 * depth + 2)
     assert figures["abs_rel"].item() == pytest.approx(0, abs=1e-6)
     assert figures["delta1"].item() == pytest.approx(1)
     assert figures["correlation"].item() == pytest.approx(1)
+    assert tosa_cli.compare(AsDepth(), AsDepth(), [depth[None]]).notes == []
     noisy = depth + torch.where(torch.arange(64).reshape(1, 8, 8) % 2 == 0, 0.5, -0.5)
     assert 0 < compare_depth(depth, noisy)["abs_rel"].item() < 1

@@ -85,7 +85,9 @@ def bench_whole_peers(setup: Setup, data_dir: str, max_samples: int | None) -> N
 
 
 def _show_quality(quality: dict[str, AgreementReport]) -> None:
-    """Print a column a figure of an output, a row a model."""
+    """Print a column a figure of an output, a row a model, and what says nothing."""
+    for note in quality["tosa"].notes:
+        console.warn(note)
     figures = [(output, figure) for output, found in quality["tosa"].outputs.items() for figure in found]
     console.print_table(
         f"Outputs and tokens against the dense model's, mean over {quality['tosa'].samples} images",

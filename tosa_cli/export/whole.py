@@ -191,7 +191,7 @@ def export_whole(
             quantize_file(exported, small, photos)
             exported = small
             pieces = (photo_pieces(shape, COMPARED) - _channels(mean)) / _channels(std)
-            quantized = _compare_quantized(float32, OnnxModule(small), pieces, batch or 1, _size(small))
+            quantized = _compare_quantized(float32, OnnxModule(small), pieces, batch or 1, _size(small), say)
         move_files(exported, path)
     return WholeExportReport(str(path), size, (batch or BATCH, *shape), names, worst, quantized)
 
@@ -210,10 +210,12 @@ def _difference(model: nn.Module, exported: OnnxModule, shape: tuple[int, int, i
 
 
 def _compare_quantized(
-    float32: OnnxModule, int8: OnnxModule, images: Tensor, batch: int, size_mb: float
+    float32: OnnxModule, int8: OnnxModule, images: Tensor, batch: int, size_mb: float, say: Callable[[str], None]
 ) -> QuantizedWhole:
     batches = [each for each in images.repeat(-(-batch // len(images)), 1, 1, 1).split(batch) if len(each) == batch]
     agreement = compare_outputs(float32, int8, batches)
+    for note in agreement.notes:
+        say(note)
     turns = time_in_turns({"float32": float32, "int8": int8}, batches[0], rounds=ROUNDS, seconds=0.2)
     return QuantizedWhole(
         images=agreement.samples,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tosa_cli.errors import DataError
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.nearness import SURE, mean_of, moments
-from tosa_cli.measure.agreement import chief_figure, compare_batch, outputs_of
+from tosa_cli.measure.agreement import WHY_SILENT, chief_figure, compare_batch, is_silent, outputs_of
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.runs import Run, dense
 from tosa_cli.model.stream import Stream, run_all
@@ -205,9 +205,15 @@ class Agreement(DropJudge):
             figures = compare_batch(self._dense_outputs(number, batch), outputs_of(self.model, batch))
             self.figure = self.figure or chief_figure(figures)
             output, figure = self.figure
-            parts.append(100 - 100 * figures[output][figure].double().cpu())
-            self.progress.advance(len(parts[-1]), "")
+            silent = is_silent(torch.stack([*figures[output].values()]))
+            parts.append(100 - 100 * figures[output][figure][~silent].double().cpu())
+            self.progress.advance(len(silent), "")
         points = torch.cat(parts)
+        if not len(points):
+            raise DataError(
+                f"No held-out image says anything of {output}: {WHY_SILENT}. Take other images, or hold the encoder's "
+                f"tokens with --min-cosine."
+            )
         drop, error = mean_of(moments(points), len(points))
         is_count = self.figure is not None and self.figure[1] == "top1_agreement"
         return Drop(

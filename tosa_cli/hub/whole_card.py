@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from tosa_cli.hub.measured import describe_search, describe_selectors, how_chosen
+from tosa_cli.measure.agreement import AgreementReport
 from tosa_cli.model.runs.find import converted_runs
 from tosa_cli.model.runs.flops import count_whole
 from tosa_cli.provenance import Provenance
@@ -80,8 +81,9 @@ def render_whole_card(model: Any, provenance: Provenance, name: str) -> str:
             for output, figures in agreement["outputs"].items()
             for figure, value in figures.items()
         ]
+        notes = [f"{note}\n" for note in AgreementReport(**agreement).notes]
         measured += f"\n## Agreement with the dense model, on {agreement['samples']} images\n\n" + "\n".join(
-            ["| output | figure | mean |", "|---|---|---|", *rows, ""]
+            ["| output | figure | mean |", "|---|---|---|", *rows, "", *notes]
         )
     return _TEXT.format(
         metadata=data.to_yaml(),

@@ -125,8 +125,10 @@ def evaluate(
             )
     listener.say(f"Comparing outputs on {counted(len(photos.files), 'image')} of {data_dir} ...")
     report = compare_outputs(dense, part, batches)
-    for skipped in photos.skipped:
-        listener.warn(f"Skipped {skipped}.")
+    for warning in (*(f"Skipped {skipped}." for skipped in photos.skipped), *report.notes):
+        listener.warn(warning)
+    if not report.outputs:
+        raise DataError(f"No image of {data_dir} says anything of the outputs of {name}: take other images.")
     return report
 
 
