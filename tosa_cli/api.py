@@ -94,7 +94,8 @@ def convert(
     if isinstance(source, nn.Module) and is_whole(source):
         if isinstance(config, ConvertConfig):
             raise ConfigError(
-                f"{type(source).__name__} is converted in place, by a TosaConfig, which names layers and keep rates."
+                f"{type(source).__name__} is converted in place, by a TosaConfig, which names layers and keep rates: "
+                f"pass one."
             )
         return convert_whole(source, config, example)
     if example is not None:

@@ -101,7 +101,9 @@ class Places(Settings):
         """
         for layer in self.layers:
             if layer > depth:
-                raise ConfigError(f"Layer {layer} was asked for, but the model has {depth} layers (1 to {depth}).")
+                raise ConfigError(
+                    f"Layer {layer} was asked for, but the model has layers 1 to {depth}: choose among these."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,7 @@ class Method(Settings):
             )
             raise ConfigError(
                 f"The selector {self.selector!r} does not go with the bypass {self.bypass!r}: a layer that computes "
-                f"groups of tokens has the selector {selectors} and the bypass {bypasses}."
+                f"groups of tokens has the selector {selectors} and the bypass {bypasses}. Pass both, or none."
             )
         if self.span > 1 and self.reads_maps:
             raise ConfigError(

@@ -89,7 +89,9 @@ class Provenance:
                 raise ConfigError(f"{name} in the tosa block should be a text, not {value!r}.")
         for step in values.get("steps", {}):
             if command_of(step) not in COMMANDS.values():
-                raise ConfigError(f"steps in the tosa block has {step!r}, which no command is called.")
+                raise ConfigError(
+                    f"steps in the tosa block has {step!r}, but steps are of {', '.join(COMMANDS.values())}."
+                )
         return cls(**values)
 
     def after(

@@ -156,7 +156,7 @@ ROWS: list[tuple[Prepare, str, str]] = [
     (
         with_one_image,
         f"distill --data-dir one {TRAIN}",
-        "one holds only one image, but training needs one more to measure on.",
+        "one holds only one image, but training needs one more to measure on: add images.",
     ),
     (
         without_class_9,
@@ -282,7 +282,7 @@ ROWS: list[tuple[Prepare, str, str]] = [
     (
         written("dense-tosa/config.json", "{"),
         "viz dense-tosa photos/000.jpg --no-compare",
-        "dense-tosa/config.json cannot be read as JSON (…).",
+        "dense-tosa/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         written("theirs/config.json", '{"model_type": "swin"}'),

@@ -246,12 +246,13 @@ DATA: list[Row] = [
     (
         "a split file that is not there",
         lambda: pairs(data_format="nyu", split_file="no.txt"),
-        "The split file no.txt cannot be read ([Errno …] No such file or directory: 'no.txt').",
+        "The split file no.txt cannot be read ([Errno …] No such file or directory: 'no.txt'). Check its path, and "
+        "that it is text.",
     ),
     (
         "a split file without depth maps",
         lambda: pairs(data_format="nyu", split_file="none.txt"),
-        "The split file none.txt names no image with a depth map.",
+        "The split file none.txt names no image with a depth map: a line for each is 'IMAGE DEPTH'.",
     ),
     (
         "an image without a map",

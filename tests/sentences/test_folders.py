@@ -203,37 +203,37 @@ LOADED: list[Row] = [
     (
         "a pretrained_cfg that timm does not know",
         lambda model: load(edited(model, set_value("pretrained_cfg", "no", value=1))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "no base architecture",
         lambda model: load(edited(model, drop(ARGS, "base_architecture"))),
-        "model/config.json lacks 'base_architecture' under model_args.",
+        "model/config.json lacks 'base_architecture' under model_args: put it there, or convert the source anew.",
     ),
     (
         "an unknown base architecture",
         lambda model: load(edited(model, set_value(ARGS, "base_architecture", value="vit_of_mine"))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "a base architecture that is a number",
         lambda model: load(edited(model, set_value(ARGS, "base_architecture", value=5))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "a base architecture that cannot be converted",
         lambda model: load(edited(model, set_value(ARGS, "base_architecture", value="test_resnet"))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "a base architecture that is converted",
         lambda model: load(edited(model, set_value(ARGS, "base_architecture", value="tosa_vit"))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "no layers",
         lambda model: load(edited(model, drop(ARGS, "layers"))),
-        "model/config.json lacks 'layers' under model_args.",
+        "model/config.json lacks 'layers' under model_args: put it there, or convert the source anew.",
     ),
     (
         "layers that are a text",
@@ -243,7 +243,7 @@ LOADED: list[Row] = [
     (
         "a layer that is not there",
         lambda model: load(edited(model, set_value(ARGS, "layers", value=[2, 4, 9]))),
-        "model/config.json cannot be used: Layer 9 was asked for, but the model has 6 layers (1 to 6).",
+        "model/config.json cannot be used: Layer 9 was asked for, but the model has layers 1 to 6: choose among these.",
     ),
     (
         "adjacent layers",
@@ -259,7 +259,7 @@ LOADED: list[Row] = [
     (
         "a misspelt argument",
         lambda model: load(edited(model, set_value(ARGS, "keep_rat", value=0.5))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "an unknown selector",
@@ -270,7 +270,7 @@ LOADED: list[Row] = [
     (
         "an image size that is a text",
         lambda model: load(edited(model, set_value(ARGS, "img_size", value="big"))),
-        "model/config.json does not describe a model (…).",
+        "model/config.json does not describe a model (…): correct it, or convert the source anew.",
     ),
     (
         "another kernel of the selectors",
@@ -307,12 +307,12 @@ LOADED: list[Row] = [
     (
         "a configuration that ends early",
         lambda model: load(rewritten(model, "config.json", b"{")),
-        "model/config.json cannot be read as JSON (…).",
+        "model/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "an empty configuration",
         lambda model: load(rewritten(model, "config.json", b"")),
-        "model/config.json cannot be read as JSON (…).",
+        "model/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "a configuration that is a list",
@@ -322,17 +322,17 @@ LOADED: list[Row] = [
     (
         "a configuration that is no text",
         lambda model: load(rewritten(model, "config.json", b"\xff")),
-        "model/config.json cannot be read as JSON (…).",
+        "model/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "no weights",
         lambda model: load(without(model, "model.safetensors")),
-        "model has no model.safetensors, so it is not a whole model folder.",
+        "model has no model.safetensors, so it is not a whole model folder: copy it again.",
     ),
     (
         "no configuration",
         lambda model: load(without(model, "config.json")),
-        "model has no config.json, so it is not a model folder.",
+        "model has no config.json, so it is not a model folder: name one that has it.",
     ),
     (
         "a folder that is not there",

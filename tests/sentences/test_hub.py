@@ -184,7 +184,8 @@ HUB: list[Row] = [
     (
         "a foreign source",
         lambda stub_hub, dense: load_source(put(stub_hub, {**contents(dense), "config.json": b'{"model": "bert"}'})),
-        "In me/model, config.json has no 'architecture', so it is not in timm's format.",
+        "In me/model, config.json has no 'architecture', so it is not in timm's format: name a folder that timm or "
+        "transformers wrote.",
     ),
     (
         "a source that is a list",
@@ -194,7 +195,7 @@ HUB: list[Row] = [
     (
         "a source that is no JSON",
         lambda stub_hub, dense: load_source(put(stub_hub, {**contents(dense), "config.json": b"{"})),
-        "config.json of me/model cannot be read as JSON (…).",
+        "config.json of me/model cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "a source on the Hub that is cut short",

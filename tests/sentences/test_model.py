@@ -293,17 +293,17 @@ REFUSED: list[Row] = [
     (
         "a layer that is not there",
         lambda: TosaViT(make_vit(), TosaConfig(layers=(2, 9))),
-        "Layer 9 was asked for, but the model has 6 layers (1 to 6).",
+        "Layer 9 was asked for, but the model has layers 1 to 6: choose among these.",
     ),
     (
         "a layer that is not there, counted",
         lambda: count_flops(make_vit(), TosaConfig(layers=(2, 7))),
-        "Layer 7 was asked for, but the model has 6 layers (1 to 6).",
+        "Layer 7 was asked for, but the model has layers 1 to 6: choose among these.",
     ),
     (
         "a layer that is not there, converted",
         lambda: insert_selectors(make_vit(), TosaConfig(layers=(2, 7))),
-        "Layer 7 was asked for, but the model has 6 layers (1 to 6).",
+        "Layer 7 was asked for, but the model has layers 1 to 6: choose among these.",
     ),
     (
         "a reduction out of reach",
@@ -393,7 +393,8 @@ REFUSED: list[Row] = [
     (
         "an oracle of heads",
         lambda: with_oracle(make_tosa(selection="per-head")),
-        "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection.",
+        "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection: leave out "
+        "--selector oracle.",
     ),
     (
         "an unknown decoder",

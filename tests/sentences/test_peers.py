@@ -101,7 +101,7 @@ PEERS: list[Row] = [
     (
         "a schedule of one layer",
         lambda: MergedViT(make_vit(), "merge", [1]),
-        "1 numbers of merged tokens were given for 6 layers.",
+        "1 numbers of merged tokens were given for 6 layers: give one a layer.",
     ),
     (
         "a schedule of too many tokens",

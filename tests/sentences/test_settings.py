@@ -332,7 +332,7 @@ SETTINGS: list[tuple[type[Settings], dict[str, Any], str]] = [
         {"outputs": ("logits", "tokens")},
         "--outputs must be one of: logits, pooler_output, last_hidden_state; not 'tokens'.",
     ),
-    (ExportConfig, {"outputs": ("logits", "logits")}, "--outputs names one twice: logits, logits."),
+    (ExportConfig, {"outputs": ("logits", "logits")}, "--outputs names one twice, in logits,logits: name each once."),
     (ExportConfig, {"batch_size": 0}, "--batch-size must be 1 or more, not 0."),
     (ExportConfig, {"opset": 17}, "--opset must be from 18 to 23, not 17."),
     (ExportConfig, {"atol": 0.0}, "--atol must be above 0, not 0.0."),
@@ -454,7 +454,7 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
     (
         "a layer that is not there",
         lambda: TosaConfig(layers=(2, 13)).check_depth(12),
-        "Layer 13 was asked for, but the model has 12 layers (1 to 12).",
+        "Layer 13 was asked for, but the model has layers 1 to 12: choose among these.",
     ),
     (
         "a key like a valid one",
@@ -472,10 +472,10 @@ CALLS: list[tuple[str, Callable[[], Any], str]] = [
 COMMANDS = [
     ("convert deit_tny --layers 2", "timm knows no model 'deit_tny'. Did you mean deit_tiny or …?"),
     ("convert dense --layers 0", "Layer 0 was given, but layers are whole numbers from 1 up."),
-    ("convert dense --layers 7", "Layer 7 was asked for, but the model has 6 layers (1 to 6)."),
+    ("convert dense --layers 7", "Layer 7 was asked for, but the model has layers 1 to 6: choose among these."),
     (
         "convert deit_tiny --layers 2,13 --no-pretrained",
-        "Layer 13 was asked for, but the model has 12 layers (1 to 12).",
+        "Layer 13 was asked for, but the model has layers 1 to 12: choose among these.",
     ),
     (
         "convert dense --layers 1,3",

@@ -155,17 +155,17 @@ SOURCES: list[Row] = [
     (
         "a source's configuration that ends early",
         lambda dense: load_source(rewritten(dense, "config.json", b"{")),
-        "dense/config.json cannot be read as JSON (…).",
+        "dense/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "a source's configuration of no length",
         lambda dense: load_source(rewritten(dense, "config.json", b"")),
-        "dense/config.json cannot be read as JSON (…).",
+        "dense/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "a source's configuration that is no text",
         lambda dense: load_source(rewritten(dense, "config.json", b"\xff\xfe")),
-        "dense/config.json cannot be read as JSON (…).",
+        "dense/config.json cannot be read as JSON (…): copy or download it again.",
     ),
     (
         "a source's configuration that is a list",
@@ -180,31 +180,34 @@ SOURCES: list[Row] = [
     (
         "a source's configuration without keys",
         lambda dense: load_source(rewritten(dense, "config.json", b"{}")),
-        "In dense, config.json has no 'architecture', so it is not in timm's format.",
+        "In dense, config.json has no 'architecture', so it is not in timm's format: name a folder that timm or "
+        "transformers wrote.",
     ),
     (
         "an architecture that is a number",
         lambda dense: load_source(rewritten(dense, "config.json", b'{"architecture": 5}')),
-        "In dense, config.json has no 'architecture', so it is not in timm's format.",
+        "In dense, config.json has no 'architecture', so it is not in timm's format: name a folder that timm or "
+        "transformers wrote.",
     ),
     (
         "an architecture that timm does not know",
         lambda dense: load_source(rewritten(dense, "config.json", b'{"architecture": "vit_of_mine"}')),
-        "config.json of dense names the architecture 'vit_of_mine', which timm does not know.",
+        "config.json of dense names the architecture 'vit_of_mine', which timm does not know: update timm, or correct "
+        "it.",
     ),
     (
         "a pretrained_cfg that is a number",
         lambda dense: load_source(
             rewritten(dense, "config.json", b'{"architecture": "test_vit", "pretrained_cfg": 5}')
         ),
-        "dense has a configuration of the wrong shape (AttributeError: …).",
+        "dense has a configuration of the wrong shape (AttributeError: …): correct its config.json.",
     ),
     (
         "a pretrained_cfg with a foreign key",
         lambda dense: load_source(
             rewritten(dense, "config.json", b'{"architecture": "test_vit", "pretrained_cfg": {"no": 1}}')
         ),
-        "dense has a configuration of the wrong shape (TypeError: …).",
+        "dense has a configuration of the wrong shape (TypeError: …): correct its config.json.",
     ),
     (
         "foreign arguments",
@@ -213,19 +216,19 @@ SOURCES: list[Row] = [
                 dense, "config.json", b'{"architecture": "test_vit", "pretrained_cfg": {}, "model_args": {"no": 1}}'
             )
         ),
-        "dense has a configuration of the wrong shape (TypeError: …).",
+        "dense has a configuration of the wrong shape (TypeError: …): correct its config.json.",
     ),
     (
         "arguments of a source that are a number",
         lambda dense: load_source(
             rewritten(dense, "config.json", b'{"architecture": "test_vit", "pretrained_cfg": {}, "model_args": 5}')
         ),
-        "dense has a configuration of the wrong shape (AttributeError: …).",
+        "dense has a configuration of the wrong shape (AttributeError: …): correct its config.json.",
     ),
     (
         "a source without weights",
         lambda dense: load_source(without(dense, "model.safetensors")),
-        "The weights of dense cannot be loaded (…).",
+        "The weights of dense cannot be loaded (…). Download or copy them again.",
     ),
     (
         "a source without configuration",
@@ -355,7 +358,7 @@ SOURCES: list[Row] = [
     (
         "a file of something else",
         lambda: load_source(written("test_vit.pth", b"hello, world")),
-        "The weights of test_vit.pth cannot be loaded (…).",
+        "The weights of test_vit.pth cannot be loaded (…). Download or copy them again.",
     ),
     (
         "a file with another suffix",
@@ -472,7 +475,8 @@ TRANSFORMERS: list[Row] = [
     (
         "an activation that timm lacks",
         lambda: load_source(described(model_type="vit", hidden_act="mish")),
-        "theirs cannot be converted: no timm ViT expresses hidden_act = 'mish' of its config.json.",
+        "theirs cannot be converted: no timm ViT expresses hidden_act = 'mish' of its config.json. Convert it as a "
+        "whole, with `tosa convert theirs --whole`.",
     ),
     (
         "another kind of positions",
@@ -487,22 +491,23 @@ TRANSFORMERS: list[Row] = [
     (
         "a width that is a text",
         lambda: load_source(described(**{**published("google/vit-base-patch16-224"), "hidden_size": "many"})),
-        "config.json of theirs has a value of the wrong shape (TypeError: …).",
+        "config.json of theirs has a value of the wrong shape (TypeError: …): correct it, or download it again.",
     ),
     (
         "no heads",
         lambda: load_source(described(**{**published("google/vit-base-patch16-224"), "num_attention_heads": 0})),
-        "config.json of theirs has a value of the wrong shape (ZeroDivisionError: …).",
+        "config.json of theirs has a value of the wrong shape (ZeroDivisionError: …): correct it, or download it "
+        "again.",
     ),
     (
         "an image size without width",
         lambda: load_source(described(**{**published("google/vit-base-patch16-224"), "image_size": {"height": 224}})),
-        "config.json of theirs has a value of the wrong shape (TypeError: …).",
+        "config.json of theirs has a value of the wrong shape (TypeError: …): correct it, or download it again.",
     ),
     (
         "class numbers that are none",
         lambda: load_source(described(**{**published("google/vit-base-patch16-224"), "id2label": {"a": "b"}})),
-        "config.json of theirs has a value of the wrong shape (ValueError: …).",
+        "config.json of theirs has a value of the wrong shape (ValueError: …): correct it, or download it again.",
     ),
     (
         "class numbers from 1",
@@ -510,12 +515,12 @@ TRANSFORMERS: list[Row] = [
             described(**{**published("google/vit-base-patch16-224"), "id2label": {"1": "owl", "2": "cat"}})
         ),
         "config.json of theirs has a value of the wrong shape (ValueError: id2label does not number the "
-        "classes from 0).",
+        "classes from 0): correct it, or download it again.",
     ),
     (
         "architectures that are a number",
         lambda: load_source(described(**{**published("google/vit-base-patch16-224"), "architectures": 5})),
-        "config.json of theirs has a value of the wrong shape (TypeError: …).",
+        "config.json of theirs has a value of the wrong shape (TypeError: …): correct it, or download it again.",
     ),
     (
         "a head that timm does not have",
@@ -527,27 +532,29 @@ TRANSFORMERS: list[Row] = [
     (
         "a filter that is none",
         lambda: image_settings_of({**SQUARE, **{"resample": 17}}),
-        "The image processor's configuration of it cannot be used (IndexError: …).",
+        "The image processor's configuration of it cannot be used (IndexError: …): correct it, or download it again.",
     ),
     (
         "a size without height",
         lambda: image_settings_of({**SQUARE, **{"size": {"width": 5}}}),
-        "The image processor's configuration of it cannot be used (KeyError: …).",
+        "The image processor's configuration of it cannot be used (KeyError: …): correct it, or download it again.",
     ),
     (
         "two means",
         lambda: image_settings_of({**SQUARE, **{"image_mean": [0.5, 0.5]}}),
-        "The image processor's configuration of it cannot be used (ValueError: 2 values for 3 channels).",
+        "The image processor's configuration of it cannot be used (ValueError: 2 values for 3 channels): correct it, "
+        "or download it again.",
     ),
     (
         "a deviation that is a text",
         lambda: image_settings_of({**SQUARE, **{"image_std": "half"}}),
-        "The image processor's configuration of it cannot be used (ValueError: …).",
+        "The image processor's configuration of it cannot be used (ValueError: …): correct it, or download it again.",
     ),
     (
         "a factor of 0",
         lambda: image_settings_of({**SQUARE, **{"rescale_factor": 0}}),
-        "The image processor's configuration of it cannot be used (ZeroDivisionError: …).",
+        "The image processor's configuration of it cannot be used (ZeroDivisionError: …): correct it, or download it "
+        "again.",
     ),
 ]
 """Folders in transformers' format."""

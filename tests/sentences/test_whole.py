@@ -212,7 +212,7 @@ CONFIGS: list[Row] = [
     (
         "a value of another type",
         lambda theirs: load_saying(theirs, "patch_size", "wide"),
-        "theirs was not read by transformers (…).",
+        "theirs was not read by transformers (…): correct it, or update transformers.",
     ),
     (
         "a quantized model",
@@ -271,7 +271,8 @@ IMAGES: list[Row] = [
     (
         "a processor of no name",
         lambda theirs: prepares(theirs, image_processor_type=5),
-        "theirs/preprocessor_config.json was not read by transformers (AttributeError: …).",
+        "theirs/preprocessor_config.json was not read by transformers (AttributeError: …): correct it, or update "
+        "transformers.",
     ),
     (
         "tokens that are not finite while rates are sought",

@@ -89,7 +89,10 @@ def open_dataset(
         if isinstance(error, ImportError) or "Please install" in reason:
             extra = dataset.partition("/")[0]
             raise DataError(f"Reading {dataset} needs a package: run `pip install 'tosa-cli[{extra}]'`.") from error
-        raise DataError(f"The data set {dataset or data_dir} cannot be opened ({reason}).") from error
+        raise DataError(
+            f"The data set {dataset or data_dir} cannot be opened ({reason}). Check its name, and that it can be "
+            f"reached."
+        ) from error
     reader = opened.reader
     if isinstance(opened, IterableDataset) and not training:
         # Held-out images are measured by the main process, which has to see all of them.

@@ -90,7 +90,7 @@ def open_images(
         held_out_set = _open_separate(data, opened, batch_size)
         held_out_indices = None if is_streamed(held_out_set) else list(range(len(held_out_set)))
     elif not held_out_indices:
-        raise DataError(f"{name} holds only one image, but training needs one more to measure on.")
+        raise DataError(f"{name} holds only one image, but training needs one more to measure on: add images.")
     if held_out_indices is not None and max_held_out is not None:
         chosen, _ = split_indices(len(held_out_indices), max_held_out, hold_out=False)
         held_out_indices = [held_out_indices[position] for position in chosen]

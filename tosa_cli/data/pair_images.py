@@ -127,7 +127,7 @@ class PairSamples(Dataset[PairSample]):
             DataError: If it is of the wrong size, type or unit.
         """
         if not len(self):
-            raise DataError(f"{self.pairs.folder} holds no images with a map.")
+            raise DataError(f"{self.pairs.folder} holds no images with a map: name another folder with --data-dir.")
         try:
             self._read(self.indices[0])
         except DataError:

@@ -201,7 +201,9 @@ def pairs_of_folder(wanted: Wanted) -> PairFiles:
             raise DataError(f"{image} has no map: expected {maps / name.with_suffix(MAP_SUFFIXES[task][0])}.")
         files.append((image, found[0]))
     if not files:
-        raise DataError(f"{images} holds no images (.jpg, .png).")
+        raise DataError(
+            f"{images} holds no images (.jpg, .png): put them there, or name another folder with --data-dir."
+        )
     return PairFiles(root, files, wanted.read_map)
 
 
@@ -225,9 +227,14 @@ def pairs_of_mat(path: Path, split: str) -> LabelledMat:
             count = len(file["rawDepths"]) if "images" in file else 0
         indices: Any = loadmat(splits)[key].ravel().astype(int) - 1
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} or {SPLITS_MAT} is not of NYU Depth v2, or cut short ({error}).") from error
+        raise DataError(
+            f"{path} or {SPLITS_MAT} is not of NYU Depth v2, or cut short ({error}). Download both again."
+        ) from error
     if not len(indices) or indices.max() >= count:
-        raise DataError(f"{splits} names image {indices.max(initial=-1) + 1}, but {path.name} has {count} images.")
+        raise DataError(
+            f"{splits} names image {indices.max(initial=-1) + 1}, but {path.name} has {count} images: download both "
+            f"again."
+        )
     return LabelledMat(path, indices.tolist())
 
 
@@ -245,7 +252,9 @@ def pairs_of_split_file(wanted: Wanted, parts: Sequence[Path]) -> PairFiles:
     try:
         lines = Path(split_file).read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise DataError(f"The split file {split_file} cannot be read ({error}).") from error
+        raise DataError(
+            f"The split file {split_file} cannot be read ({error}). Check its path, and that it is text."
+        ) from error
     files = []
     for number, line in enumerate(lines, start=1):
         words = line.split()
@@ -263,5 +272,7 @@ def pairs_of_split_file(wanted: Wanted, parts: Sequence[Path]) -> PairFiles:
             raise DataError(f"Line {number} of {split_file} names {missing}, which does not exist: check {option}.")
         files.append((image, found[0]))
     if not files:
-        raise DataError(f"The split file {split_file} names no image with a depth map.")
+        raise DataError(
+            f"The split file {split_file} names no image with a depth map: a line for each is 'IMAGE DEPTH'."
+        )
     return PairFiles(root, files, wanted.read_map)

@@ -53,7 +53,7 @@ class ExportConfig(CommandSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.outputs)) < len(self.outputs):
-            raise ConfigError(f"--outputs names one twice: {', '.join(self.outputs)}.")
+            raise ConfigError(f"--outputs names one twice, in {','.join(self.outputs)}: name each once.")
         if self.quantize and self.format != "onnx":
             raise ConfigError("--quantize is for ONNX files: leave it out, or choose the format onnx.")
         if self.quantize == "static" and not self.data_dir:

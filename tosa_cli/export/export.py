@@ -235,7 +235,9 @@ def _export_pt2(job: _Job, path: Path) -> _Exported:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"PyTorch {torch.__version__} could not export this model ({reason}).") from error
+        raise ExportError(
+            f"PyTorch {torch.__version__} could not export this model ({reason}). Please report the model's name."
+        ) from error
     return path, job.check(loaded.module(), told.module()), None, None
 
 

@@ -98,7 +98,9 @@ class OpenVinoModule(nn.Module):
             self.compiled: Any = openvino.compile_model(str(path), DEVICE, settings)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"{openvino_name()} does not take the exported file ({reason}).") from error
+            raise ExportError(
+                f"{openvino_name()} does not take the exported file ({reason}). Update it, or take ONNX Runtime."
+            ) from error
         self.names = [output.get_any_name() for output in self.compiled.outputs]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -181,7 +181,8 @@ def export_whole(
         if not worst <= config.atol:
             raise ExportError(
                 f"The outputs of the ONNX file differ from the model's by {worst:.2g} of their largest value, more "
-                f"than --atol {config.atol:g}: nothing was written."
+                f"than --atol {config.atol:g}. Nothing was written: pass a greater --atol if that is accurate enough "
+                f"for you."
             )
         quantized = None
         if config.quantize is not None:

@@ -119,7 +119,7 @@ def choose_run_rates(
         )
     wish = wished(min_cosine, max_drop)
     if converted_runs(model):
-        raise ConfigError("The model is converted already: rates are found before.")
+        raise ConfigError("The model is converted already: load its source, and find rates for that.")
     batches = list(batches)
     if not batches:
         raise DataError("There is no batch to measure on: pass an iterable of what the model is called with.")

@@ -260,7 +260,8 @@ def plan_model(config: Mapping[str, Any], shown: str) -> Plan:
         return _plan(config, family, shown)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"config.json of {shown} has a value of the wrong shape ({type(error).__name__}: {error})."
+            f"config.json of {shown} has a value of the wrong shape ({type(error).__name__}: {error}): correct it, or "
+            f"download it again."
         ) from error
 
 
@@ -279,7 +280,8 @@ def _plan(config: Mapping[str, Any], family: Family, shown: str) -> Plan:
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise _refuse(shown, "position_embedding_type", values["position_embedding_type"])
     if values["hidden_act"] not in ACTIVATIONS:
-        raise _refuse(shown, "hidden_act", values["hidden_act"])
+        instead = f" Convert it as a whole, with `tosa convert {shown} --whole`."
+        raise _refuse(shown, "hidden_act", values["hidden_act"], instead)
     if values["hidden_size"] % values["num_attention_heads"]:
         raise _refuse(shown, "num_attention_heads", values["num_attention_heads"])
     architecture = _name(values, family, head)
@@ -386,7 +388,7 @@ def _plain(value: Any) -> Any:
     return value[0] if len(set(value)) == 1 else list(value)
 
 
-def _refuse(shown: str, name: str, value: Any) -> UnsupportedModelError:
+def _refuse(shown: str, name: str, value: Any, instead: str = "") -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{shown} cannot be converted: no timm ViT expresses {name} = {value!r} of its config.json."
+        f"{shown} cannot be converted: no timm ViT expresses {name} = {value!r} of its config.json.{instead}"
     )

@@ -189,14 +189,16 @@ def load_checked(
         # Of the very commit that the configuration is of: a branch may move on in between.
         fetch_file(repo_id, WEIGHTS, revision=folder.name, **place)
     if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder.")
+        raise CheckpointError(f"{folder} has no {WEIGHTS}, so it is not a whole model folder: copy it again.")
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except TosaError as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be used: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / CONFIG} does not describe a model ({reason}).") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} does not describe a model ({reason}): correct it, or convert the source anew."
+        ) from error
     try:
         state = load_file(folder / WEIGHTS)
         check_floats(state, str, str(folder))
@@ -209,7 +211,9 @@ def load_checked(
         create_transform(**resolve_data_config(model=model))
     except Exception as error:
         reason = " ".join(str(error).split()) or "of its mean and std, one number a channel is expected"
-        raise CheckpointError(f"pretrained_cfg in {folder / CONFIG} cannot be used ({reason}).") from error
+        raise CheckpointError(
+            f"pretrained_cfg in {folder / CONFIG} cannot be used ({reason}): correct it, or convert the source anew."
+        ) from error
     if any(parameter.is_meta for parameter in model.parameters()):
         raise CheckpointError(f"{folder / CONFIG} cannot be used: leave out 'device' under model_args.")
     model.provenance = provenance
@@ -266,7 +270,7 @@ def check_config(config: dict[str, Any], folder: str) -> Provenance:
     args = config["model_args"]
     for key in ("base_architecture", "layers"):
         if key not in args:
-            raise CheckpointError(f"{path} lacks {key!r} under model_args.")
+            raise CheckpointError(f"{path} lacks {key!r} under model_args: put it there, or convert the source anew.")
     if args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise CheckpointError(
             f"{path} names {config.get('num_classes')} classes at the top, but "

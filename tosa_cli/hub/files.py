@@ -82,7 +82,7 @@ class Files:
     def _parts(self, index: str) -> list[Path]:
         names = (self.json(index) or {}).get("weight_map")
         if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{index} of {self.shown} names no files under 'weight_map'.")
+            raise CheckpointError(f"{index} of {self.shown} names no files under 'weight_map'. Download it again.")
         parts = []
         for name in sorted(set(map(str, names.values()))):
             # A name is not a path: it must not lead out of the model.

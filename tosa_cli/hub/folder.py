@@ -38,9 +38,11 @@ def read_json(path: Path, shown: str | None = None) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(values, ensure_ascii=False).encode()  # an escape may stand for half a character
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}, so it is not a model folder.") from None
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}, so it is not a model folder: name one that has it."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{shown} cannot be read as JSON ({error}).") from error
+        raise CheckpointError(f"{shown} cannot be read as JSON ({error}): copy or download it again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{shown} should hold a JSON object, but holds a {type(values).__name__}.")
     return values

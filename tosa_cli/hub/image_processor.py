@@ -131,7 +131,8 @@ def image_settings(
         }
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"The image processor's configuration of {shown} cannot be used ({type(error).__name__}: {error})."
+            f"The image processor's configuration of {shown} cannot be used ({type(error).__name__}: {error}): correct "
+            f"it, or download it again."
         ) from error
 
 

@@ -65,7 +65,7 @@ def make_predictor(
     except TypeError as error:
         raise UnsupportedModelError(
             f"{name} is a {args['base_architecture']}, which takes images of one size only, so it cannot be an encoder "
-            f"for depth and segmentation ({error})."
+            f"for depth and segmentation ({error}): take another model."
         ) from error
     needed = model.encoder.state_dict()
     model.encoder.load_state_dict({key: value for key, value in encoder.state_dict().items() if key in needed})

@@ -138,11 +138,13 @@ def plan_push(folder: Path, repo_id: str | None = None, pictures: Mapping[str, b
             contents[RECIPE] = public_recipe(contents[RECIPE], config.get("tosa", {}).get("base_hub_id"))
     except (ValueError, RecursionError, YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / RECIPE} cannot be read as YAML ({reason}).") from error
+        raise CheckpointError(
+            f"{folder / RECIPE} cannot be read as YAML ({reason}): correct it, or remove it."
+        ) from error
     try:
         card = add_pictures(public_card(contents[CARD].decode(), config), tuple(pictures), config)
     except ValueError as error:
-        raise CheckpointError(f"{folder / CARD} cannot be read as text ({error}).") from error
+        raise CheckpointError(f"{folder / CARD} cannot be read as text ({error}): save it in UTF-8.") from error
     contents[CARD] = (address_card(card, repo_id) if repo_id else card).encode()
     return PushPlan(folder, tuple(PushedFile(name, content) for name, content in contents.items()), repo_id)
 

@@ -235,9 +235,15 @@ def _check_config(config: dict[str, Any], shown: str) -> None:
             f"{shown}`."
         )
     if not isinstance(architecture, str):
-        raise CheckpointError(f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format.")
+        raise CheckpointError(
+            f"In {shown}, {CONFIG} has no 'architecture', so it is not in timm's format: name a folder that timm or "
+            f"transformers wrote."
+        )
     if not timm.is_model(architecture):
-        raise CheckpointError(f"{CONFIG} of {shown} names the architecture {architecture!r}, which timm does not know.")
+        raise CheckpointError(
+            f"{CONFIG} of {shown} names the architecture {architecture!r}, which timm does not know: update timm, or "
+            f"correct it."
+        )
     args = config.get("model_args")
     if isinstance(args, dict) and args.get("num_classes", config.get("num_classes")) != config.get("num_classes"):
         raise CheckpointError(

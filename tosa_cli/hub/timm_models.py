@@ -87,13 +87,18 @@ def _explain(error: Exception, name: str, source: str) -> TosaError:
     if "No pretrained weights exist" in text:
         return SourceError(f"timm has no pretrained weights of {source}. Pass --no-pretrained, or name a weights file.")
     if "Unknown model" in text:
-        return CheckpointError(f"{source} names an architecture that timm does not know ({text}).")
+        return CheckpointError(f"{source} names an architecture that timm does not know ({text}): update timm.")
     if isinstance(error, TypeError) and "device" in text:
-        return SourceError(f"{source} cannot be converted: timm builds it in a way of its own.")
+        return SourceError(
+            f"{source} cannot be converted: timm builds it in a way of its own. Type `tosa list` to see what can be."
+        )
     if isinstance(error, (RuntimeError, SafetensorError)) and not _is_network(error):
         return weights_error(error, source)
     if isinstance(error, (KeyError, AttributeError, TypeError, AssertionError)):
-        return CheckpointError(f"{source} has a configuration of the wrong shape ({type(error).__name__}: {text}).")
+        return CheckpointError(
+            f"{source} has a configuration of the wrong shape ({type(error).__name__}: {text}): correct its "
+            f"config.json."
+        )
     return explain_hub_error(error, source)
 
 

@@ -36,7 +36,7 @@ def record_settings(model: Any) -> None:
         if not any(id(each) in held for each in same):
             raise UnsupportedModelError(
                 f"The config of {type(model).__name__} does not hold that of its {type(owner).__name__}, so the "
-                f"converted model could not be saved."
+                f"converted model could not be saved: convert the {type(owner).__name__} alone."
             )
         for each in same:
             setattr(each, SETTINGS_KEY, run.to_dict())

@@ -286,4 +286,4 @@ def weights_error(error: Exception, what: str) -> TosaError:
         return CheckpointError(f"The weights of {what} do not fit: they {problem} {key!r}.")
     if isinstance(error, (EOFError, AttributeError, TypeError)) or "PytorchStreamReader" in text:
         return CheckpointError(f"The weights of {what} are broken or cut short. Download or copy them again.")
-    return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}).")
+    return CheckpointError(f"The weights of {what} cannot be loaded ({text[:300]}). Download or copy them again.")

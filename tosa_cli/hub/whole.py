@@ -158,6 +158,7 @@ def _processor(place: str, folder: Path, options: dict[str, Any]) -> Any:
             wrong = error
     if wrong is not None and files:
         raise CheckpointError(
-            f"{files[0]} was not read by transformers ({type(wrong).__name__}: {' '.join(str(wrong).split())[:200]})."
+            f"{files[0]} was not read by transformers ({type(wrong).__name__}: {' '.join(str(wrong).split())[:200]}): "
+            f"correct it, or update transformers."
         ) from wrong
     return None

@@ -133,7 +133,9 @@ def foreign(name: str) -> Iterator[None]:
     except Exception as error:
         if "safetensors" in type(error).__module__.lower() or "Safetensor" in type(error).__name__:
             raise weights_error(error, name) from error
-        raise CheckpointError(f"{name} was not read by transformers ({_words(error)}).") from error
+        raise CheckpointError(
+            f"{name} was not read by transformers ({_words(error)}): correct it, or update transformers."
+        ) from error
 
 
 @contextmanager

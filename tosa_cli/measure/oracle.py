@@ -41,10 +41,14 @@ def with_oracle(model: TosaViT) -> OracleViT:
     """
     if model.config.selection == "per-head":
         raise ConfigError(
-            "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection."
+            "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection: leave out "
+            "--selector oracle."
         )
     if model.config.groups_tokens:
-        raise ConfigError("The oracle ranks single tokens, so it does not stand in for a selector that makes groups.")
+        raise ConfigError(
+            "The oracle ranks single tokens, so it does not stand in for a selector that makes groups: leave out "
+            "--selector oracle."
+        )
     oracle = OracleViT(model.backbone, model.config)
     oracle.load_state_dict(model.state_dict())
     oracle.provenance = model.provenance

@@ -228,7 +228,9 @@ class MergedViT(FinetunableViT):
     def _check_schedule(self) -> None:
         depth, prefix = len(self.blocks), self.num_prefix_tokens
         if len(self.num_merged) != depth:
-            raise ConfigError(f"{len(self.num_merged)} numbers of merged tokens were given for {depth} layers.")
+            raise ConfigError(
+                f"{len(self.num_merged)} numbers of merged tokens were given for {depth} layers: give one a layer."
+            )
         tokens = int(self.patch_embed.num_patches) + prefix
         for layer, merged in enumerate(self.num_merged, start=1):
             most = num_mergeable(tokens, prefix)

@@ -97,7 +97,10 @@ class Classification(TokensTask):
         check_labels(training, model.num_classes)
         check_labels(held_out, model.num_classes)
         if training.classes != held_out.classes:
-            raise DataError(f"The held-out images of {held_out.name} are of other classes than {training.name}.")
+            raise DataError(
+                f"The held-out images of {held_out.name} are of other classes than {training.name}: name others with "
+                f"--val-dir."
+            )
 
     def training_notes(self, training: Images, model: TosaViT) -> list[str]:
         """How the labels are read, and what becomes of the model's class names."""

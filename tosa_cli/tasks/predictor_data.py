@@ -27,7 +27,7 @@ def open_for_training(model: Predictor, config: PredictorConfig) -> tuple[PairIm
         held_out_pairs = _open_separate(config, opened)
         held_out_indices = list(range(len(held_out_pairs)))
     if not held_out_indices:
-        raise DataError(f"{opened.folder} holds only one image, but training needs one more to measure on.")
+        raise DataError(f"{opened.folder} holds only one image, but training needs one more to measure on: add images.")
     chosen, _ = split_indices(len(held_out_indices), config.max_watched, hold_out=False)
     common: dict[str, Any] = {name: getattr(config, name) for name in ("data_format", "batch_size", "workers")}
     images = pairs_to_read(

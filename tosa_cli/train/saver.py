@@ -131,7 +131,7 @@ class Saver:
     def restore(self) -> tuple[int, int, int]:
         """Read the checkpoint; returns epoch, batch and update. Raises `CheckpointError` if it is of another run."""
         if self.path is None:
-            raise CheckpointError("There is nothing to resume: the run keeps no checkpoint.")
+            raise CheckpointError("There is nothing to resume, as the run keeps no checkpoint: leave out --resume.")
         state = read_checkpoint(self.path)
         groups = _by_prefix(state.tensors)
         shapes = {name: value.shape for name, value in groups.get("weights", {}).items()}

@@ -39,7 +39,9 @@ def make_scheduler(config: TrainConfig) -> Callable[[torch.optim.Optimizer, int]
                 updates_per_epoch=updates_per_epoch,
             )
         except ValueError as error:
-            raise ConfigError(f"The schedule {config.sched} does not fit so few steps ({error}).") from error
+            raise ConfigError(
+                f"The schedule {config.sched} does not fit so few steps ({error}): pass more --epochs, or --sched none."
+            ) from error
         return scheduler
 
     return make

@@ -133,7 +133,7 @@ def _check_kind(name: str, config: EvalConfig, has_decoder: bool) -> None:
     if has_decoder and (config.dataset or config.selector == "oracle" or (config.task != "auto" and not for_maps)):
         raise InputError(
             f"{name} is a model with a decoder: it is measured on --data-dir by its own selector, and --dataset, "
-            f"--selector oracle and --task {config.task} do not go with it."
+            f"--selector oracle and --task {config.task} do not go with it: leave them out."
         )
     if for_maps and not has_decoder:
         raise InputError(f"{name} has no decoder: train one with `tosa finetune {name} --task {config.task}`.")

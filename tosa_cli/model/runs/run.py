@@ -152,7 +152,7 @@ class Run(TosaLayers, nn.Module):
             ("num_last_tokens", _is_count),
         ):
             if key not in values:
-                raise CheckpointError(f"The ToSA settings of the model have no {key!r}.")
+                raise CheckpointError(f"The ToSA settings of the model have no {key!r}: convert its source anew.")
             read[key] = values.pop(key)
             if not takes(read[key]):
                 what = "two whole numbers from 1 up" if takes is _is_pair else "a whole number from 0 up"
