@@ -12,13 +12,13 @@ import tosa_cli
 from tests.model.whole_models import depth_anything, eomt, vitpose, yolos
 from tosa_cli.cli import whole as cli
 from tosa_cli.cli.timing import Setup
-from tosa_cli.config import TosaConfig
+from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.data.processed import prepare
 from tosa_cli.hub.whole import load_whole, save_whole
 from tosa_cli.measure.agreement import chief_figure
 from tosa_cli.model.runs import converted_runs, find_runs
-from tosa_cli.model.runs.flops import count_whole
+from tosa_cli.model.runs.flops import count_whole, solve_run_rate
 from tosa_cli.model.runs.insert import dense_copy
 from tosa_cli.peers.smaller_whole import make_smaller
 from tosa_cli.peers.whole import build_whole_peers
@@ -91,7 +91,24 @@ NO_PROCESSOR = (
     "processor.save_pretrained(FOLDER), or call tosa_cli from Python on your own batches."
 )
 
+
+def reduced(target: float) -> float:
+    """The keep rate of two of four layers for a share of the MACs of all."""
+    run: Any = converted_runs(tosa_cli.convert(depth_anything(), GROUPED))[0].run
+    return solve_run_rate(run, Method(selector="random"), (2, 3), target)
+
+
 ROWS: list[Row] = [
+    (
+        "more than layers of a whole model save",
+        lambda: reduced(0.9),
+        "The target reduction 90.0% cannot be reached: layers 2,3 save at most …%. Name more layers.",
+    ),
+    (
+        "all MACs of a whole model",
+        lambda: reduced(1.0),
+        "The target reduction is 1.0, but must be between 0 and 1, as in 0.25.",
+    ),
     (
         "neither target nor wish",
         lambda: tosa_cli.choose_rates(depth_anything(), [BATCH]),

@@ -45,8 +45,8 @@ _TEXT_TOWER = (
 )
 """What models of images and text have beside their image tower."""
 
-_WRAPPED = re.compile(r"((?:^|\.)blocks\..*?)\.(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.)")
-"""What `torch.compile`, checkpointed activations and FSDP put into the names of weights of single blocks."""
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+"""What `torch.compile`, checkpointed activations and FSDP put into the names of weights."""
 
 _HEAD = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
@@ -157,7 +157,7 @@ def flat_tensors(values: Mapping[Any, Any], place: str = "") -> Iterator[tuple[s
 
 
 def _merged(found: dict[str, tuple[str, Tensor]], shown: str) -> dict[str, tuple[str, Tensor]]:
-    """Tensors under their names before PEFT or PyTorch wrapped the layers.
+    """Tensors under their names before PEFT wrapped the layers or PyTorch the blocks; what stands before all stays.
 
     Raises:
         CheckpointError: If an adapter lies beside them, whose weights are not in them.
@@ -166,16 +166,19 @@ def _merged(found: dict[str, tuple[str, Tensor]], shown: str) -> dict[str, tuple
     renamed = {}
     for name, value in found.items():
         if not is_copy(name):
-            name = before_peft(name)
-            while _WRAPPED.search(name):
-                name = _WRAPPED.sub(r"\1", name)
-            renamed[name] = value
+            front, blocks, rest = before_peft(name).partition("blocks.")
+            renamed[front + blocks + without_wrappers(rest)] = value
     return renamed
 
 
 def is_copy(name: str) -> bool:
     """Whether a tensor is of a module that PEFT trained a copy of, which is used in its place."""
     return ".original_module." in name
+
+
+def without_wrappers(name: str) -> str:
+    """The name of a tensor before PyTorch wrapped modules."""
+    return _WRAPPERS.sub("", name)
 
 
 def before_peft(name: str) -> str:

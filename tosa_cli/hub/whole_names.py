@@ -3,7 +3,6 @@
 Unlike timm's models (`weight_sets`), whole ones have no tensor by which their names are known; but their parts are.
 """
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,10 +11,7 @@ from torch import Tensor
 
 from tosa_cli.errors import CheckpointError
 from tosa_cli.hub.adapters import check_no_adapter_among
-from tosa_cli.hub.weight_sets import PREFERRED, before_peft, flat_tensors, is_copy
-
-_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What `torch.compile`, FSDP and checkpointed activations put into names."""
+from tosa_cli.hub.weight_sets import PREFERRED, before_peft, flat_tensors, is_copy, without_wrappers
 
 _FRONTS = ("module.", "base_model.model.")
 """What DDP, DeepSpeed and PEFT put before all names."""
@@ -42,7 +38,7 @@ def own_names(
     check_no_adapter_among((name for name, _, _ in found), shown)
     chosen = _place(Counter(place for _, place, _ in found), shown)
     named = {
-        _without_wrappers(name.removeprefix(place)): (name, tensor)
+        _without_fronts(without_wrappers(before_peft(name.removeprefix(place)))): (name, tensor)
         for name, place, tensor in found
         if place == chosen and not is_copy(name)
     }
@@ -65,8 +61,8 @@ def _place(tensors: Counter[str], shown: str) -> str:
     return max(tensors, key=lambda place: tensors[place])
 
 
-def _without_wrappers(name: str) -> str:
-    name, before = before_peft(_WRAPPERS.sub("", name)), ""
+def _without_fronts(name: str) -> str:
+    before = ""
     while name != before:
         before = name
         for front in _FRONTS:

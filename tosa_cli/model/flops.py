@@ -6,7 +6,7 @@ figures (1.26 GMACs for DeiT-Tiny) add five operations for each element that a L
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -101,19 +101,32 @@ def solve_keep_rate(model: Backbone, config: TosaConfig, target_reduction: float
     Raises:
         ConfigError: If the share is not between 0 and 1, or these layers cannot save as much.
     """
+
+    def at(keep_rate: float) -> TosaConfig:
+        return dataclasses.replace(config, keep_rate=keep_rate)
+
+    return at(largest_rate(config.layers, target_reduction, lambda rate: count_flops(model, at(rate)).reduction))
+
+
+def largest_rate(layers: Sequence[int], target_reduction: float, saved: Callable[[float], float]) -> float:
+    """Find the largest keep rate, to three decimals, at which a share of the MACs is saved.
+
+    Args:
+        layers: The ToSA layers, which all get it.
+        target_reduction: The share to save.
+        saved: The share that is saved at a keep rate.
+
+    Raises:
+        ConfigError: If the share to save is not between 0 and 1, or these layers cannot save as much.
+    """
     if not 0 < target_reduction < 1:
         raise ConfigError(f"The target reduction is {target_reduction}, but must be between 0 and 1, as in 0.25.")
-
-    def reduction(thousandths: int) -> float:
-        return count_flops(model, dataclasses.replace(config, keep_rate=thousandths / 1000)).reduction
-
-    if reduction(1) < target_reduction:
+    if saved(0.001) < target_reduction:
         raise ConfigError(
-            f"The target reduction {target_reduction:.1%} cannot be reached: layers "
-            f"{','.join(map(str, config.layers))} save at most {reduction(1):.1%}. Name more layers."
+            f"The target reduction {target_reduction:.1%} cannot be reached: layers {','.join(map(str, layers))} save "
+            f"at most {saved(0.001):.1%}. Name more layers."
         )
-    thousandths = largest(1, 1000, lambda rate: reduction(rate) >= target_reduction)
-    return dataclasses.replace(config, keep_rate=thousandths / 1000)
+    return largest(1, 1000, lambda thousandths: saved(thousandths / 1000) >= target_reduction) / 1000
 
 
 def count_layers(

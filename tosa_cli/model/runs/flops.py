@@ -10,10 +10,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
-from tosa_cli.model.flops import count_layers
+from tosa_cli.model.flops import count_layers, largest_rate
 from tosa_cli.model.flops_report import GIGA, FlopsReport, LayerFlops
 from tosa_cli.model.runs.calls import Call, call_on, example_call, is_transformers
 from tosa_cli.model.runs.find import ImageRun, converted_runs
@@ -97,21 +96,8 @@ def count_run(run: Run, config: TosaConfig) -> float:
 
 
 def solve_run_rate(run: Run, method: Method, layers: tuple[int, ...], target_reduction: float) -> float:
-    """The largest keep rate of layers, to three decimals, that saves a share of the MACs of a run's layers.
-
-    Raises:
-        ConfigError: If none saves as much.
-    """
-
-    def saved(thousandths: int) -> float:
-        return count_run(run, method.at(layers, thousandths / 1000))
-
-    if saved(1) < target_reduction:
-        raise ConfigError(
-            f"The target reduction {target_reduction:.1%} cannot be reached: these layers save at most {saved(1):.1%}. "
-            f"Name more layers."
-        )
-    return largest(1, 1000, lambda thousandths: saved(thousandths) >= target_reduction) / 1000
+    """The largest keep rate of layers that saves a share of the MACs of a run's layers, as `largest_rate` finds it."""
+    return largest_rate(layers, target_reduction, lambda rate: count_run(run, method.at(layers, rate)))
 
 
 def counted_call(call: Call) -> int:
