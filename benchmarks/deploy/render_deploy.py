@@ -9,6 +9,10 @@ SAVINGS = {224: (0.25, 0.4), 518: (0.3, 0.45)}
 """Shares of the MACs to save, by image size in pixels."""
 GROWTH = (224, 392, 518, 784, 1036)
 """Image sizes in pixels at which speed is followed."""
+DENSE = "dense"
+CUT = "nothing chosen"
+"""The dense layers on as many tokens as the first saving computes: `benchmarks.real.cut`."""
+SMALLER = "smaller input"
 COMPILED = "PyTorch float32, compiled"
 NNCF = "OpenVINO int8, NNCF"
 RUNTIMES = (
@@ -39,12 +43,13 @@ def render(results: dict[str, Any]) -> str:
         f"The preset `calibrated`, no finetuning; {setting}.",
         "Each row is one file, or one model of PyTorch, for just so many images. A timed call gives all final tokens "
         "of images that are in memory; dense and converted are timed in turns, and a speed is the median of the ratios "
-        "turn by turn with their range, against the dense model *in the same runtime*. `smaller input` is the dense "
-        "model on a smaller image at the MACs of the first saving, its tokens resized back: it chooses nothing, so its "
-        "speed is what the runtime makes of so few tokens. Errors are 1 - cosine to the dense float32 tokens times "
-        "1000, patch / class, and saliency the correlation of the maps of a trained head, on held-out photos. int8 is "
-        "ONNX Runtime's quantisation, of which OpenVINO runs the same file, but for the rows of NNCF, which quantises "
-        "for OpenVINO; products of activations with each other stay float in all.",
+        "turn by turn with their range, against the dense model *in the same runtime*. Two rows bound the speed of the "
+        f"first saving: `{CUT}` runs the dense layers on as many tokens as it computes in each, and answers nothing; "
+        f"`{SMALLER}` is the dense model on a smaller image at its MACs, its tokens resized back. Errors are 1 - "
+        "cosine to the dense float32 tokens times 1000, patch / class, and saliency the correlation of the maps of a "
+        "trained head, on held-out photos. int8 is ONNX Runtime's quantisation, of which OpenVINO runs the same file, "
+        "but for the rows of NNCF, which quantises for OpenVINO; products of activations with each other stay float in "
+        "all.",
         *sections(results),
     ]
     return "\n\n".join(parts) + "\n"
@@ -80,7 +85,7 @@ def runtime_table(found: dict[str, Any]) -> str:
     has_quality = any("quality" in row for entry in found.values() for row in entry["models"].values())
     head = ["runtime", "model", "MACs", "ms", "against dense there", "against dense PyTorch float32"]
     one = next(iter(found.values()))
-    first = one["models"]["dense"]["median_s"]
+    first = one["models"][DENSE]["median_s"]
     lines = []
     for runtime, entry in found.items():
         for kind, row in entry["models"].items():

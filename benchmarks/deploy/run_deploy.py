@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deploy.render_deploy import COMPILED, GROWTH, NNCF, RUNTIMES, SAVINGS, render
+from benchmarks.deploy.render_deploy import COMPILED, CUT, DENSE, GROWTH, NNCF, RUNTIMES, SAVINGS, SMALLER, render
 from benchmarks.lab import FIGURES, HERE, WORK, Lab
 from benchmarks.real.lab import fetch
 from benchmarks.real.run_merging import MergingLab
@@ -61,12 +61,14 @@ class DeployLab(Lab):
         self.results.setdefault("machine", self.machine)
 
     def models(self, size: int) -> dict[str, Any]:
-        """The dense DINOv2 ViT-S/14, what it converts to, and the dense one on a smaller input at the first saving."""
+        """The dense DINOv2 ViT-S/14, what it converts to, and what is compared with its first saving."""
+        from benchmarks.real.cut import CutTokens
         from tosa_cli.peers.compare import build_peers
 
-        dense = self.real.source(size).eval()
-        models = {"dense": dense} | {f"-{saving:.0%}": self.real.ours(size, saving, 0) for saving in SAVINGS[size]}
-        models["smaller input"] = build_peers(dense, SAVINGS[size][0])[0]["smaller"].model.eval()
+        dense, first = self.real.source(size).eval(), SAVINGS[size][0]
+        models = {DENSE: dense} | {f"-{saving:.0%}": self.real.ours(size, saving, 0) for saving in SAVINGS[size]}
+        models[CUT] = CutTokens(dense, self.real.rates(size, first, 0)).eval()
+        models[SMALLER] = build_peers(dense, first)[0]["smaller"].model.eval()
         return models
 
     def batches(self, model: Any, size: int, batch: int) -> list[Any]:
@@ -166,13 +168,12 @@ def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, na
     from tosa_cli.model.flops import count_flops
 
     reductions = {
-        kind: 0.0 if kind in ("dense", "smaller input") else count_flops(model).reduction
-        for kind, model in models.items()
+        kind: 0.0 if kind in (DENSE, CUT, SMALLER) else count_flops(model).reduction for kind, model in models.items()
     }
     wanted = {f"{name} {batch} {runtime}" for runtime in runtimes(size, real)}
     if wanted <= set(lab.results.get("rows", {})):
         return
-    photos = lab.batches(models["dense"], size, batch) if real else []
+    photos = lab.batches(models[DENSE], size, batch) if real else []
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     for runtime, opened in loaders(models, lab.folder, size, batch, photos):
 
@@ -181,7 +182,7 @@ def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, na
             rows = {kind: {**vars(turns.timings[kind]), **vars(turns.speedups[kind])} for kind in opened}
             for kind, row in rows.items():
                 row["reduction"] = reductions[kind]
-                if real and batch == 1 and runtime != COMPILED and kind != "smaller input":
+                if real and batch == 1 and runtime != COMPILED and kind not in (CUT, SMALLER):
                     row["quality"] = lab.real.near(opened[kind], size)
             return {"threads": torch.get_num_threads(), "machine": lab.machine, "models": rows}
 
@@ -207,11 +208,11 @@ def run_base(lab: DeployLab) -> None:
     from tosa_cli.model.convert import insert_selectors
 
     torch.manual_seed(0)
-    models: dict[str, Any] = {"dense": timm.create_model(BASE, img_size=224, num_classes=0).eval()}
+    models: dict[str, Any] = {DENSE: timm.create_model(BASE, img_size=224, num_classes=0).eval()}
     for saving in SAVINGS[224]:
         rates = lab.real.rates(224, saving, 0)
         config = CALIBRATED.at(rates, rates.values())
-        models[f"-{saving:.0%}"] = insert_selectors(copy.deepcopy(models["dense"]), config).eval()
+        models[f"-{saving:.0%}"] = insert_selectors(copy.deepcopy(models[DENSE]), config).eval()
     run_models(lab, models, 224, 1, "base", real=False)
 
 

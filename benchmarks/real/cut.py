@@ -25,6 +25,10 @@ class CutTokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """What the dense model's head makes of the repeated tokens of images (B, C, height, width)."""
+        return self.dense.forward_head(self.forward_features(images))  # type: ignore[operator, no-any-return]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The repeated tokens (B, N, D) of images (B, C, height, width), normalised."""
         dense = self.dense
         tokens = dense.norm_pre(dense.patch_drop(dense._pos_embed(dense.patch_embed(images))))  # type: ignore[operator]
         length = tokens.shape[1]
@@ -32,4 +36,4 @@ class CutTokens(nn.Module):
             count = num_kept(length, self.keep_rates.get(layer, 1.0), dense.num_prefix_tokens)  # type: ignore[arg-type]
             tokens = block(tokens[:, :count])
         tokens = tokens.index_select(1, torch.arange(length, device=tokens.device) % tokens.shape[1])
-        return dense.forward_head(dense.norm(tokens))  # type: ignore[operator, no-any-return]
+        return dense.norm(tokens)  # type: ignore[operator, no-any-return]

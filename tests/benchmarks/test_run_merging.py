@@ -115,6 +115,7 @@ def test_the_bound_is_the_dense_model_on_fewer_tokens() -> None:
         block.register_forward_hook(lambda block, inputs, tokens: seen.append(tokens.shape[1]))
     with torch.no_grad():
         assert torch.allclose(CutTokens(dense, {})(images), dense(images), atol=1e-5)
+        assert CutTokens(dense, {2: 0.5}).forward_features(images).shape == dense.forward_features(images).shape
         seen.clear()
         assert CutTokens(dense, {2: 0.5, 3: 0.5})(images).shape == dense(images).shape
     length = dense.patch_embed.num_patches + dense.num_prefix_tokens
