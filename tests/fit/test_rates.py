@@ -1,5 +1,6 @@
 """Keep rates of groups, found on the whole model."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -107,6 +108,10 @@ def test_keep_rates_are_level_unless_images_say_otherwise(photos: Images) -> Non
         assert final.is_level(far, near)
         final.roots[(*far.items(), None)] = {0: roots[0] + 2 * difference.mean() + difference}
         assert not final.is_level(far, near)
+        # Where all images say the same: a fifth of a degree is nothing, and a quarter is something.
+        for degrees, level in ((0.2, True), (0.25, False)):
+            final.roots[(*far.items(), None)] = {0: roots[0] + math.radians(degrees) / 2**0.5}
+            assert final.is_level(far, near) == level
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.0, 0), (1.0, 2)])

@@ -17,6 +17,9 @@ from tosa_cli.model.stream import Stream, run_all
 SURE = 1.645
 """So many standard errors from a mean is the bound, below or above, that holds with 95 % confidence."""
 
+ALIKE = 0.0025
+"""Roots of 1 - cosine this far apart are alike: between tokens that is a fifth of a degree."""
+
 
 @dataclass(frozen=True)
 class Nearness:
@@ -130,10 +133,10 @@ class FinalTokens:
         return self.found[key]
 
     def is_level(self, keep_rates: Mapping[int, float], others: Mapping[int, float], some: int | None = None) -> bool:
-        """Whether final tokens are as near at some keep rates as at others, but for chance: both have been measured.
+        """Whether final tokens are about as near at some keep rates as at others: both have been measured.
 
         The roots of the errors are compared image by image, and are level where those of the first are larger by no
-        more than one standard error of their mean difference.
+        more than one standard error of their mean difference, or by so little that it is the same to anyone.
 
         Args:
             keep_rates: Keep rates, one a layer.
@@ -144,7 +147,8 @@ class FinalTokens:
         pairs: Iterator[dict[Any, Sums]] = ({"": moments(first[number] - second[number])} for number in first)
         sums = self.run.sum_up(pairs)[""]
         mean, error = mean_of(sums, self.at(keep_rates, some).images)
-        return mean <= (error if math.isfinite(error) else 0.0)  # one image alone says nothing of chance
+        chance = error if math.isfinite(error) else 0.0  # one image alone says nothing of it
+        return mean <= max(chance, ALIKE)
 
     def _spread(self, some: int) -> list[int]:
         """Batches, evenly spread, that hold so many images."""

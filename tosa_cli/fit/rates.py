@@ -3,8 +3,8 @@
 Errors of single layers do not add up where groups grow: what is merged in one layer stays merged in those behind it. So
 a schedule, how many groups are merged in each layer, is judged by a pass through all layers. The schedules begin at one
 of the first layers, and are steady or rise or fall with the depth; all save the same share of the MACs. Where several
-are level but for chance, the one that begins last is taken. Giving single layers more or less was tried and left: it
-fits the images that are measured, and other images suffer.
+are level, but for chance or a trifle, the one that begins last is taken. Giving single layers more or less was tried
+and left: it fits the images that are measured, and other images suffer.
 """
 
 import dataclasses
@@ -219,10 +219,10 @@ def _final_tokens(run: Calibration, backbone: Backbone) -> FinalTokens:
 def best_shares(
     tuning: FinalTokens, schedules: Schedules, target_reduction: float, some: int | None = None
 ) -> list[float]:
-    """The schedule for a saving that has the smallest mean of the roots of the errors of the images, but for chance.
+    """The schedule for a saving that has about the smallest mean of the roots of the errors of the images.
 
-    Of schedules that are level with it, image by image, the one that begins last is taken: it merges less often, and
-    what early layers merge wrongly, as in fine textures, is wrong in all layers behind.
+    Of schedules that are level with the smallest, the one that begins last is taken: it merges less often, and what
+    early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind.
 
     Args:
         tuning: The images.
