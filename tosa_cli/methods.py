@@ -20,6 +20,7 @@ class SelectorFacts:
         groups_tokens: It puts tokens into groups, and so goes with a bypass that computes groups.
         is_trained: It has convolutions, which `tosa distill` trains step by step.
         is_fitted: It has parameters that are fitted in closed form.
+        is_random: It selects other tokens in each pass.
     """
 
     about: str
@@ -29,6 +30,7 @@ class SelectorFacts:
     groups_tokens: bool = False
     is_trained: bool = False
     is_fitted: bool = False
+    is_random: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ SELECTORS: dict[str, SelectorFacts] = {
         about="a linear map of the incoming tokens that predicts how wrong the bypass is about a token", is_fitted=True
     ),
     "previous": SelectorFacts(about="the map of the layer before, a baseline", reads_maps=True, per_head=True),
-    "random": SelectorFacts(about="a baseline", per_head=True),
+    "random": SelectorFacts(about="a baseline", per_head=True, is_random=True),
 }
 """All selectors, in the order in which they are listed."""
 

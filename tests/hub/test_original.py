@@ -10,8 +10,9 @@ from tests.hub.test_source import write_folder, write_weights
 from tests.model.tiny_models import make_images, make_vit
 from tosa_cli import TosaConfig, convert
 from tosa_cli.errors import InputError
+from tosa_cli.hub.names import from_anywhere
 from tosa_cli.hub.original import dense_model
-from tosa_cli.hub.source import from_anywhere, load_source
+from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
 
 

@@ -11,7 +11,7 @@ from tosa_cli.model.bypasses import BYPASSES
 from tosa_cli.model.selectors import SELECTORS
 from tosa_cli.model.selectors.previous import MapSelector
 
-from .tiny_models import make_vit
+from .tiny_models import make_images, make_tosa, make_vit
 
 
 def test_there_is_a_class_for_each_name_and_a_name_for_each_class() -> None:
@@ -29,6 +29,13 @@ def test_the_facts_of_a_selector_are_those_of_its_class(name: str) -> None:
     assert bool(sums) == facts.is_fitted
     if facts.is_fitted:
         assert set(kind.solve(sums)) == {name for name, _ in selector.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_what_selects_at_random_selects_other_tokens_in_each_pass(name: str) -> None:
+    model = make_tosa(selector=name, bypass="mean" if methods.SELECTORS[name].groups_tokens else "identity")
+    once, again = (model.forward_selection(make_images())[2] for _ in range(2))
+    assert torch.equal(once, again) != methods.SELECTORS[name].is_random
 
 
 @pytest.mark.parametrize("name", BYPASSES)

@@ -16,9 +16,10 @@ from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.measure.evaluation import measure_models
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.tasks.features import CosineMeasure, Cosines, Features, FeaturesObjective, token_distance
+from tosa_cli.tasks.features import CosineMeasure, Cosines, Features, FeaturesObjective
 from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import OBJECTIVE_DEFAULTS, FinetuneConfig
+from tosa_cli.train.feature_loss import token_distance
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.schedule import Clock
 

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from tosa_cli.data.datasets import open_dataset, split_indices
+from tosa_cli.data.description import Data
 from tosa_cli.data.loading import Augmentation, Images, one_a_core, start_worker
 from tosa_cli.data.processed import NO_PROCESSOR, norm_of, process
 from tosa_cli.data.samples import ImageSamples, collate
 from tosa_cli.errors import DataError, InputError
-from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 
 MAX_HELD_OUT = 64
 """Held-out images: they are measured often, with the dense model beside."""
@@ -70,15 +70,26 @@ class AsProcessed:
 
 
 def open_training(
-    config: DistillConfig | FinetuneConfig, processor: Any, size: tuple[int, int], augment: bool = True
+    data: Data,
+    processor: Any,
+    size: tuple[int, int],
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    augment: Augmentation | None,
 ) -> tuple[Images, Images]:
     """Photos to train on, and those of the same folder that are held out.
 
     Args:
-        config: The settings.
+        data: Which photos.
         processor: The model's processor.
         size: Height and width in pixels that the model is made for.
-        augment: Whether the first are cropped and shuffled; else they are read as those that are held out.
+        batch_size: Photos a step.
+        workers: Processes that load those to train on.
+        seed: Seed of what stands in for a photo that cannot be read.
+        augment: How the first are cropped and flipped, and that they are shuffled; None reads them as the held-out
+            ones.
 
     Raises:
         DataError: If there are too few photos.
@@ -86,34 +97,34 @@ def open_training(
     """
     if processor is None:
         raise InputError(NO_PROCESSOR)
-    if not config.data_dir:
+    if not data.data_dir:
         raise InputError("No photos were named: pass --data-dir PHOTOS.")
-    opened = open_dataset(config.data_dir)
-    training, held_out = split_indices(len(opened), config.max_samples, hold_out=True, max_held_out=MAX_HELD_OUT)
+    opened = open_dataset(data.data_dir)
+    training, held_out = split_indices(len(opened), data.max_samples, hold_out=True, max_held_out=MAX_HELD_OUT)
     if not held_out:
         raise DataError(
-            f"1 image of {config.data_dir} would be read, and some have to be held out: add images, or pass a larger "
+            f"1 image of {data.data_dir} would be read, and some have to be held out: add images, or pass a larger "
             f"--max-samples."
         )
     as_processed = AsProcessed(size, processor)
-    hflip = config.hflip if isinstance(config, FinetuneConfig) else Augmentation.hflip
-    crop = TrainingCrop(size, processor, config.crop_scale, hflip) if augment else as_processed
-    return (
-        _images(opened, training, crop, config, shuffle=augment),
-        _images(opened, held_out, as_processed, config, shuffle=False),
-    )
+    crop = as_processed if augment is None else TrainingCrop(size, processor, augment.crop_scale, augment.hflip)
+
+    def images(indices: list[int], transform: Any, shuffle: bool) -> Images:
+        samples = ImageSamples(opened, indices, "RGB", substitute=shuffle, seed=seed)
+        samples.transform = transform
+        loader = _loader(samples, batch_size, workers, shuffle)
+        return Images(loader, samples, len(samples), None, data.data_dir, held_out=not shuffle)
+
+    return images(training, crop, shuffle=augment is not None), images(held_out, as_processed, shuffle=False)
 
 
-def _images(opened: Any, indices: list[int], transform: Any, config: TrainConfig, shuffle: bool) -> Images:
-    samples = ImageSamples(opened, indices, "RGB", substitute=shuffle, seed=config.seed)
-    samples.transform = transform
-    loader: DataLoader[Any] = DataLoader(
+def _loader(samples: ImageSamples, batch_size: int, workers: int, shuffle: bool) -> DataLoader[Any]:
+    return DataLoader(
         samples,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         shuffle=shuffle,
         drop_last=shuffle,
-        num_workers=one_a_core(config.workers) if shuffle else 0,
+        num_workers=one_a_core(workers) if shuffle else 0,
         collate_fn=collate,
         worker_init_fn=partial(start_worker, None) if shuffle else None,
     )
-    return Images(loader, samples, len(samples), None, config.data_dir, held_out=not shuffle)

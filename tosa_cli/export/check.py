@@ -10,6 +10,7 @@ from tosa_cli.errors import ExportError
 from tosa_cli.export.photos import sample_images
 from tosa_cli.export.program import read_outputs
 from tosa_cli.export.replay import replay
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 TIE = 1e-3
@@ -74,7 +75,7 @@ def check_export(
         ExportError: If outputs differ by more though the choices are the same, choices differ where the original's
             scores do not leave it open, or the two exported models differ.
     """
-    random = model.config.selector == "random"
+    random = SELECTORS[model.config.selector].is_random
     same, margins, differences, own_differences = [], [], [], []
     for images in sample_images(model, sum(batch_sizes)).split(list(batch_sizes)):
         told = with_choices(images)

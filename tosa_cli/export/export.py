@@ -31,6 +31,7 @@ from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quant
 from tosa_cli.export.quiet import quiet
 from tosa_cli.export.report import ExportReport
 from tosa_cli.hub.writing import staging_folder
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 CHECKED_BATCHES = (1, 3, 4)
@@ -161,7 +162,7 @@ class _Job:
     def check_openvino(self, exported: Path, with_choices: Path) -> OpenVinoReport | None:
         """Compare what was exported with the model in OpenVINO, where that is installed."""
         # What is selected at random is compared once, and differs in half precision anyway.
-        if not is_installed() or self.model.config.selector == "random":
+        if not is_installed() or SELECTORS[self.model.config.selector].is_random:
             return None
         self.say("Comparing it in OpenVINO ...")
         return check_openvino(

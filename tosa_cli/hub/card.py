@@ -9,6 +9,7 @@ from timm.data import resolve_data_config
 from tosa_cli.hub.measured import describe_search, describe_selectors
 from tosa_cli.hub.original import has_random_source
 from tosa_cli.hub.public import how_to_load, without_paths
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.class_names import class_names
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.flops_report import FlopsReport
@@ -110,7 +111,7 @@ def _done(model: TosaViT) -> str:
     distilled: Any = provenance.results.get("distill") or {}
     if distilled.get("fit_kept") is False:
         unfitted = "What selects and bypasses is as it was before `tosa distill`"
-        if model.config.selector == "attention":
+        if SELECTORS[model.config.selector].is_trained:
             unfitted = "The selectors are trained, and the bypass is as it was before `tosa distill`"
         backbone = "the backbone was finetuned before" if provenance.is_finetuned else "the backbone is the source's"
         return f"{unfitted}, whose fit was not kept; {backbone}."

@@ -17,6 +17,16 @@ def stem_of(name: str) -> str:
     return stem
 
 
+def from_anywhere(source: str) -> str:
+    """A source by a name that holds in every directory: a local one by its whole path, any other as it is."""
+    prefix = "local-dir:" if source.startswith("local-dir:") else ""
+    path = Path(source.removeprefix(prefix))
+    if not source or not path.exists():
+        return source
+    # A file keeps its name, which tells its format and architecture, even where it is a link as in the Hub's cache.
+    return prefix + str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
+
+
 def own_folder(model: Any, may_be_remote: bool) -> Path | None:
     """The folder of a model that was named; None for a model itself.
 

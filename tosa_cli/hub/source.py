@@ -15,6 +15,7 @@ from tosa_cli.hub.download import cached_commit, fetch_file
 from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS_SUFFIXES, kind_of, read_json
 from tosa_cli.hub.image_settings import assumed_images, set_images
+from tosa_cli.hub.names import from_anywhere
 from tosa_cli.hub.positions import patch_kernel
 from tosa_cli.hub.state_dict import is_named_by_transformers
 from tosa_cli.hub.timm_models import build_planned, create, resolve_name, weights_names
@@ -137,16 +138,6 @@ def _from_name(
     tagged = ".".join(filter(None, [cfg.get("architecture", name), cfg.get("tag")]))
     hub_id = cfg.get("hf_hub_id") if pretrained else None
     return Source(model, tagged, hub_id, hub_id and cached_commit(hub_id, weights_names(cfg)))
-
-
-def from_anywhere(source: str) -> str:
-    """A source by a name that holds in every directory: a local one by its whole path, any other as it is."""
-    prefix = "local-dir:" if source.startswith("local-dir:") else ""
-    path = Path(source.removeprefix(prefix))
-    if not source or not path.exists():
-        return source
-    # A file keeps its name, which tells its format and architecture, even where it is a link as in the Hub's cache.
-    return prefix + str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def _from_hub(source: str, pretrained: bool, args: dict[str, Any]) -> Source:

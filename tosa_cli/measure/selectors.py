@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.selection import choose_tokens, column_sum, num_kept, take_query_rows
-from tosa_cli.model.selectors import AttentionSelector
 from tosa_cli.model.selectors.attention import attention_kl
 from tosa_cli.model.tosa_layers import TosaLayers
 from tosa_cli.model.tosa_vit import TosaViT
@@ -105,7 +105,7 @@ def _compare(model: TosaLayers, layer: int, feeding: Tensor, true: Tensor) -> tu
     feeding_rows, true_rows = take_query_rows(feeding, rows), take_query_rows(true, rows)
     previous = F.log_softmax(feeding_rows.float(), dim=-1)
     selector = model.selector(layer)
-    predicted = selector(feeding_rows) if isinstance(selector, AttentionSelector) else previous
+    predicted = selector(feeding_rows) if SELECTORS[model.config.selector].is_trained else previous
     per_head = model.config.selection == "per-head"
 
     def chosen(maps: Tensor) -> Tensor:

@@ -15,9 +15,6 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.provenance import Provenance
 from tosa_cli.task import TaskConfig
 
-DEPTH_BINS = 256
-"""Depths among which the linear decoder weighs (DINOv2, section 7.4)."""
-
 _ENCODER = "encoder."
 
 BIN_EPS = 0.1
@@ -172,7 +169,7 @@ def from_file_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _out_channels(config: TaskConfig) -> int:
     if config.task == "segmentation":
         return config.num_labels
-    return DEPTH_BINS if config.decoder == "linear" else 1
+    return DECODERS[config.decoder].depth_channels
 
 
 def _take_off_head(encoder: Any) -> None:

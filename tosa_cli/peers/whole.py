@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError, UnsupportedModelError
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.runs.calls import Call, tensors_of
 from tosa_cli.model.runs.find import ImageRun, converted_runs, find_runs
 from tosa_cli.model.runs.flops import WholeFlops, count_run, solve_run_rate
@@ -88,7 +89,7 @@ def make_whole_peer(dense: nn.Module, name: WholePeerName, patches: Patches, flo
         smaller, saved = make_smaller(dense, find_runs(dense)[0], patches, flops.reduction)
         return Peer(smaller, (1 - saved) * flops.dense_gmacs, saved, smaller.settings)
     found = find_runs(dense)[0]
-    if name in ("previous", "random"):
+    if name in SELECTORS:
         run, config = _every_other(found, name, patches, flops.encoder_reduction)
         saved, settings = count_run(run, config), config.to_dict()
     else:

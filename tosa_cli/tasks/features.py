@@ -20,15 +20,13 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.tasks.base import Column
 from tosa_cli.tasks.tokens import TokensTask, dense_row
 from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.feature_loss import feature_loss
 from tosa_cli.train.finetune import Learned
 from tosa_cli.train.optimizer import finetuned_groups
 from tosa_cli.train.weights import finetuned_parts
 
 MAX_HELD_OUT = 200
 """Held-out images: they are measured often, and so many tell the cosines to the third decimal."""
-
-ROOT_EPS = 1e-6
-"""Added to a distance before its root is taken: at 0 the root has no gradient."""
 
 
 class FeaturesObjective(nn.Module):
@@ -50,44 +48,28 @@ class FeaturesObjective(nn.Module):
         depth = len(model.blocks)
         self.indices = [depth * i // (feature_layers + 1) - 1 for i in range(1, feature_layers + 1)]
         self.num_prefix = model.num_prefix_tokens
-        # Registers are read by nobody behind the last layer.
         self.num_class = self.num_prefix - model.family.num_register_tokens(model)
         model.requires_grad_(False)
         later = nn.ModuleList([*model.blocks[min(model.keep_rates) - 1 :], model.norm, model.bypasses])
         parameters = list(later.requires_grad_(True).parameters())
         # Several processes need to know which weights no gradient reaches, as of a bypass that no token takes.
         images = torch.zeros(1, model.in_chans, *model.patch_embed.img_size, device=parameters[0].device)
-        reached = torch.autograd.grad(self._tokens(model, images)[0].sum(), parameters, allow_unused=True)
+        reached = torch.autograd.grad(self._tokens(model, images)[-1].sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, reached, strict=True):
             parameter.requires_grad_(gradient is not None)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, C, height, width); `targets` are not read.
-
-        The final tokens count as much as the mean of the layers before, and class tokens as much as patch tokens. It
-        is the mean over images of the root of their distance: of the distance itself, the gradients of the few images
-        that are far off would drown those of all others.
-        """
+        """Loss of images (B, C, height, width); `targets` are not read."""
         with torch.no_grad():
             expected = self._tokens(self.teacher, images)
-        losses = [self._distance(*pair) for pair in zip(self._tokens(self.model, images), expected, strict=True)]
-        final, others = losses[0], losses[1:]
-        distances = final + torch.stack(others).mean(dim=0) if others else final
-        return (distances + ROOT_EPS).sqrt().mean()
+        return feature_loss(self._tokens(self.model, images), expected, self.num_prefix, self.num_class)
 
     def train(self, mode: bool = True) -> "FeaturesObjective":
         """Dropout and the like stay off, as a model that only has to stay close to its teacher needs no noise."""
         return super().train(False)
 
-    def _distance(self, tokens: Tensor, expected: Tensor) -> Tensor:
-        """Distance (B,) of tokens (B, N, D)."""
-        patches = token_distance(tokens[:, self.num_prefix :], expected[:, self.num_prefix :])
-        if not self.num_class:
-            return patches
-        return (patches + token_distance(tokens[:, : self.num_class], expected[:, : self.num_class])) / 2
-
     def _tokens(self, model: Any, images: Tensor) -> list[Tensor]:
-        """Final normalised tokens (B, N, D), then those behind each of the other layers."""
+        """Tokens (B, N, D) behind each of the other layers, then the final normalised ones."""
         if not self.indices:
             return [model.forward_features(images)]
         final, others = model.forward_intermediates(
@@ -95,27 +77,7 @@ class FeaturesObjective(nn.Module):
         )
         if self.num_prefix:
             others = [torch.cat([prefix, patches], dim=1) for patches, prefix in others]
-        return [final, *others]
-
-
-def token_distance(tokens: Tensor, expected: Tensor) -> Tensor:
-    """How far tokens are from those expected.
-
-    One minus the cosine is what is measured in the end, but a few large channels of a ViT rule it; smooth L1 between
-    the layer-normalised tokens grows no more than linearly with those, so that the small channels count too.
-
-    Args:
-        tokens: Tokens (B, N, D).
-        expected: The tokens they should be, (B, N, D).
-
-    Returns:
-        The mean over the tokens of each image, (B,) in float32.
-    """
-    tokens, expected = tokens.float(), expected.float()
-    cosine = F.cosine_similarity(tokens, expected, dim=-1)
-    width = tokens.shape[-1:]
-    tokens, expected = F.layer_norm(tokens, width), F.layer_norm(expected, width)
-    return 1 - cosine.mean(dim=1) + F.smooth_l1_loss(tokens, expected, reduction="none").mean(dim=(1, 2))
+        return [*others, final]
 
 
 @dataclass(frozen=True)

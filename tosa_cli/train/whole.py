@@ -17,9 +17,9 @@ from tosa_cli.model.runs import ImageRun, converted_runs
 from tosa_cli.model.runs.insert import dense_copy
 from tosa_cli.model.runs.run import ReachedError
 from tosa_cli.progress import Progress
-from tosa_cli.tasks.features import ROOT_EPS, token_distance
 from tosa_cli.train.checkpoint import hash_of
 from tosa_cli.train.config import FinetuneConfig
+from tosa_cli.train.feature_loss import feature_loss
 from tosa_cli.train.loop import TrainReport, train
 from tosa_cli.train.optimizer import make_optimizer
 from tosa_cli.train.schedule import make_scheduler
@@ -47,23 +47,15 @@ class TokensObjective(nn.Module):
         self.num_prefix = self.found.run.patch_embed.num_prefix_tokens
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Loss of images (B, C, height, width), as `FeaturesObjective` has it; `targets` are not read."""
+        """Loss of images (B, C, height, width); `targets` are not read."""
         with torch.no_grad():
             expected = tokens_behind(self.teacher, self.dense_blocks, images, self.layers)
         made = tokens_behind(self.model, self.found.layers, images, self.layers)
-        losses = [self._distance(*pair) for pair in zip(made, expected, strict=True)]
-        final, others = losses[-1], losses[:-1]
-        distances = final + torch.stack(others).mean(dim=0) if others else final
-        return (distances + ROOT_EPS).sqrt().mean()
+        return feature_loss(made, expected, self.num_prefix, num_class=min(1, self.num_prefix))
 
     def train(self, mode: bool = True) -> "TokensObjective":
         """Dropout and the like stay off, as a model that only has to stay close to its teacher needs no noise."""
         return super().train(False)
-
-    def _distance(self, tokens: Tensor, expected: Tensor) -> Tensor:
-        """Distance (B,) of tokens (B, N, D): class tokens count as much as patch tokens."""
-        patches = token_distance(tokens[:, self.num_prefix :], expected[:, self.num_prefix :])
-        return (patches + token_distance(tokens[:, :1], expected[:, :1])) / 2 if self.num_prefix else patches
 
 
 def tokens_behind(model: nn.Module, blocks: Any, images: Tensor, layers: Sequence[int]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from tosa_cli.model.runs.find import own_shape
 from tosa_cli.model.runs.insert import dense_copy
 from tosa_cli.progress import Listener
 from tosa_cli.train.config import DistillConfig
-from tosa_cli.train.distill import check_trainable
+from tosa_cli.train.distill import check_trainable, distill_augmentation
 from tosa_cli.train.processes import MainProcess, make_accelerator
 from tosa_cli.train.weights import Watch
 from tosa_cli.train.whole import TokensObjective, held_out_tokens
@@ -69,7 +69,15 @@ def _distill(job: WholeJob, name: str, config: DistillConfig, resume: bool) -> R
     accelerator = make_accelerator(config, job.tracker_folder)
     main = MainProcess(accelerator)
     trains, is_fitted = bool(trained_runs(part)), run.config.is_fitted
-    images, held_out = open_training(config, whole.processor, own_shape(part)[1:], trains)
+    images, held_out = open_training(
+        config,
+        whole.processor,
+        own_shape(part)[1:],
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        augment=distill_augmentation(config) if trains else None,
+    )
     photos = ProcessedPhotos(config.data_dir, whole.processor, files=images.samples.files())
     job.start_trackers(accelerator, config)
     job.tell_images("Distilling", images, held_out, resume)

@@ -7,6 +7,7 @@ from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.runs.find import own_shape
 from tosa_cli.progress import Listener
+from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.whole import finetune_whole
@@ -65,7 +66,15 @@ def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) ->
     job.check(resume)
     part = image_part(whole.model)
     accelerator = make_accelerator(config, job.tracker_folder)
-    images, held_out = open_training(config, whole.processor, own_shape(part)[1:])
+    images, held_out = open_training(
+        config,
+        whole.processor,
+        own_shape(part)[1:],
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        augment=finetune_augmentation(config),
+    )
     job.start_trackers(accelerator, config)
     if trained_runs(part) and not whole.provenance.is_distilled:
         job.listener.warn(UNTRAINED)

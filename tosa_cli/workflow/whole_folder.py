@@ -20,7 +20,7 @@ from tosa_cli.export.whole import WholeExportReport, export_whole
 from tosa_cli.fit.rates import RateSearch
 from tosa_cli.fit.whole import choose_run_rates
 from tosa_cli.hub.download import cached_commit
-from tosa_cli.hub.source import from_anywhere
+from tosa_cli.hub.names import from_anywhere
 from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.runs.calls import example_call, image_tower

@@ -32,6 +32,9 @@ class Decoder(nn.Module):
     reads_norm: ClassVar[bool]
     """Whether it reads tokens after the encoder's final norm."""
 
+    depth_channels: ClassVar[int] = 1
+    """Channels that it makes for depth: one that gives it, or the weights of so many depths."""
+
     def __init__(self, embed_dim: int, has_class_token: bool, out_channels: int, dim: int = 0) -> None:
         super().__init__()
 

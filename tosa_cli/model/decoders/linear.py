@@ -16,6 +16,7 @@ class LinearDecoder(Decoder):
     """
 
     reads_norm = True
+    depth_channels = 256  # depths among which it weighs (section 7.4)
 
     def __init__(self, embed_dim: int, has_class_token: bool, out_channels: int, dim: int = 0) -> None:
         super().__init__(embed_dim, has_class_token, out_channels, dim)
