@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tests.cli.conftest import Done, Tosa
 from tests.sentences import fragments
+from tosa_cli.cli.timing import say_conditions
 from tosa_cli.peers.compare import PEERS
 
 FAST = "bench -b 2 --rounds 1 --device cpu"
@@ -91,6 +93,15 @@ def test_peers_in_bfloat16(converted: Path, tosa: Tosa) -> None:
     done = tosa(f"{FAST} --peers --data-dir photos --max-samples 4 -j 0 --dtype bfloat16 --json")
     assert done.code == 0, done.err
     assert done.json["dtype"] == "bfloat16" and len(done.json["models"]) == 2 + len(PEERS)
+
+
+def test_the_conditions_name_what_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    report = SimpleNamespace(device="cpu", dtype="float32", threads=1, torch="2.14.1", compile=False)
+    say_conditions(report)
+    assert fragments.ONE_THREAD_EAGER in capsys.readouterr().err
+    say_conditions(report, "onnxruntime 1.32.0")
+    told = capsys.readouterr().err
+    assert fragments.ONE_THREAD_ONNXRUNTIME in told and "torch" not in told and "eager" not in told
 
 
 # ---------------------------------------------------------------- sweep

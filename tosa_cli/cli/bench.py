@@ -189,9 +189,7 @@ def _bench_alone(setup: "Setup", runtime: Literal["torch", "onnxruntime", "openv
         f"{report.speedup:.2f}x the speed of the dense model (turn by turn {report.speedup_min:.2f} to "
         f"{report.speedup_max:.2f}); the MACs alone would give {report.ideal_speedup:.2f}x."
     )
-    say_conditions(report)
-    if runtime != "torch":
-        console.say(f"Both were exported to ONNX in the same way and run by {version}.")
+    say_conditions(report, version)
 
 
 def _check_onnx(runtime: str, device: str, dtype: str, options: dict[str, bool]) -> None:

@@ -145,8 +145,8 @@ def describe_quantized(report: "QuantizeReport") -> list[str]:
         f"int8 on {report.images} pieces of photos: {'; '.join(told)}; {agreement.same_tokens:.1%} of the selected "
         f"tokens are the same.",
         f"{report.size_mb:.1f} MB against {report.float32_size_mb:.1f}; {report.speedup:.2f}x the speed of float32 "
-        f"(turn by turn {report.speedup_min:.2f} to {report.speedup_max:.2f}; {report.threads} threads, batch of "
-        f"{report.batch_size}).",
+        f"(turn by turn {report.speedup_min:.2f} to {report.speedup_max:.2f}; "
+        f"{counted(report.threads, 'thread')}, batch of {report.batch_size}).",
     ]
 
 

@@ -19,6 +19,7 @@ from tosa_cli.hub.kind import find_kind
 from tosa_cli.hub.original import dense_model
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.progress import counted
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def spread(timing: Any) -> str:
     return f"{timing.min_s * 1e3:.1f} to {timing.max_s * 1e3:.1f}"
 
 
-def say_conditions(report: Any) -> None:
-    """Tell what a report was measured under."""
-    console.say(
-        f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, "
-        f"{'compiled' if report.compile else 'eager'}."
-    )
+def say_conditions(report: Any, runtime: str = "") -> None:
+    """Tell what a report was measured under: in PyTorch, or in a runtime of that name and version."""
+    computed = f"torch {report.torch}, {'compiled' if report.compile else 'eager'}."
+    if runtime:
+        computed = f"{runtime}, by which both were run once they were exported to ONNX in the same way."
+    console.say(f"{report.device}, {report.dtype}, {counted(report.threads, 'thread')}, {computed}")

@@ -11,6 +11,7 @@ from tosa_cli.cli.flops import flops_rows, share
 from tosa_cli.cli.options import remember_model
 from tosa_cli.convert_config import ConvertConfig
 from tosa_cli.errors import ConfigError
+from tosa_cli.progress import counted
 from tosa_cli.settings import option_name
 from tosa_cli.train.config import DistillConfig
 
@@ -220,7 +221,8 @@ def export(name: str, path: Path, config: "ExportConfig", json: bool) -> None:
         show_agreement(f"int8 against float32, {quantized.images} pieces of photos", quantized.outputs)
         console.print_line(
             f"{quantized.size_mb:.1f} MB against {report.size_mb:.1f}; {quantized.speedup:.2f}x the speed of float32 "
-            f"(turn by turn {quantized.speedup_min:.2f} to {quantized.speedup_max:.2f}; {quantized.threads} threads)."
+            f"(turn by turn {quantized.speedup_min:.2f} to {quantized.speedup_max:.2f}; "
+            f"{counted(quantized.threads, 'thread')})."
         )
     console.next_command("tosa", "bench", name, "-b", "1", "--runtime", "onnxruntime")
 

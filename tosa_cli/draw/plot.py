@@ -68,8 +68,8 @@ def plot_sweep(report: SweepReport, path: Path) -> None:
     axes.set_ylabel("speed against the dense model")
     how = "compiled" if report.compile else "eager"
     axes.set_title(
-        f"{report.device}, {report.dtype}, {report.threads} threads, torch {report.torch}, {how}; median and spread of "
-        f"{counted(report.rounds, 'turn')}",
+        f"{report.device}, {report.dtype}, {counted(report.threads, 'thread')}, torch {report.torch}, {how}; "
+        f"median and spread of {counted(report.rounds, 'turn')}",
         fontsize=8,
     )
     axes.legend(fontsize=8)

@@ -209,7 +209,7 @@ class Run(TosaLayers, nn.Module):
         return self.leave(stream.tokens)
 
     def _takes_part(self, layer: int) -> bool:
-        return layer in self.keep_rates or (self.config.reads_maps and layer + 1 in self.keep_rates)
+        return layer in self.keep_rates or self.is_read(layer)
 
     def _stream(self, layer: int, tokens: Tensor, thread: int) -> Stream:
         """The stream that comes from the layer before, or a new one."""
