@@ -25,6 +25,12 @@ def test_a_recipe_is_json_where_that_is_asked_for(tosa: Tosa) -> None:
     assert [one["name"] for one in tosa("recipes --json").json] == sorted(p.stem for p in recipes_folder().iterdir())
 
 
+def test_the_list_names_a_command_that_runs(tosa: Tosa) -> None:
+    (step,) = [line for line in tosa("recipes").err.splitlines() if line.startswith("Next: tosa ")]
+    done = tosa(step.removeprefix("Next: tosa "))
+    assert done.code == 0 and "command: |" in done.out
+
+
 def test_a_recipe_that_is_not_there_is_told(tosa: Tosa) -> None:
     for name in ("nope", "./nope.yaml"):
         done = tosa(f"recipes {name}")

@@ -586,6 +586,14 @@ COMMANDS = [
     ("convert dense\udcff --layers 2", "The name dense\ufffd is no text in UTF-8: rename what it stands for."),
     ("convert --layers 2", "No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe."),
     (
+        "convert --recipe calibrated --data-dir photos",
+        "No model was named, and --recipe calibrated names none: run `tosa convert deit_tiny --recipe calibrated`.",
+    ),
+    (
+        "convert --preset paper",
+        "No model was named, and --preset paper names none: run `tosa convert deit_tiny --preset paper`.",
+    ),
+    (
         "convert dense --recipe nope",
         "There is no recipe 'nope'. Known: calibrated, deit_tiny_imagenet_matched, "
         "deit_tiny_imagenet_paper, dinov2_small_photos, kitti_newcrfs, matched, nyu_newcrfs, paper; or give the "

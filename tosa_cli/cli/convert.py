@@ -59,7 +59,7 @@ def convert(
     """
     values = settings_from("convert", preset_recipe(preset, recipe), {**settings, "source": source})
     if "source" not in values:
-        raise ConfigError("No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe.")
+        raise _no_source(preset, recipe)
     if "layers" not in values:
         raise ConfigError(
             "Nothing says which layers become ToSA layers: pass --layers, as 2,4,6,8,10, or a preset that finds them "
@@ -118,6 +118,13 @@ def _convert(
         else:
             step = ["bench"]  # what reads image files would refuse the model
         console.next_command("tosa", *step)
+
+
+def _no_source(preset: str | None, recipe: str | None) -> ConfigError:
+    if preset is None and recipe is None:
+        return ConfigError("No model was named: run `tosa convert deit_tiny --layers 2,4,6,8,10`, or pass --recipe.")
+    given = f"--recipe {recipe}" if preset is None else f"--preset {preset}"
+    return ConfigError(f"No model was named, and {given} names none: run `tosa convert deit_tiny {given}`.")
 
 
 def _drop_overruled(values: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -31,4 +31,4 @@ def recipes(
     for recipe in found:
         console.print_line(recipe.name)
         console.print_line(f"  {recipe.description}")
-    console.next_command("tosa", "convert", "--recipe", found[0].name)
+    console.next_command("tosa", "recipes", found[0].name)
