@@ -12,7 +12,7 @@ from tosa_cli.hub.timm_models import build, build_planned
 from tosa_cli.hub.weight_sets import WeightSet
 from tosa_cli.hub.weights import check_floats, load_weights, read_parts, weights_error
 from tosa_cli.hub.whole_names import own_names
-from tosa_cli.model.families import Backbone, family_of
+from tosa_cli.model.families import Backbone
 from tosa_cli.model.registry import set_norm_eps_
 
 
@@ -88,6 +88,6 @@ def build_from_transformers(
         check_floats(state, lambda name: named[name][0], shown)  # joined with others they would become such
         state = to_timm(state, naming, own.state_dict(), shown, plan.dropped)
         # Position embeddings of another image size are resampled as transformers does it.
-        state = family_of(model).fit_checkpoint(state, model, antialias=plan.family.antialias)
-        load_weights(model, WeightSet(state), shown, args["num_classes"])
+        height, width = own.patch_embed.img_size
+        load_weights(model, WeightSet(state), shown, args["num_classes"], (height, width), plan.family.antialias)
     return model, plan.architecture, notes

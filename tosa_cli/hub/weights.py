@@ -85,6 +85,7 @@ def load_weights(
     shown: str,
     num_classes: int | None,
     own_size: tuple[int, int] | None = None,
+    antialias: bool = True,
 ) -> None:
     """Load weights strictly: each of them is used, or it is one that a model has no use for.
 
@@ -96,6 +97,7 @@ def load_weights(
         shown: What to call them in an error.
         num_classes: Number of classes that was asked for; None keeps the source's.
         own_size: The image size (height, width) in pixels that their positions are for; None is the model's.
+        antialias: Whether a position embedding that is made smaller is smoothed, which timm does.
 
     Raises:
         CheckpointError: If they do not fit.
@@ -108,7 +110,7 @@ def load_weights(
         replaced = {}
     check_floats(state, weights.named, shown)
     try:
-        fitted = _fit(state, model, own_size)
+        fitted = _fit(state, model, own_size, antialias)
         unused = [key for key in state if key not in fitted.used and not _has_no_use(key, state[key])]
         if unused:
             raise _unused_error(unused, weights, model, shown)
@@ -141,7 +143,7 @@ class _Fitted:
         return set().union(*self.made_of.values())
 
 
-def _fit(state: Mapping[str, Tensor], model: Any, own_size: tuple[int, int] | None) -> _Fitted:
+def _fit(state: Mapping[str, Tensor], model: Any, own_size: tuple[int, int] | None, antialias: bool) -> _Fitted:
     """Bring weights into a model's names and sizes by timm's filter, and see what becomes of each of them.
 
     Autograd tells: the filter computes with the weights, so that the graph of what it returns leads to what was used.
@@ -154,7 +156,7 @@ def _fit(state: Mapping[str, Tensor], model: Any, own_size: tuple[int, int] | No
         with torch.inference_mode(False), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
             values = {key: value.clone() if value.is_inference() else value.detach() for key, value in state.items()}
             leaves = {key: value.requires_grad_(value.is_floating_point()) for key, value in values.items()}
-            fitted = family_of(model).fit_checkpoint(dict(leaves), model, adapt_layer_scale=True)
+            fitted = family_of(model).fit_checkpoint(dict(leaves), model, adapt_layer_scale=True, antialias=antialias)
     finally:
         if before is None:
             del model.pretrained_model_args
