@@ -79,9 +79,9 @@ def fit_head(model: Any, folder: Path) -> Any:
     return model
 
 
-def tiny_tosa(**settings: Any) -> TosaViT:
-    """A ToSA model of 6 layers, 16 patches and a class token."""
-    return make_tosa(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10), **settings)
+def tiny_tosa(depth: int = 6, **settings: Any) -> TosaViT:
+    """A ToSA model of 16 patches and a class token."""
+    return make_tosa(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10, depth=depth), **settings)
 
 
 def read(model: TosaViT, folder: Path, config: TrainConfig, augment: Augmentation | None) -> Images:
