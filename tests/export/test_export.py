@@ -32,7 +32,7 @@ from tosa_cli.measure import speed
 from tosa_cli.methods import BYPASSES, SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
-from .tiny import tiny_tosa
+from .tiny import shortest_tosa, tiny_tosa
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -171,7 +171,7 @@ def test_the_report_tells_on_what_the_file_was_compared(plain: tuple[TosaViT, Pa
 @torch.no_grad()
 @pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)
 def test_a_file_for_a_fixed_batch_takes_that_number_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
-    model, path = tiny_tosa(**settings), tmp_path / "model.onnx"
+    model, path = shortest_tosa(**settings), tmp_path / "model.onnx"
     report = export_model(model, path, ExportConfig(batch_size=3))
     assert report.inputs["pixel_values"][0] == 3 and report.check.batch_sizes == (3, 3, 3)
     assert torch.allclose(run_onnx(path, images_of(3))["logits"], model(images_of(3)), atol=1e-4)
@@ -210,8 +210,7 @@ def test_a_model_without_a_head_gives_tokens_and_pooled_features(tmp_path: Path)
 def test_every_selector_exports_with_every_bypass_and_selection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    layer = 2 if SELECTORS[settings["selector"]].reads_maps else 1
-    model = tiny_tosa(layers=(layer,), **settings)
+    model = shortest_tosa(**settings)
     trace_once(monkeypatch, model)
     for format in ("onnx", "pt2"):
         check = export_model(model, tmp_path / f"model.{format}", ExportConfig(format=format)).check  # type: ignore[arg-type]
@@ -224,7 +223,7 @@ def test_every_selector_exports_with_every_bypass_and_selection(
 
 
 def test_random_selection_is_compared_given_the_tokens_it_selected(tmp_path: Path) -> None:
-    check = export_model(tiny_tosa(selector="random"), tmp_path / "model.onnx").check
+    check = export_model(shortest_tosa(selector="random"), tmp_path / "model.onnx").check
     assert check.random and check.tied_difference is not None and check.tied_difference < 1e-4
     assert check.tied_difference_own is not None and check.tied_difference_own > 1e-3
 
@@ -232,7 +231,7 @@ def test_random_selection_is_compared_given_the_tokens_it_selected(tmp_path: Pat
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [{"selector": "ward", "bypass": "mean"}, {"selector": "similarity"}], ids=str)
 def test_the_evaluator_that_comes_with_onnx_runs_a_file(tmp_path: Path, settings: dict[str, Any]) -> None:
-    model, path, images = tiny_tosa(**settings), tmp_path / "model.onnx", images_of(2)
+    model, path, images = shortest_tosa(**settings), tmp_path / "model.onnx", images_of(2)
     onnx_file.write_onnx(model, path, ["logits"], images=images, dynamic_batch=True, opset=20)
     found = ReferenceEvaluator(str(path)).run(None, {"pixel_values": images.numpy()})[0]
     assert torch.allclose(torch.from_numpy(found), model(images), atol=1e-4)
@@ -244,7 +243,7 @@ def test_the_evaluator_that_comes_with_onnx_runs_a_file(tmp_path: Path, settings
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [SETTINGS[1], SETTINGS[3]], ids=str)
 def test_a_pt2_file_loads_without_tosa_and_computes_the_same(tmp_path: Path, settings: dict[str, Any]) -> None:
-    model, path = tiny_tosa(**settings).train(), tmp_path / "model.pt2"
+    model, path = shortest_tosa(**settings).train(), tmp_path / "model.pt2"
     report = export_model(model, path, ExportConfig(format="pt2"), name="tiny")
     assert model.training and report.runtime.startswith("torch ") and report.opset is None
     more = {"metadata.json": ""}

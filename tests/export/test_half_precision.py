@@ -21,7 +21,7 @@ from tosa_cli.model.grouping import merge_costs
 from tosa_cli.model.matching import FLOOR, length_scale, partner_weights, squared_distances
 from tosa_cli.model.tosa_vit import TosaViT
 
-from .tiny import tiny_tosa
+from .tiny import shortest_tosa
 
 HALVES = (torch.bfloat16, torch.float16)
 SETTINGS: list[dict[str, Any]] = [
@@ -37,7 +37,7 @@ SETTINGS: list[dict[str, Any]] = [
 @functools.cache
 def traced(settings: str) -> tuple[TosaViT, "InHalf", dict[str, Tensor]]:
     """A model, its graph, which shares its weights, and a copy of these: tracing takes longest."""
-    model = tiny_tosa(**ast.literal_eval(settings))
+    model = shortest_tosa(**ast.literal_eval(settings))
     return model, InHalf(model, sample_images(model, 2)), copy.deepcopy(model.state_dict())
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tests.model.tiny_models import make_tosa, make_vit, randomize_
+from tosa_cli.methods import SELECTORS
 from tosa_cli.model.tosa_vit import TosaViT
 
 
@@ -13,3 +14,9 @@ def tiny_tosa(source: str = "test_vit", layers: tuple[int, ...] = (2,), **settin
     model = make_tosa(dense, layers=layers, **settings)
     randomize_(model.bypasses, seed=2)
     return model
+
+
+def shortest_tosa(source: str = "test_vit", **settings: Any) -> TosaViT:
+    """A ToSA layer alone, or behind the standard one whose maps it reads: half of what there is to trace."""
+    layer = 2 if SELECTORS[settings.get("selector", "attention")].reads_maps else 1
+    return tiny_tosa(source, **{"layers": (layer,), **settings})
