@@ -11,7 +11,17 @@ from torch import nn
 
 from tests.model.tiny_models import make_tosa, make_vit
 from tests.sentences import fragments
-from tests.train.tiny_runs import StopAt, Tensors, read, run_features, same, tiny_tosa, weights, write_photos
+from tests.train.tiny_runs import (
+    StopAt,
+    Tensors,
+    read,
+    run_features,
+    same,
+    short_tosa,
+    tiny_tosa,
+    weights,
+    write_photos,
+)
 from tosa_cli.data.loading import Images
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.measure.evaluation import measure_models
@@ -93,11 +103,6 @@ def test_without_measurements_in_between_start_and_end_are_compared(photos: Path
     assert [seen.update for seen in watch.history] == [0, 6]
 
 
-def short_tosa(selector: str) -> TosaViT:
-    """A model of a standard layer and a ToSA layer: what a run comes back to does not depend on how many there are."""
-    return tiny_tosa(depth=2, layers=(2,), selector=selector)
-
-
 @pytest.fixture(scope="module")
 def unbroken() -> dict[str, Any]:
     """Weights and measurements of runs that were not stopped, by their settings: each serves for all stops."""
@@ -118,14 +123,14 @@ def test_a_resumed_run_hands_back_the_same_weights(
     key, settings = str((settings, scores)), {"checkpoint_every": 1, **settings}
     selector = settings.pop("selector", "attention")
     if key not in unbroken:
-        whole = short_tosa(selector)
+        whole = short_tosa(selector=selector)
         _, watch = run_features(whole, photos, tmp_path / "whole", scores=scores and list(scores), **settings)
         unbroken[key] = all_weights(whole), watch.history
     expected, history = unbroken[key]
     with pytest.raises(TrainingError, match="--resume"):
         progress = StopAt(stop)
         run_features(
-            short_tosa(selector),
+            short_tosa(selector=selector),
             photos,
             tmp_path / "part",
             progress=progress,
@@ -134,7 +139,7 @@ def test_a_resumed_run_hands_back_the_same_weights(
         )
     # The last checkpoint is of the step before the one that was interrupted.
     left = scores and scores[1 + (stop - 1) // 2 :]
-    resumed = short_tosa(selector)
+    resumed = short_tosa(selector=selector)
     _, watch = run_features(resumed, photos, tmp_path / "part", resume=True, scores=left, **settings)
     assert same(expected, all_weights(resumed))
     assert watch.history == history

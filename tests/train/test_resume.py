@@ -22,6 +22,7 @@ from tests.train.tiny_runs import (
     run_distill,
     run_finetune,
     same,
+    short_tosa,
     tiny_tosa,
     weights,
     write_digits,
@@ -67,11 +68,11 @@ def digits(tmp_path: Path) -> Path:
     ],
 )
 def test_distillation_resumes_exactly(photos: Path, tmp_path: Path, settings: dict[str, Any], stop: int) -> None:
-    whole = tiny_tosa()
+    whole = tiny_tosa(depth=4, layers=(2, 4))
     run_distill(whole, photos, tmp_path / "whole", **settings)
     with pytest.raises(TrainingError, match="--resume"):
-        run_distill(tiny_tosa(), photos, tmp_path / "part", progress=StopAt(stop), **settings)
-    resumed = tiny_tosa()
+        run_distill(tiny_tosa(depth=4, layers=(2, 4)), photos, tmp_path / "part", progress=StopAt(stop), **settings)
+    resumed = tiny_tosa(depth=4, layers=(2, 4))
     report = run_distill(resumed, photos, tmp_path / "part", resume=True, **settings)
     assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
     assert report.updates == 6 and report.images < 48
@@ -83,21 +84,21 @@ def test_finetuning_with_all_that_is_random_resumes_exactly(
     digits: Path, tmp_path: Path, workers: int, stop: int
 ) -> None:
     settings = {**RICH, "workers": workers, "checkpoint_every": 1}
-    whole = tiny_tosa()
+    whole = short_tosa()
     run_finetune(whole, digits, tmp_path / "whole", **settings)
     with pytest.raises(TrainingError, match="--resume"):
-        run_finetune(tiny_tosa(), digits, tmp_path / "part", progress=StopAt(stop), **settings)
-    resumed = tiny_tosa()
+        run_finetune(short_tosa(), digits, tmp_path / "part", progress=StopAt(stop), **settings)
+    resumed = short_tosa()
     run_finetune(resumed, digits, tmp_path / "part", resume=True, **settings)
     assert same(weights(whole, "backbone"), weights(resumed, "backbone"))
 
 
 @pytest.mark.parametrize("opt", ["sgd", "lamb", "adopt", "lion", "muon"])
 def test_other_optimizers_resume_exactly(digits: Path, tmp_path: Path, opt: str) -> None:
-    whole, resumed = tiny_tosa(), tiny_tosa()
+    whole, resumed = short_tosa(), short_tosa()
     run_finetune(whole, digits, tmp_path / "whole", checkpoint_every=1, opt=opt)
     with pytest.raises(TrainingError):
-        run_finetune(tiny_tosa(), digits, tmp_path / "part", progress=StopAt(4), checkpoint_every=1, opt=opt)
+        run_finetune(short_tosa(), digits, tmp_path / "part", progress=StopAt(4), checkpoint_every=1, opt=opt)
     run_finetune(resumed, digits, tmp_path / "part", resume=True, checkpoint_every=1, opt=opt)
     assert same(weights(whole, "backbone"), weights(resumed, "backbone"))
 
@@ -105,7 +106,7 @@ def test_other_optimizers_resume_exactly(digits: Path, tmp_path: Path, opt: str)
 def test_the_number_of_workers_does_not_change_what_is_trained(digits: Path, tmp_path: Path) -> None:
     models = []
     for workers in (0, 2):
-        models.append(tiny_tosa())
+        models.append(short_tosa())
         run_finetune(models[-1], digits, tmp_path / f"{workers}", workers=workers, **RICH)
     assert same(weights(models[0], "backbone"), weights(models[1], "backbone"))
 

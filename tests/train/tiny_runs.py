@@ -84,6 +84,11 @@ def tiny_tosa(depth: int = 6, **settings: Any) -> TosaViT:
     return make_tosa(make_vit("test_vit", img_size=32, patch_size=8, num_classes=10, depth=depth), **settings)
 
 
+def short_tosa(**settings: Any) -> TosaViT:
+    """A model of a standard layer and a ToSA layer: for what does not depend on how many there are."""
+    return tiny_tosa(depth=2, layers=(2,), **settings)
+
+
 def read(model: TosaViT, folder: Path, config: TrainConfig, augment: Augmentation | None) -> Images:
     return images_to_read(
         open_dataset(str(folder)),
