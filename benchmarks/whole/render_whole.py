@@ -67,7 +67,8 @@ def _depth(results: dict[str, Any], size: int) -> list[str]:
     if rooms:
         keys = ("abs_rel", "delta1", "aligned_abs_rel", "aligned_delta1", "aligned_correlation")
         titles = ["", "Abs Rel", "δ<1.25", "aligned: Abs Rel", "δ<1.25", "correlation"]
-        rows = [[name, *(f"{row[key]:.4f}" for key in keys)] for name, row in rooms.items()]
+        ordered = sorted(rooms.items(), key=lambda item: item[0] != "dense")
+        rows = [[name, *(f"{row[key]:.4f}" for key in keys)] for name, row in ordered]
         count = next(iter(rooms.values()))["samples"]
         parts += [
             f"### Against the truth, on {count} held-out rooms",
