@@ -215,6 +215,18 @@ CONFIGS: list[Row] = [
         "theirs was not read by transformers (…): correct it, or update transformers.",
     ),
     (
+        "a number below 0",
+        lambda theirs: load_saying(theirs, "backbone_config", {"num_attention_heads": -1}),
+        "theirs/config.json cannot be used: num_attention_heads is -1. Write the number there that the model was made "
+        "with, or take the model from its source again.",
+    ),
+    (
+        "a number that is none",
+        lambda theirs: load_saying(theirs, "hidden_dropout_prob", float("nan")),
+        "theirs/config.json cannot be used: hidden_dropout_prob is nan. Write the number there that the model was made "
+        "with, or take the model from its source again.",
+    ),
+    (
         "a quantized model",
         lambda theirs: load_saying(theirs, "quantization_config", {"quant_method": "bitsandbytes"}),
         "theirs is quantized, and quantized layers are not converted: take the model from before it was quantized.",

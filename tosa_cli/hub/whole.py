@@ -1,5 +1,6 @@
 """Whole models of transformers, in transformers' own format: read by their classes, written with a card."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
         raise UnsupportedModelError(
             f"{name} is quantized, and quantized layers are not converted: take the model from before it was quantized."
         )
+    check_numbers(config, name)
     folder, options = Path(name.removeprefix("local-dir:")), {}
     place = str(folder)
     if not folder.is_dir():
@@ -107,6 +109,26 @@ def load_whole(name: str, pretrained: bool = True) -> WholeModel:
         provenance,
         tuple(unused),
     )
+
+
+def check_numbers(config: Mapping[str, Any], name: str) -> None:
+    """Check what transformers builds a model from that then fails in its first pass: NaN, and numbers below 0.
+
+    Args:
+        config: The config, or a part of it.
+        name: The model.
+
+    Raises:
+        CheckpointError: If there is such a value.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, name)
+        elif value != value or (key.startswith("num_") and isinstance(value, int | float) and value < 0):
+            raise CheckpointError(
+                f"{name}/{CONFIG} cannot be used: {key} is {value}. Write the number there that the model was made "
+                f"with, or take the model from its source again."
+            )
 
 
 def save_whole(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path:
