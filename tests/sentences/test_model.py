@@ -308,7 +308,7 @@ REFUSED: list[Row] = [
     (
         "a reduction out of reach",
         lambda: solve_keep_rate(named("deit_tiny_patch16_224"), TosaConfig(layers=(2, 4)), 0.5),
-        "The target reduction 50.0% cannot be reached: layers 2,4 save at most 16.0%. Name more layers.",
+        "The target reduction 50.0% cannot be reached: with layers 2,4 at most 16.0% is saved. Name more layers.",
     ),
     (
         "a reduction of 0.0",

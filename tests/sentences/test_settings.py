@@ -523,7 +523,7 @@ COMMANDS = [
     ),
     (
         "convert dense --layers 2 --target-reduction 0.9",
-        "The target reduction 90.0% cannot be reached: layers 2 save at most 13.6%. Name more layers.",
+        "The target reduction 90.0% cannot be reached: with layers 2 at most 13.6% is saved. Name more layers.",
     ),
     (
         "convert dense --layers 2 --target-reduction 0.1 --keep-rate 0.5",

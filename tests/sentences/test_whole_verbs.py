@@ -102,7 +102,7 @@ ROWS: list[Row] = [
     (
         "more than layers of a whole model save",
         lambda: reduced(0.9),
-        "The target reduction 90.0% cannot be reached: layers 2,3 save at most …%. Name more layers.",
+        "The target reduction 90.0% cannot be reached: with layers 2,3 at most …% is saved. Name more layers.",
     ),
     (
         "all MACs of a whole model",

@@ -123,8 +123,8 @@ def largest_rate(layers: Sequence[int], target_reduction: float, saved: Callable
         raise ConfigError(f"The target reduction is {target_reduction}, but must be between 0 and 1, as in 0.25.")
     if saved(0.001) < target_reduction:
         raise ConfigError(
-            f"The target reduction {target_reduction:.1%} cannot be reached: layers {','.join(map(str, layers))} save "
-            f"at most {saved(0.001):.1%}. Name more layers."
+            f"The target reduction {target_reduction:.1%} cannot be reached: with layers "
+            f"{','.join(map(str, layers))} at most {saved(0.001):.1%} is saved. Name more layers."
         )
     return largest(1, 1000, lambda thousandths: saved(thousandths / 1000) >= target_reduction) / 1000
 
