@@ -134,6 +134,20 @@ def test_what_outputs_lose_is_what_a_comparison_tells(monkeypatch: pytest.Monkey
         assert judge.at(dict.fromkeys((1, 2, 3, 4), 1.0)).drop == pytest.approx(0, abs=1e-3)
 
 
+def test_images_of_which_a_depth_model_says_nothing_are_counted_apart() -> None:
+    model = depth_anything().eval()
+
+    def flatten_first(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+        outputs.predicted_depth[0] = 1.0
+
+    model.register_forward_hook(flatten_first)
+    (found,) = convert_runs(model, METHOD.at((1, 2, 3, 4), 0.4))
+    drop = Agreement(model, found.run, [torch.randn(3, 3, 56, 56)]).at({1: 0.6, 2: 0.5, 3: 0.5, 4: 0.4})
+    assert (drop.images, drop.left_out) == (2, 1)
+    assert " 1 more image says nothing of it" in describe_held(drop.to_dict())
+    assert "more image" not in describe_held(replace(drop, left_out=0).to_dict())
+
+
 def test_a_drop_that_holds_nowhere_is_refused(classifier: Any, digits: Images) -> None:
     class Judge:
         """Six images of a hundred are lost, however little is saved."""

@@ -35,6 +35,7 @@ class Drop:
         drop_error: Standard error of the drop, from the differences image by image.
         lost: Images that only the dense model gets right; None where they are not right or wrong.
         gained: Images that only the converted model gets right.
+        left_out: Further images, of which the dense model's output says nothing, as depth that is the same everywhere.
     """
 
     images: int
@@ -45,6 +46,7 @@ class Drop:
     drop_error: float
     lost: int | None = None
     gained: int | None = None
+    left_out: int = 0
 
     @property
     def sure(self) -> float | None:
@@ -200,12 +202,13 @@ class Agreement(DropJudge):
 
     def _measure(self, keep_rates: Mapping[int, float]) -> Drop:
         self.run.keep_rates.update(keep_rates)
-        parts = []
+        parts, left_out = [], 0
         for number, batch in enumerate(self.batches):
             figures = compare_batch(self._dense_outputs(number, batch), outputs_of(self.model, batch))
             self.figure = self.figure or chief_figure(figures)
             output, figure = self.figure
             silent = is_silent(torch.stack([*figures[output].values()]))
+            left_out += int(silent.sum().item())
             parts.append(100 - 100 * figures[output][figure][~silent].double().cpu())
             self.progress.advance(len(silent), "")
         points = torch.cat(parts)
@@ -225,6 +228,7 @@ class Agreement(DropJudge):
             drop_error=error,
             lost=int((points > 0).sum().item()) if is_count else None,
             gained=0 if is_count else None,
+            left_out=left_out,
         )
 
     def _dense_outputs(self, number: int, batch: Any) -> dict[str, Tensor]:

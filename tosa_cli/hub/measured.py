@@ -72,6 +72,11 @@ def _describe_nearness(held: Mapping[str, Any]) -> str:
 
 
 def _describe_drop(held: Mapping[str, Any]) -> str:
+    few = held.get("left_out", 0)  # folders of before do not have it
+    more = (
+        f" {counted(few, 'more image')} {'says' if few == 1 else 'say'} nothing of it, as there dense it is the same "
+    )
+    more = f"{more}everywhere or nothing, and {'is' if few == 1 else 'are'} left out." if few else ""
     by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
     bound = held.get("sure")
     if bound is None:
@@ -81,7 +86,7 @@ def _describe_drop(held: Mapping[str, Any]) -> str:
     return (
         f"On {counted(held['images'], 'held-out image')} {held['measure']} is {held['converted']:.2f} %, and "
         f"{held['dense']:.2f} % dense: a drop of {held['drop']:.2f} ± {held['drop_error']:.2f} points (± standard "
-        f"error, image by image{by_image}); {sure}."
+        f"error, image by image{by_image}); {sure}.{more}"
     )
 
 
