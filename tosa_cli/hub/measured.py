@@ -73,10 +73,8 @@ def _describe_nearness(held: Mapping[str, Any]) -> str:
 
 def _describe_drop(held: Mapping[str, Any]) -> str:
     few = held.get("left_out", 0)  # folders of before do not have it
-    more = (
-        f" {counted(few, 'more image')} {'says' if few == 1 else 'say'} nothing of it, as there dense it is the same "
-    )
-    more = f"{more}everywhere or nothing, and {'is' if few == 1 else 'are'} left out." if few else ""
+    told = f" Left out: {counted(few, 'image')} where the dense model predicts no depth, or the same everywhere."
+    more = told if few else ""
     by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
     bound = held.get("sure")
     if bound is None:
