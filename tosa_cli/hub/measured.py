@@ -72,9 +72,11 @@ def _describe_nearness(held: Mapping[str, Any]) -> str:
 
 
 def _describe_drop(held: Mapping[str, Any]) -> str:
-    few = held.get("left_out", 0)  # folders of before do not have it
-    told = f" Left out: {counted(few, 'image')} where the dense model predicts no depth, or the same everywhere."
-    more = told if few else ""
+    more = ""
+    if left_out := held.get("left_out"):  # folders of before do not have it
+        more = (
+            f" Left out: {counted(left_out, 'image')} where the dense model predicts no depth, or the same everywhere."
+        )
     by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
     bound = held.get("sure")
     if bound is None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tosa_cli.data.processed import ProcessedPhotos
-from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.measure.selectors import SelectorReport
 from tosa_cli.model.runs import converted_runs
@@ -69,15 +68,7 @@ def _distill(job: WholeJob, name: str, config: DistillConfig, resume: bool) -> R
     accelerator = make_accelerator(config, job.tracker_folder)
     main = MainProcess(accelerator)
     trains, is_fitted = bool(trained_runs(part)), run.config.is_fitted
-    images, held_out = open_training(
-        config,
-        whole.processor,
-        own_shape(part)[1:],
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=config.seed,
-        augment=distill_augmentation(config) if trains else None,
-    )
+    images, held_out = job.open_photos(config, own_shape(part)[1:], distill_augmentation(config) if trains else None)
     photos = ProcessedPhotos(config.data_dir, whole.processor, files=images.samples.files())
     job.start_trackers(accelerator, config)
     job.tell_images("Distilling", images, held_out, resume)

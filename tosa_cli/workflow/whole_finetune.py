@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from tosa_cli.data.whole_images import open_training
 from tosa_cli.data.workers import lost_workers_told
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.runs.find import own_shape
@@ -66,15 +65,7 @@ def _finetune(job: WholeJob, name: str, config: FinetuneConfig, resume: bool) ->
     job.check(resume)
     part = image_part(whole.model)
     accelerator = make_accelerator(config, job.tracker_folder)
-    images, held_out = open_training(
-        config,
-        whole.processor,
-        own_shape(part)[1:],
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=config.seed,
-        augment=finetune_augmentation(config),
-    )
+    images, held_out = job.open_photos(config, own_shape(part)[1:], finetune_augmentation(config))
     job.start_trackers(accelerator, config)
     if trained_runs(part) and not whole.provenance.is_distilled:
         job.listener.warn(UNTRAINED)

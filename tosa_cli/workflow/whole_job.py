@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tosa_cli.data.loading import Augmentation, Images
+from tosa_cli.data.whole_images import open_training
 from tosa_cli.hub.kind import find_kind
 from tosa_cli.hub.whole import WholeModel, save_whole
 from tosa_cli.progress import Listener
 from tosa_cli.provenance import Stage
-from tosa_cli.train.config import TrainConfig
+from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.whole import fingerprint
 from tosa_cli.workflow.job import Job, RunReport, one_run
 from tosa_cli.workflow.whole_folder import load_converted
@@ -29,6 +31,20 @@ class WholeJob(Job):
     def mark(self, model: WholeModel) -> str:
         """What tells a model from all others."""
         return fingerprint(model.model)
+
+    def open_photos(
+        self, config: DistillConfig | FinetuneConfig, size: tuple[int, int], augment: Augmentation | None
+    ) -> tuple[Images, Images]:
+        """Photos to train on and held-out ones, as the settings name them: see `open_training`."""
+        return open_training(
+            config,
+            self.model.processor,
+            size,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            seed=config.seed,
+            augment=augment,
+        )
 
     def write(self, model: WholeModel, folder: Path) -> None:
         """Write a model into its folder, whole or not at all.
