@@ -47,6 +47,18 @@ def check_refused(done: Done, *sentence: str, code: int = 2) -> None:
         assert part in message, message
 
 
+def stop_at_batch(patched: pytest.MonkeyPatch, number: int) -> None:
+    """Interrupt training after so many batches."""
+    advance, calls = console.TrainProgress.advance, []
+
+    def stop(bar: Any, num_images: int, text: str = "") -> None:
+        calls.append(advance(bar, num_images, text))
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    patched.setattr(console.TrainProgress, "advance", stop)
+
+
 def test_weights_that_are_not_finite_are_blamed_on_the_source_and_not_on_tosa(work: Path, tosa: Tosa) -> None:
     state = load_file("dense/model.safetensors")
     for key, value in (("blocks.3.attn.qkv.weight", float("nan")), ("norm.bias", float("inf"))):
@@ -373,19 +385,9 @@ def test_a_rate_that_is_far_too_high_stops_with_the_model_as_it_was(converted: P
 
 
 def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     command = f"distill --data-dir photos {TRAIN} --epochs 2 --checkpoint-every 1"
     with monkeypatch.context() as patched:
-        advance, calls = console.TrainProgress.advance, []
-
-        def stop(bar: Any, num_images: int, text: str = "") -> None:
-            calls.append(advance(bar, num_images, text))
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-
-        patched.setattr(console.TrainProgress, "advance", stop)
+        stop_at_batch(patched, 3)
         check_refused(tosa(command), "checkpoint", "--resume", code=1)
     assert tosa("convert dense --layers 2,4,6 --keep-rate 0.8 --overwrite").code == 0
     check_refused(tosa(f"{command} --resume"), "--resume")
@@ -409,8 +411,38 @@ def test_a_finished_run_is_known_to_have_ended(converted: Path, tosa: Tosa, monk
         before = contents(Path())
         (checkpoint,) = (name for name in before if "checkpoint" in name)
         done = tosa(f"{command} --resume --json")
-        assert done.code == 0 and fragments.HAD_ENDED in done.err and done.json["updates"] > 0 and done.json["held_out"]
+        assert done.code == 0 and fragments.HAD_ENDED in done.err and done.json["held_out"]
+        assert done.json["updates_before"] == done.json["updates"] > 0 and done.json["images_per_second"] is None
         assert contents(Path()) == {name: content for name, content in before.items() if name != checkpoint}
+
+
+@pytest.mark.parametrize("command", ["distill --data-dir photos", "finetune --data-dir digits"])
+def test_steps_before_a_resume_are_counted_apart_and_have_no_speed(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = f"{command} {TRAIN} --epochs 2 --checkpoint-every 1"
+    with monkeypatch.context() as patched:
+        stop_at_batch(patched, 3)
+        assert tosa(command).code == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "note_result", stop)
+        assert tosa(f"{command} --resume").code == 130
+    done = tosa(f"{command} --resume")
+    assert done.code == 0 and fragments.ALL_BEFORE_THE_RUN_WAS in done.err and fragments.IMAGES_S not in done.err
+
+
+def test_a_run_that_is_resumed_halfway_tells_how_many_steps_its_time_is_for(
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = f"distill --data-dir photos {TRAIN} --epochs 2 --checkpoint-every 1"
+    with monkeypatch.context() as patched:
+        stop_at_batch(patched, 3)
+        assert tosa(command).code == 1
+    done = tosa(f"{command} --resume")
+    assert done.code == 0 and fragments.STEPS_2_OF_THEM in done.err and fragments.IMAGES_S in done.err
 
 
 def test_images_that_changed_since_a_run_was_stopped_are_told(

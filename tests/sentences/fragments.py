@@ -5,6 +5,7 @@ Those with a regular expression's signs are read as one, by `match=`.
 
 # cli
 ABS_REL = "Abs Rel"
+ALL_BEFORE_THE_RUN_WAS = " steps, all before the run was resumed."
 ALREADY_HOLDS_THESE_FILES_NOTHING = "already holds these files: nothing was pushed."
 AS_IT_DID_NO_BETTER = "as it did no better on these images"
 AS_IT_WAS_BEFORE_TOSA = "as it was before `tosa distill`, whose fit was not kept; the backbone is the source's."
@@ -39,6 +40,7 @@ FOLDER_VALIDATION = "folder validation"
 HAD_ENDED = "had ended"
 HANDLING_WEBDATASET_ERROR = "Handling webdataset error"
 IMAGES_OF_PHOTOS_CHANGED_SINCE = "Images of photos changed since the run was stopped"
+IMAGES_S = "images/s"
 IMAGE_PROCESSOR = "image processor"
 INT8_ON_32_PIECES_OF = "int8 on 32 pieces of photos: logits have a cosine of 0.9"
 IS_TRAINED_OR_FITTED = "is trained or fitted"
@@ -87,6 +89,7 @@ READS_NO_TEXT = "reads no text"
 REPOSITORY_ID = "repository id"
 SAYS_ANYTHING_OF_THE_OUTPUTS = "says anything of the outputs of"
 SOURCE_MODEL_S = "source model's"
+STEPS_2_OF_THEM = "4 steps, 2 of them before the run was resumed"
 TAKES_ANY_NUMBER_OF_IMAGES = "takes any number of images, 3x32x32; gives logits."
 THE_BACKBONE_S_WEIGHTS_ARE = "the backbone's weights are the source's"
 THE_BACKBONE_WAS_FINETUNED_AND = (

@@ -64,8 +64,9 @@ def show_distilled(report: "RunReport", json: bool) -> None:
         console.print_json(report.to_dict())
     else:
         _show(report.held_out)
-        steps = counted(report.updates, "step")
-        console.say(f"{steps}, {report.seconds:.1f} s in all, {report.images_per_second:.1f} images/s.")
+        speed = report.images_per_second
+        pace = "" if speed is None else f", {report.seconds:.1f} s in all, {speed:.1f} images/s"
+        console.say(f"{report.steps}{pace}.")
     _warn_if_undone(report.held_out)
 
 

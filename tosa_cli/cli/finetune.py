@@ -88,12 +88,10 @@ def _show(report: "RunReport", watch: "Watch", task: "Task") -> None:
             for label, seen in (("before", before), ("after", after))
         ],
     )
-    seconds = report.details["measuring_seconds"]
+    speed, seconds = report.images_per_second, report.details["measuring_seconds"]
     measuring = f", {seconds:.1f} s of it measuring" if seconds else ""
-    console.say(
-        f"{counted(report.updates, 'step')} in {report.seconds:.1f} s{measuring}; "
-        f"{report.images_per_second:.1f} images/s while training."
-    )
+    pace = "" if speed is None else f" in {report.seconds:.1f} s{measuring}; {speed:.1f} images/s while training"
+    console.say(f"{report.steps}{pace}.")
 
 
 def tell_best(watch: "Watch") -> None:

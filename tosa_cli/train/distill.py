@@ -81,15 +81,20 @@ class DistillReport:
         return self.training.updates if self.training else 0
 
     @property
+    def updates_before(self) -> int:
+        """Those of them before a resume."""
+        return self.training.updates_before if self.training else 0
+
+    @property
     def seconds(self) -> float:
         """Time of both parts."""
         return sum(part.seconds for part in (self.training, self.calibration) if part)
 
     @property
-    def images_per_second(self) -> float:
-        """Images a second of both parts and all processes together."""
+    def images_per_second(self) -> float | None:
+        """Images a second of both parts and all processes together; None if no image was read."""
         images = sum(part.images for part in (self.training, self.calibration) if part)
-        return images / self.seconds if self.seconds else 0.0
+        return images / self.seconds if images and self.seconds else None
 
     @property
     def failed(self) -> list[str]:

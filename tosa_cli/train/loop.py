@@ -32,6 +32,7 @@ class TrainReport:
 
     Attributes:
         updates: Optimizer steps, those before a resume included.
+        updates_before: Of these, those before the resume.
         images: Images read in all processes since the start or resume.
         seconds: Time that took, measurements on held-out images included.
         measuring_seconds: Time of these measurements alone.
@@ -41,6 +42,7 @@ class TrainReport:
     """
 
     updates: int = 0
+    updates_before: int = 0
     images: int = 0
     seconds: float = 0.0
     measuring_seconds: float = 0.0
@@ -49,10 +51,10 @@ class TrainReport:
     failed: list[str] = field(default_factory=list)
 
     @property
-    def images_per_second(self) -> float:
-        """Images a second of all processes together, while they train."""
+    def images_per_second(self) -> float | None:
+        """Images a second of all processes together, while they train; None if no image was left to train on."""
         seconds = self.seconds - self.measuring_seconds
-        return self.images / seconds if seconds else 0.0
+        return self.images / seconds if self.images and seconds else None
 
 
 def train(
@@ -115,6 +117,7 @@ def train(
     saver = Saver(accelerator, checkpoint, config, identity, trained, optimizer, ema, watch, streamed)
     clock = Clock(config.max_minutes, updates_per_epoch * config.epochs)
     first_epoch, batch_in_epoch, update = saver.restore() if resume else (0, 0, 0)
+    report.updates_before = update
     if scheduler is not None:
         scheduler.step_update(clock.position(update, saver.seconds))
     started = time.perf_counter()

@@ -43,9 +43,10 @@ class RunReport:
     Attributes:
         model: The model, trained.
         folder: The folder that was written; None if none was.
-        images_per_second: Images a second while it trained.
+        images_per_second: Images a second while it trained; None if a resumed run had none left to train on.
         seconds: Time it took.
-        updates: Optimizer steps.
+        updates: Optimizer steps, those before a resume included.
+        updates_before: Of these, those before the resume.
         skipped: Images that could not be read, with the reason.
         held_out: What the held-out images say of the weights before and after.
         watch: All measurements on held-out images; None if none were made.
@@ -56,15 +57,24 @@ class RunReport:
 
     model: Any
     folder: Path | None
-    images_per_second: float
+    images_per_second: float | None
     seconds: float
     updates: int
+    updates_before: int
     skipped: list[str]
     held_out: dict[str, Any]
     watch: Watch | None
     config: TrainConfig
     task: Task | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> str:
+        """The optimizer steps in words, and how many of them lie before a resume."""
+        steps, before = counted(self.updates, "step"), self.updates_before
+        if not before:
+            return steps
+        return f"{steps}, {'all' if before == self.updates else f'{before} of them'} before the run was resumed"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
@@ -73,6 +83,7 @@ class RunReport:
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
             "updates": self.updates,
+            "updates_before": self.updates_before,
             "skipped": self.skipped,
             "held_out": self.held_out,
             **self.details,
@@ -180,9 +191,10 @@ class Job:
         return RunReport(
             model=model,
             folder=self.folder,
-            images_per_second=0.0,
+            images_per_second=None,
             seconds=state.seconds,
             updates=state.update,
+            updates_before=state.update,
             skipped=[],
             held_out=dict(model.provenance.results.get(COMMANDS[self.stage], {})),
             watch=None,
@@ -274,6 +286,7 @@ class Job:
             images_per_second=done.images_per_second,
             seconds=done.seconds,
             updates=done.updates,
+            updates_before=done.updates_before,
             skipped=skipped,
             held_out=results,
             watch=watch,
