@@ -14,6 +14,14 @@ from tosa_cli.train.config import CLASS_MAP
 AUTO: Literal["auto"] = "auto"
 """Stands for layers and keep rates that are chosen by measurement."""
 
+OF_ENCODERS = {
+    "A whole model keeps its own head, size and weights": ("img_size", "num_classes", "architecture", "weights_key"),
+    "The images of a whole model are prepared by its own processor": tuple(ImageSettings.field_names()),
+    "A whole model is measured without labels": ("class_map", "label_column"),
+    "A whole model is measured on a folder of photos": ("dataset", "split", "image_column"),
+}
+"""Settings that mean nothing for a whole model, by the reason."""
+
 WISHES = ("target_reduction", "min_cosine", "max_drop")
 """Settings that say how much is saved where layers are chosen by measurement: a share, or what has to hold."""
 
@@ -162,6 +170,20 @@ class ConvertConfig(Method, ImageSettings):
                 "The layers are chosen by measurement, which needs images: pass --data-dir PHOTOS, or name the layers "
                 "as in --layers 2,4,6,8,10."
             )
+
+    def check_whole(self) -> None:
+        """Check that a whole model can be converted by these settings: nothing is said that it does not have, and there
+        are photos where keep rates are found on them, which a method without groups does not do of a whole model.
+
+        Raises:
+            ConfigError: Naming what has to be left out, or that photos are missing.
+        """
+        given = self.named()
+        for reason, names in OF_ENCODERS.items():
+            if told := [option_name(name) for name in names if name in given]:
+                raise ConfigError(f"{reason}: leave out {' and '.join(told)}.")
+        if self.groups_tokens:
+            self.check_images()
 
     @property
     def data(self) -> Data:

@@ -289,6 +289,28 @@ def test_help_is_quick_as_it_imports_neither_torch_nor_timm() -> None:
         assert done.stdout.splitlines()[-1] == "set()", arguments
 
 
+def test_settings_that_do_not_go_together_are_refused_before_torch_and_timm_are_imported() -> None:
+    auto, groups = "--layers auto --target-reduction 0.2", "--selector ward --bypass mean --layers auto"
+    commands = [
+        "convert deit_tiny --preset calibrated",
+        "convert deit_tiny --preset matched",
+        f"convert deit_tiny {auto} --selector similarity",
+        f"convert deit_tiny {groups} --min-cosine 0.99",
+        f"convert deit_tiny {groups} --max-drop 1",
+        "convert whole --whole --preset calibrated",
+        "convert whole --whole --preset calibrated --data-dir photos --img-size 64",
+        "convert whole --whole --preset calibrated --dataset hfds/photos",
+    ]
+    code = (
+        "import sys\nfrom tosa_cli.cli.app import app\nfrom tosa_cli.errors import ConfigError\n"
+        "for command in sys.argv[1:]:\n"
+        "    try:\n        app(command.split())\n"
+        "    except ConfigError:\n        print(command, {'torch', 'timm'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{command} set()" for command in commands], done.stderr
+
+
 def test_the_help_of_a_setting_tells_what_it_does_and_its_default(tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     out = " ".join(tosa("distill --help").out.replace("│", " ").split())

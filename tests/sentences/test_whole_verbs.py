@@ -139,6 +139,20 @@ ROWS: list[Row] = [
         "A whole model is measured without labels: leave out --class-map.",
     ),
     (
+        "what the processor of a whole model does",
+        lambda folder: whole_folder.convert(ConvertConfig(source="theirs", layers=(2,), mean=0.5, interpolation="box")),
+        "The images of a whole model are prepared by its own processor: leave out --mean and --interpolation.",
+    ),
+    (
+        "a data set of a whole model",
+        lambda folder: whole_folder.convert(
+            ConvertConfig(
+                source="theirs", layers="auto", selector="ward", bypass="mean", target_reduction=0.1, dataset="hfds/a"
+            )
+        ),
+        "A whole model is measured on a folder of photos: leave out --dataset.",
+    ),
+    (
         "a layer behind the queries",
         lambda: tosa_cli.convert(eomt(), TosaConfig(layers=(5,), selector="ward", bypass="mean")),
         "Layer 5 of layers cannot select tokens, as queries enter behind layer 4.",

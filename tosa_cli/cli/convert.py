@@ -77,6 +77,7 @@ def _convert(
     config: ConvertConfig, output: Path | None, overwrite: bool, dry_run: bool, json: bool, whole: bool | None
 ) -> None:
     folder = output or Path(f"{stem_of(config.source)}-tosa")
+    _check_kind(config, whole)
 
     from tosa_cli.hub.folder import check_output
     from tosa_cli.hub.whole import is_whole_source
@@ -118,6 +119,20 @@ def _convert(
         else:
             step = ["bench"]  # what reads image files would refuse the model
         console.next_command("tosa", *step)
+
+
+def _check_kind(config: ConvertConfig, whole: bool | None) -> None:
+    """Check what can be known of the settings before the source is read.
+
+    Raises:
+        ConfigError: If images are missing, or a whole model is given what it does not have.
+    """
+    from tosa_cli.hub.kind import find_config, is_transformers
+
+    if whole:
+        config.check_whole()
+    elif whole is False or config.groups_tokens or not is_transformers(find_config(config.source)):
+        config.check_images()
 
 
 def _no_source(preset: str | None, recipe: str | None) -> ConfigError:

@@ -199,16 +199,6 @@ class Plan:
     refused: str
 
 
-def is_transformers(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is transformers', not timm's."""
-    return isinstance(config.get("model_type"), str) and not isinstance(config.get("architecture"), str)
-
-
-def is_wrapped(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of a timm model in transformers' `TimmWrapper`, which keeps timm's names."""
-    return config.get("model_type") == "timm_wrapper"
-
-
 def unwrap_model(config: Mapping[str, Any], files: "Files") -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of timm's `create_model` that build the model in a `TimmWrapper`, and its `pretrained_cfg`.
 

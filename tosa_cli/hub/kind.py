@@ -1,5 +1,6 @@
 """Which kind of model a name stands for. Imports no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,13 @@ def find_config(name: str) -> dict[str, Any]:
         return read_json(fetch_file(repo_id, CONFIG, revision=revision or None))
     except TosaError:
         return {}  # whoever loads it tells why it cannot be loaded
+
+
+def is_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is transformers', not timm's."""
+    return isinstance(config.get("model_type"), str) and not isinstance(config.get("architecture"), str)
+
+
+def is_wrapped(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a timm model in transformers' `TimmWrapper`, which keeps timm's names."""
+    return config.get("model_type") == "timm_wrapper"

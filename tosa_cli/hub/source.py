@@ -9,12 +9,12 @@ import timm
 
 from tosa_cli.errors import CheckpointError, ConfigError, SourceError, TosaError
 from tosa_cli.hub.adapters import check_no_adapter_beside
-from tosa_cli.hub.architectures import is_transformers, is_wrapped
 from tosa_cli.hub.assemble import build_from_transformers, build_with_weights, build_wrapped
 from tosa_cli.hub.download import cached_commit, fetch_file
 from tosa_cli.hub.files import WEIGHTS_FILES, Files, folder_files, hub_files
 from tosa_cli.hub.folder import CONFIG, WEIGHTS_SUFFIXES, kind_of, read_json
 from tosa_cli.hub.image_settings import assumed_images, set_images
+from tosa_cli.hub.kind import is_transformers, is_wrapped
 from tosa_cli.hub.names import from_anywhere
 from tosa_cli.hub.positions import patch_kernel
 from tosa_cli.hub.state_dict import is_named_by_transformers

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tosa_cli.errors import CheckpointError, ConfigError, InputError, SourceError, UnsupportedModelError
-from tosa_cli.hub.architectures import FAMILIES, is_transformers, is_wrapped
+from tosa_cli.hub.architectures import FAMILIES
 from tosa_cli.hub.checkpoint import versions
 from tosa_cli.hub.download import fetch_file
 from tosa_cli.hub.files import PROCESSOR_FILES
 from tosa_cli.hub.folder import CARD, CONFIG, RECIPE, kind_of, read_json
-from tosa_cli.hub.kind import find_config
+from tosa_cli.hub.kind import find_config, is_transformers, is_wrapped
 from tosa_cli.hub.whole_card import render_whole_card
 from tosa_cli.hub.whole_weights import class_of_name, foreign, read_model, without_bars
 from tosa_cli.hub.writing import atomic_folder

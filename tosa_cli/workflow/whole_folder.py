@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.convert_config import AUTO, ConvertConfig
 from tosa_cli.data.processed import ProcessedPhotos, norm_of
-from tosa_cli.errors import ConfigError, DataError, InputError, TosaError
+from tosa_cli.errors import DataError, InputError, TosaError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.whole import WholeExportReport, export_whole
 from tosa_cli.fit.rates import RateSearch
@@ -62,13 +62,7 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
         TosaError: If the source cannot be found, read or converted; the subclass and the message say which.
     """
     listener = listener or Nobody()
-    for setting in ("img_size", "num_classes", "architecture", "weights_key"):
-        if getattr(config, setting) is not None:
-            raise ConfigError(
-                f"A whole model keeps its own head, size and weights: leave out --{setting.replace('_', '-')}."
-            )
-    if config.class_map:
-        raise ConfigError("A whole model is measured without labels: leave out --class-map.")
+    config.check_whole()
     whole = load_whole(config.source, config.pretrained)
     if whole.unused:
         listener.warn(
