@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import tosa_cli
-from tests.hub.test_checkpoint import ARGS, drop, room_for, set_value
+from tests.hub.conftest import ARGS, drop, room_for, set_value
 from tests.model.tiny_models import make_tosa, make_vit
 from tosa_cli.config import TosaConfig
 from tosa_cli.hub.checkpoint import load

@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 import tosa_cli
+from tests.hub.conftest import contents
 from tests.hub.stub_hub import READ_TOKEN, StubHub, closed_port, point_client_at
-from tests.hub.test_checkpoint import contents
 from tests.hub.test_push import FILES, push
 from tests.hub.transformers_models import published
 from tosa_cli.hub.push import plan_push, push_folder

@@ -11,7 +11,7 @@ import torch
 
 import tosa_cli
 from tests.hub import transformers_models as transformers
-from tests.hub.test_checkpoint import ARGS, set_value
+from tests.hub.conftest import ARGS, set_value
 from tests.hub.test_image_processor import SQUARE
 from tests.hub.test_image_processor import settings as image_settings_of
 from tests.hub.test_source import WritesMarker, split_weights, write_folder, write_weights
