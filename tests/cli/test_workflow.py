@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from timm.models import save_for_hf
 
@@ -269,6 +269,16 @@ def test_selectors_that_training_made_worse_are_told(converted: Path, tosa: Tosa
     assert fragments.THE_SELECTORS_ARE_WORSE_THAN not in fine.err + Path("fine/README.md").read_text()
     for told in (worse.err, Path("worse/README.md").read_text()):
         assert fragments.THE_SELECTORS_ARE_WORSE_THAN in told and fragments.WITH_A_SMALLER_LR in told
+
+
+def test_trained_selectors_that_tell_no_token_from_another_are_told(converted: Path, tosa: Tosa) -> None:
+    state = load_file(converted / "model.safetensors")
+    for layer in (2, 6):
+        state[f"selectors.{layer}.conv1.bias"].fill_(-1e3)
+    save_file(state, converted / "model.safetensors")
+    done = tosa(f"distill --data-dir photos {TRAIN}")
+    for told in (done.err, (converted / "README.md").read_text()):
+        assert fragments.IN_LAYERS_2_AND_6 in told and fragments.WITH_A_SMALLER_LR in told
 
 
 def test_a_tracker_writes_beside_the_model(converted: Path, tosa: Tosa) -> None:

@@ -145,7 +145,7 @@ def test_images_of_which_a_depth_model_says_nothing_are_counted_apart() -> None:
     drop = Agreement(model, found.run, [torch.randn(3, 3, 56, 56)]).at({1: 0.6, 2: 0.5, 3: 0.5, 4: 0.4})
     assert (drop.images, drop.left_out) == (2, 1)
     assert describe_held(drop.to_dict()).endswith(
-        " Left out: 1 image where the dense model predicts no depth, or the same everywhere."
+        " Left out: 1 image, as the dense model predicts no depth there, or the same everywhere."
     )
     assert "Left out" not in describe_held(replace(drop, left_out=0).to_dict())
 

@@ -21,6 +21,18 @@ def test_a_new_selector_is_as_good_as_the_map_of_the_layer_before() -> None:
         assert quality.found_random == 7 / 16  # 8 of 17 tokens are kept, one of them the class token
 
 
+@pytest.mark.parametrize("selection", ["shared", "per-head"])
+def test_a_selector_whose_hidden_units_are_dead_ranks_nothing_though_a_flat_map_is_nearer(selection: str) -> None:
+    model, images = tiny_tosa(keep_rate=0.5, selection=selection), make_images(3, 32)
+    before = measure_selectors(model, [images])
+    with torch.no_grad():
+        model.selectors["4"].conv1.bias.fill_(-1e3)
+    after = measure_selectors(model, [images[:2], images[2:]])
+    assert not any(quality.is_level for quality in before.layers)
+    assert [quality.layer for quality in after.layers if quality.is_level] == [4]
+    assert after.layers[1].kl < before.layers[1].kl
+
+
 def test_a_batch_counts_by_its_images() -> None:
     model, images = tiny_tosa(), make_images(6, 32)
     whole = measure_selectors(model, [images])

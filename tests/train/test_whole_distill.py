@@ -22,7 +22,7 @@ from tosa_cli.hub.whole import WholeModel, load_whole, save_whole
 from tosa_cli.model.runs import converted_runs
 from tosa_cli.progress import Nobody, Progress
 from tosa_cli.provenance import Provenance
-from tosa_cli.train.whole_distill import RunsObjective, measure_runs
+from tosa_cli.train.whole_distill import RunsObjective, measure_runs, trained_runs
 from tosa_cli.workflow.whole_distill import distill
 from tosa_cli.workflow.whole_folder import image_part
 
@@ -85,6 +85,14 @@ def test_selectors_that_are_worse_for_the_training_are_told() -> None:
         tosa_cli.calibrate(fine, batches, QUICK)
     with pytest.warns(UserWarning, match=fragments.THE_SELECTORS_ARE_WORSE_THAN):
         tosa_cli.calibrate(worse, batches, replace(QUICK, epochs=1, lr=1e9))
+
+
+def test_selectors_that_tell_no_token_from_another_are_told() -> None:
+    model = converted(clip)
+    with torch.no_grad():
+        trained_runs(image_part(model))[0].selector(2).conv1.bias.fill_(-1e3)
+    with pytest.warns(UserWarning, match=fragments.IN_LAYER_2_THE_TRAINED):
+        tosa_cli.calibrate(model, batches_for(model, 2), replace(QUICK, epochs=1))
 
 
 def test_what_is_fitted_is_fitted_once_the_selectors_are_trained() -> None:

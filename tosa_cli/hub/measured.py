@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tosa_cli.measure.agreement import WHY_SILENT
+from tosa_cli.measure.selectors import describe_undone
 from tosa_cli.progress import counted
 
 
@@ -74,9 +76,7 @@ def _describe_nearness(held: Mapping[str, Any]) -> str:
 def _describe_drop(held: Mapping[str, Any]) -> str:
     more = ""
     if left_out := held.get("left_out"):  # folders of before do not have it
-        more = (
-            f" Left out: {counted(left_out, 'image')} where the dense model predicts no depth, or the same everywhere."
-        )
+        more = f" Left out: {counted(left_out, 'image')}, as {WHY_SILENT}."
     by_image = "" if held["lost"] is None else f", {held['lost']} of the images lost and {held['gained']} gained"
     bound = held.get("sure")
     if bound is None:
@@ -91,23 +91,20 @@ def _describe_drop(held: Mapping[str, Any]) -> str:
 
 
 def selectors_undone(distilled: Mapping[str, Any]) -> str:
-    """That selectors are worse than before they were trained, and what to do, as a sentence; empty if they are not.
+    """That selectors are of no use once they are trained, and what to do, in sentences; empty if they are of use.
 
     Args:
         distilled: What `tosa distill` measured on held-out images.
     """
-    before, after = (sum(layer[f"kl_{when}"] for layer in distilled.get("layers", ())) for when in ("before", "after"))
-    if after <= before:
-        return ""
-    return (
-        f"The selectors are worse than before they were trained: on the held-out images their KL divergence to the "
-        f"true maps was {before:.4g} in all layers together, and is {after:.4g}. Distill the model as it was before "
-        f"with a smaller --lr, or on more images."
-    )
+    layers = distilled.get("layers", ())
+    before, after = (sum(layer[f"kl_{when}"] for layer in layers) for when in ("before", "after"))
+    level = [layer["layer"] for layer in layers if layer.get("is_level")]  # folders of before do not have it
+    remedy = "Distill the model as it was before with a smaller --lr, or on more images."
+    return describe_undone(before, after, level, "the held-out images", remedy)
 
 
 def describe_selectors(distilled: Mapping[str, Any]) -> str:
-    """How well trained selectors predict, as a table in Markdown, and a sentence if the training was for the worse.
+    """How well trained selectors predict, as a table in Markdown, and what is told of a training that was of no use.
 
     Args:
         distilled: What `tosa distill` measured on held-out images.

@@ -19,7 +19,7 @@ from tosa_cli.data.samples import Batch
 from tosa_cli.errors import DataError
 from tosa_cli.fit.calibrate import CalibrationReport
 from tosa_cli.fit.whole import calibrate_runs
-from tosa_cli.measure.selectors import SelectorReport, compare_maps
+from tosa_cli.measure.selectors import SelectorQuality, SelectorReport, compare_maps, describe_undone
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.runs import Run, converted_runs
 from tosa_cli.model.runs.calls import call_on
@@ -148,7 +148,7 @@ def calibrate_on(model: nn.Module, batches: Iterable[Any], config: DistillConfig
         config: The settings of the training.
 
     Returns:
-        A report of each run. A warning tells of selectors that are worse for the training.
+        A report of each run. A warning tells of selectors that are of no use once they are trained.
 
     Raises:
         ConfigError: If the model is not converted, or a batch sends no image through its encoder.
@@ -168,18 +168,16 @@ def calibrate_on(model: nn.Module, batches: Iterable[Any], config: DistillConfig
     model.eval()
     try:
         images = Images(loader, numbers, len(numbers), None, "the batches")
-        before = _measured_loss(model, batches[0])
+        before = _measured(model, batches[0])
         trained = _train(accelerator, model, images, config, batches=batches)
-        after = _measured_loss(model, batches[0])
+        after = _measured(model, batches[0])
     finally:
         model.train(mode)
-    if not after <= before:
-        warnings.warn(
-            f"The selectors are worse than before they were trained: on the first batch their KL divergence to the "
-            f"true maps was {before:.4g} in all layers together, and is {after:.4g}. Calibrate the model as it was "
-            f"before with a smaller lr, or on more batches.",
-            stacklevel=3,
-        )
+    remedy = "Calibrate the model as it was before with a smaller lr, or on more batches."
+    kl_before, kl_after = (sum(layer.kl for layer in layers) for layers in (before, after))
+    level = [layer.layer for layer in after if layer.is_level]
+    if undone := describe_undone(kl_before, kl_after, level, "the first batch", remedy):
+        warnings.warn(undone, stacklevel=3)
     seconds = time.perf_counter() - started
     reports = calibrate_runs(model, batches)
     for found, report in zip(converted_runs(model), reports, strict=True):
@@ -188,11 +186,12 @@ def calibrate_on(model: nn.Module, batches: Iterable[Any], config: DistillConfig
     return reports
 
 
-@torch.no_grad()
-def _measured_loss(model: nn.Module, batch: Any) -> float:
+def _measured(model: nn.Module, batch: Any) -> list[SelectorQuality]:
+    """How good the selectors of all runs are on a batch that the model is called with."""
     runs = trained_runs(model)
-    with _in_float32(runs):
-        return _loss(model, runs, batch).item()
+    with torch.no_grad(), _in_float32(runs):
+        logits = dense_logits(call_on(model, batch), runs, "all")
+        return [layer for run, maps in zip(runs, logits, strict=True) for layer in compare_maps(run, [maps]).layers]
 
 
 def _numbered(numbers: list[int]) -> Batch:

@@ -159,6 +159,7 @@ def _selector_rows(before: SelectorReport, after: SelectorReport) -> list[dict[s
             "found": a.found,
             "found_previous": a.found_previous,
             "found_random": a.found_random,
+            "is_level": a.is_level,
         }
         for b, a in zip(before.layers, after.layers, strict=True)
     ]
