@@ -62,9 +62,8 @@ def count_whole(model: nn.Module, batch: Any = None, name: str = "") -> WholeFlo
         run = found.run
         assert run is not None
         layers += count_layers(run, run.config, run.keep_rates)
-    call = _call_for_one(model, runs[0], batch)
     with dense(model):
-        whole = counted_call(call)
+        call, whole = _count_one(model, runs[0], batch)
     dense_layers = sum(layer.dense_macs for layer in layers)
     selector, bypass = (sum(getattr(layer, key) for layer in layers) for key in ("selector_macs", "bypass_macs"))
     kept = sum(layer.macs for layer in layers) + selector + bypass
@@ -120,22 +119,24 @@ def counted_call(call: Call) -> int:
     return counter.get_total_flops() // 2
 
 
-def _call_for_one(model: nn.Module, found: ImageRun, batch: Any) -> Call:
-    """A call on one image: of the whole model if it takes an image, alone or with a text; else of its tower."""
+def _count_one(model: nn.Module, found: ImageRun, batch: Any) -> tuple[Call, int]:
+    """A call on one image, with its MACs: of the whole model if it takes an image, alone or with a text; else of its
+    tower."""
     if batch is not None:
-        return call_on(model, batch)
+        return _counted(call_on(model, batch))
     tower = example_call(model, found)
     image = tower.args[0][:1]
     if not is_transformers(model):
-        return Call(model, (image,), {})
+        return _counted(Call(model, (image,), {}))
     names = inspect.signature(model.forward).parameters
     given: dict[str, Any] = {"pixel_values": image}
     if "input_ids" in names:
         given["input_ids"] = torch.ones((1, TEXT_LENGTH), dtype=torch.long, device=image.device)
-    whole = Call(model, (), given)
     try:
-        with dense(model):
-            counted_call(whole)
+        return _counted(Call(model, (), given))
     except (TypeError, ValueError, RuntimeError, NotImplementedError, IndexError, UnsupportedModelError):
-        return Call(tower.module, (image,), {})
-    return whole
+        return _counted(Call(tower.module, (image,), {}))
+
+
+def _counted(call: Call) -> tuple[Call, int]:
+    return call, counted_call(call)
