@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tests.sentences import fragments
+from tosa_cli import methods
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.hub.checkpoint import load
@@ -49,8 +50,9 @@ def convert_family(family: str, **settings: Any) -> TosaViT:
 
 
 def convert_short(family: str, **settings: Any) -> TosaViT:
-    """A ToSA model of a family with two layers, of which the second is a ToSA layer: for compilers, which are slow."""
-    return make_tosa(make_family(family, depth=2), layers=(2,), keep_rate=0.6, **settings)
+    """A ToSA layer of a family, behind a standard one where that feeds it: for compilers, which are slow."""
+    depth = 2 if methods.SELECTORS[settings.get("selector", "attention")].reads_maps else 1
+    return make_tosa(make_family(family, depth=depth), layers=(depth,), keep_rate=0.6, **settings)
 
 
 def images_of(model: Any, batch: int = 2) -> Tensor:
