@@ -175,6 +175,9 @@ _Exported = tuple[Path, CheckReport, QuantizeReport | None, OpenVinoReport | Non
 
 def _export_onnx(job: _Job, path: Path) -> _Exported:
     config = job.config
+    batches: list[Tensor] = []
+    if config.quantize == "static":
+        batches = calibration_batches(job.model, config.data_dir, config.max_samples, config.batch_size or 1)
     job.say("Writing the ONNX file ...")
     write_onnx(
         job.model, path, job.outputs, images=job.images, dynamic_batch=config.batch_size is None, opset=config.opset,
@@ -187,9 +190,6 @@ def _export_onnx(job: _Job, path: Path) -> _Exported:
     if config.quantize is None:
         return exported, check, None, openvino
     job.say("Quantising it to int8, and the dense model beside it ...")
-    batches = []
-    if config.quantize == "static":
-        batches = calibration_batches(job.model, config.data_dir, config.max_samples, config.batch_size or 1)
     small = path.parent / "int8" / path.name
     small.parent.mkdir()
     quantize_file(path, small, batches)
