@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -279,6 +280,14 @@ def test_trained_selectors_that_tell_no_token_from_another_are_told(converted: P
     done = tosa(f"distill --data-dir photos {TRAIN}")
     for told in (done.err, (converted / "README.md").read_text()):
         assert fragments.IN_LAYERS_2_AND_6 in told and fragments.WITH_A_SMALLER_LR in told
+
+
+def test_timms_figure_of_a_small_model_is_not_below_the_dense_one_for_want_of_decimals(
+    converted: Path, tosa: Tosa
+) -> None:
+    out = tosa("flops").out
+    dense, timms = re.findall(r", dense ([\d.]+):", out), re.findall(r"is ([\d.]+) GMACs\.", out)
+    assert float(timms[0]) >= float(dense[0]) > 0
 
 
 def test_a_tracker_writes_beside_the_model(converted: Path, tosa: Tosa) -> None:

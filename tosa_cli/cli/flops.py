@@ -104,7 +104,7 @@ def show_flops(report: "FlopsReport", whole: "PredictorFlops | None" = None, dec
         params = f"{params} and {whole.decoder_params / 1e6:.2f} M"
     console.print_line(
         f"{params} parameters. FLOPs = 2 * MACs; timm's figure for the dense {'encoder' if part else 'model'}, "
-        f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.2f} GMACs."
+        f"which adds the norms, is {report.dense_gmacs + report.norm_gmacs:.3f} GMACs."
     )
 
 
