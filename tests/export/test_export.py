@@ -212,7 +212,7 @@ def test_every_selector_exports_with_every_bypass_and_selection(
 ) -> None:
     model = shortest_tosa(**settings)
     trace_once(monkeypatch, model)
-    for format in ("onnx", "pt2"):
+    for format in ("pt2", "onnx"):  # what ONNX has no operation for is changed in what was traced
         check = export_model(model, tmp_path / f"model.{format}", ExportConfig(format=format)).check  # type: ignore[arg-type]
         assert check.images == check.same_choices + check.tied_choices
         assert check.random == (settings["selector"] == "random")

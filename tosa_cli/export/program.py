@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from tosa_cli.export.quiet import quiet
 from tosa_cli.model.matching import Choice
@@ -110,18 +112,44 @@ def trace(
         return torch.export.export(Exportable(model, outputs, with_choices), (images,), dynamic_shapes=shapes)
 
 
+@torch.no_grad()
 def decompose(program: ExportedProgram) -> ExportedProgram:
-    """Say in plain operations what ONNX has no operation for; all else is left to PyTorch's own exporter."""
+    """Say in plain operations what ONNX has no operation for; all else is left to PyTorch's own exporter.
+
+    Returns:
+        The program itself, changed in place.
+    """
     table: dict[Any, Callable[..., Any]] = {
         torch.ops.aten.embedding_bag.padding_idx: _weighted_sums,
         torch.ops.aten._embedding_bag_forward_only.default: _weighted_sums,
         torch.ops.aten._embedding_bag.default: _weighted_sums,
         torch.ops.aten.sort.stable: _stable_sort,
     }
-    if not any(node.target in table for node in program.graph.nodes):
-        return program
-    with quiet(), torch.no_grad():
-        return program.run_decompositions(table)
+    # Only these nodes are traced: PyTorch's `run_decompositions` goes through the whole program, as its exporter will.
+    with quiet():
+        for node in list(program.graph.nodes):
+            if node.target in table:
+                _spell_out(program.graph, node, table[node.target])
+        program.graph_module.recompile()
+    return program
+
+
+def _spell_out(graph: fx.Graph, node: fx.Node, function: Callable[..., Any]) -> None:
+    """Put the operations of a function that returns several tensors into the place of a call."""
+    inputs = node.all_input_nodes
+
+    def call(*values: Any) -> Any:
+        given = dict(zip(inputs, values, strict=True))
+        return function(*map_arg(node.args, given.__getitem__), **map_arg(node.kwargs, given.__getitem__))
+
+    made = make_fx(call)(*(source.meta["val"] for source in inputs))
+    with graph.inserting_before(node):
+        known = dict(zip(made.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        outputs: Any = graph.graph_copy(made.graph, known)
+    for user in list(node.users):
+        user.replace_all_uses_with(outputs[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def _weighted_sums(
