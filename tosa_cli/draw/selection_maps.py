@@ -76,18 +76,19 @@ def read_selection(model: TosaViT, images: Tensor, layers: Iterable[int] | None 
         return []
     stream = Stream(*model.embed(images))
     grid, length = stream.places.grid, stream.tokens.shape[1]
-    shown: dict[int, Tensor | None] = {}
+    shown: Tensor | None = None
 
     def choose(layer: int, stream: Stream, entry: Entry) -> Choice:
+        nonlocal shown
         scores = model.selector(layer).shown(entry)
-        shown[layer] = None if scores is None else scores.unflatten(0, grid).float().cpu()
+        shown = None if scores is None else scores.unflatten(0, grid).float().cpu()
         return model.choose(layer, stream, entry)
 
     maps = []
     for layer in model.layers(stream, max(wanted), choose):
         if layer in wanted and stream.choice is not None:
             kept = kept_map(stream.choice.keep_indices, length, model.num_prefix_tokens).unflatten(0, grid).cpu()
-            maps.append(SelectionMap(layer, model.keep_rates[layer], kept, shown[model.choosing_layers[layer]]))
+            maps.append(SelectionMap(layer, model.keep_rates[layer], kept, shown))
     return maps
 
 

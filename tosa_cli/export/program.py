@@ -91,7 +91,7 @@ def choice_names(model: TosaViT) -> list[str]:
 
 def choosing(model: TosaViT) -> list[int]:
     """The ToSA layers that make a choice; the others share one of these."""
-    return list(dict.fromkeys(model.choosing_layers.values()))
+    return [layer for layer in model.keep_rates if model.chooses(layer)]
 
 
 @torch.no_grad()

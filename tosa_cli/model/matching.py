@@ -20,6 +20,29 @@ AT_ONCE = 2**22
 """Of how many pairs of tokens of an image distances are there at once: of all pairs up to some 4,000 tokens."""
 
 
+class Grown(NamedTuple):
+    """Which of M groups stay as they are or take others in, and where each has gone.
+
+    Attributes:
+        stay: Indices of those that stay, (B, K), rising.
+        pairs: Indices of the r = M - K others, in any order, and behind them of what each has gone into, (B, 2 r).
+        into: Position among those that stay of what each of the others has gone into, (B, r).
+        position: The same of each of the M groups, (B, M).
+        sizes: How many tokens each of those that stay stands for, (B, K), in float32.
+    """
+
+    stay: Tensor
+    pairs: Tensor
+    into: Tensor
+    position: Tensor
+    sizes: Tensor
+
+    @property
+    def goes(self) -> Tensor:
+        """Indices of those that do not stay, (B, r)."""
+        return self.pairs[:, : self.pairs.shape[1] // 2]
+
+
 class Choice(NamedTuple):
     """Which tokens a ToSA layer computes, and what stands in for the others.
 
@@ -31,8 +54,7 @@ class Choice(NamedTuple):
         groups: Positions (B, N) of each token's group among the kept tokens; None unless a layer computes the means of
             groups, for each of which one of its tokens is kept.
         sizes: Number of tokens in each group, (B, K), in float32.
-        merged: Positions (B, r) among the kept tokens of the choice before of those whose groups were merged into
-            others; None where it is not told.
+        grown: How the groups of the choice before have become these; None where it is not told.
     """
 
     keep_indices: Tensor
@@ -41,7 +63,7 @@ class Choice(NamedTuple):
     weights: Tensor | None = None
     groups: Tensor | None = None
     sizes: Tensor | None = None
-    merged: Tensor | None = None
+    grown: Grown | None = None
 
 
 def partner_spacing(grid: tuple[int, int], num_skipped: int) -> int:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
-from tosa_cli.model.grouping import Grown, Moved, each_alone, join_groups, log_counts, unmerge_groups
-from tosa_cli.model.matching import Choice, mean_of_partners, other_indices, token_sizes
+from tosa_cli.model.grouping import Moved, each_alone, how_grown, join_groups, log_counts, unmerge_groups
+from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
 
@@ -60,8 +60,7 @@ def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
     if choice.groups is not None:
         alone = each_alone(tokens)
-        # Which groups were merged is told beside larger ones than single tokens, unless the choice is a row's first.
-        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice._replace(merged=None))
+        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 
@@ -84,9 +83,9 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
     if choice.sizes.shape[1] == before.sizes.shape[1]:
         return parts  # none is merged
-    stay = before.groups.gather(1, choice.keep_indices)
-    goes = other_indices(stay, before.sizes.shape[1]) if choice.merged is None else choice.merged
-    grown = Grown(stay, goes, choice.groups.gather(1, before.keep_indices), choice.sizes)
+    grown = choice.grown
+    if grown is None or grown.position.shape != before.sizes.shape:  # it is told of other groups than these
+        grown = how_grown(before, choice)
     means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
     counts = log_counts(choice.sizes, coherence)
     return Parts(means, coherence=coherence, log_counts=counts, moved=(*parts.moved, moved))

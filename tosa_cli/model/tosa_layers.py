@@ -140,7 +140,7 @@ class TosaLayers:
         if layer not in self.keep_rates:
             self.run_standard_layer(layer, stream, self._reader(layer))
         else:
-            if self.choosing_layers[layer] == layer:
+            if self.chooses(layer):
                 self._enter_span(layer, stream, choose or self.choose)
             self._run_tosa_layer(layer, stream)
             if self.ends_row(layer) or (not self.config.groups_tokens and self.ends_span(layer)):
@@ -204,6 +204,12 @@ class TosaLayers:
     def is_read(self, layer: int) -> bool:
         """Whether the selector of the next layer reads the logits of a layer."""
         return self.config.reads_maps and layer + 1 in self.keep_rates
+
+    def chooses(self, layer: int) -> bool:
+        """Whether a ToSA layer makes a choice: the first of its span does, unless it leaves groups as they are."""
+        if self.choosing_layers[layer] != layer:
+            return False
+        return not self.config.groups_tokens or self.keep_rates.get(layer - 1) != self.keep_rates[layer]
 
     def ends_span(self, layer: int) -> bool:
         """Whether the layer after a ToSA layer does not share its choice."""

@@ -18,8 +18,11 @@ class WardSelector(Selector):
 
     @staticmethod
     def macs(backbone: Backbone, layer: int, method: Method, tokens: int, kept: int) -> int:
-        """The distances between the two halves of the groups that enter, `tokens` in number."""
-        prefix, macs = backbone.num_prefix_tokens, 0
+        """The distances between the two halves of the groups that enter, `tokens` in number, and sums of those merged.
+
+        Of those that go into the same group each sums all up, their tokens and their lengths.
+        """
+        prefix, macs = backbone.num_prefix_tokens, (tokens - kept) ** 2 * (backbone.embed_dim + 1)
         while tokens > kept:
             second = num_mergeable(tokens, prefix)
             macs += (tokens - prefix - second) * second * backbone.embed_dim
@@ -28,17 +31,15 @@ class WardSelector(Selector):
 
     def choose(self, entry: Entry) -> Choice:
         """Merge groups until there are as many as the layer computes."""
-        means = entry.means
+        means, before = entry.means, entry.before
         assert means is not None
-        before = each_alone(means) if entry.before is None else entry.before
+        before = each_alone(means) if before is None else before
         assert before.groups is not None and before.sizes is not None
+        if before.sizes.shape[1] == entry.num_kept:
+            return before._replace(grown=None)
         grown = grow_groups(means, before.sizes, entry.num_kept, entry.num_prefix_tokens)
-        return Choice(
-            before.keep_indices.gather(1, grown.stay),
-            groups=grown.position.gather(1, before.groups),
-            sizes=grown.sizes,
-            merged=grown.goes,
-        )
+        keep_indices, groups = before.keep_indices.gather(1, grown.stay), grown.position.gather(1, before.groups)
+        return Choice(keep_indices, groups=groups, sizes=grown.sizes, grown=grown)
 
     def ranks(self, entry: Entry) -> Ranks | None:
         """None: a group is merged as a whole, and no token has a rank of its own."""
