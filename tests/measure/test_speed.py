@@ -1,5 +1,6 @@
 """What is timed, and under which conditions; never how long it took."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,8 +37,11 @@ class Recorder(nn.Module):
 def test_models_take_turns() -> None:
     calls: list[str] = []
     models = {name: Recorder(name, calls) for name in "abc"}
-    report = time_in_turns(models, IMAGES, rounds=3, seconds=0.0)
-    assert calls[-9:] == list("abc") * 3
+    report = time_in_turns(models, IMAGES, rounds=12, seconds=0.0)
+    rounds = [calls[-start : len(calls) - start + 3] for start in range(36, 0, -3)]
+    assert all(sorted(turns) == list("abc") for turns in rounds)
+    # None always runs behind the same one, whose caches and freed memory it would find.
+    assert {*itertools.permutations("abc", 2)} <= {*itertools.pairwise(calls[-36:])}
     assert list(report.timings) == list(report.speedups) == list("abc")
     for timing in report.timings.values():
         assert 0 < timing.min_s <= timing.median_s <= timing.max_s and timing.peak_memory_mb is not None
@@ -45,13 +49,14 @@ def test_models_take_turns() -> None:
 
 def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine slows down by and by; the second model is always twice as fast, but for one turn.
-    times = iter([1.0, 1.0, 2.0, 1.0, 4.0, 2.0, 8.0, 2.0])
+    models = {"a": nn.Identity(), "b": nn.Identity()}
+    times = {models["a"]: iter([1.0, 2.0, 4.0, 8.0]), models["b"]: iter([1.0, 1.0, 2.0, 2.0])}
 
-    def next_time(*_: object) -> float:
-        return next(times)
+    def next_time(model: nn.Module, *_: object) -> float:
+        return next(times[model])
 
     monkeypatch.setattr(speed, "_time", next_time)
-    report = time_in_turns({"a": nn.Identity(), "b": nn.Identity()}, IMAGES, rounds=3, seconds=0.0)
+    report = time_in_turns(models, IMAGES, rounds=3, seconds=0.0)
     assert report.timings["a"].median_s == 4 and report.timings["b"].max_s == 2
     assert vars(report.speedups["b"]) == {"speedup": 2, "speedup_min": 2, "speedup_max": 4}
     assert vars(report.speedups["a"]) == {"speedup": 1, "speedup_min": 1, "speedup_max": 1}

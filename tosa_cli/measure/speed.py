@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -119,6 +120,9 @@ def time_in_turns(
 ) -> TurnsReport:
     """Time models in turns, so that a machine whose speed drifts is fair to all.
 
+    The order is drawn anew for each round: what ran before leaves its own state of caches and of memory that was freed,
+    and the model behind the largest one would pay for it each time.
+
     Args:
         models: Models by name; speed is told against the first. The memory of one with an attribute `runs_elsewhere`
             that is true, which PyTorch cannot see, is None.
@@ -148,9 +152,10 @@ def time_in_turns(
                 run(images)
             repeats[name] = max(1, round(seconds / _time(run, images, 1)))
         times: dict[str, list[float]] = {name: [] for name in runs}
+        orders = random.Random(0)
         for _ in range(rounds):
-            for name, run in runs.items():
-                times[name].append(_time(run, images, repeats[name]))
+            for name in orders.sample(list(runs), len(runs)):
+                times[name].append(_time(runs[name], images, repeats[name]))
                 advance(repeats[name] * len(images))
     first = next(iter(times.values()))
     return TurnsReport(
