@@ -30,18 +30,18 @@ FAMILIES = {
 
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "dense": None,
-    "paper": {"layers": (2, 4), "keep_rate": 0.6},
+    "paper": {"layers": (2,), "keep_rate": 0.6},
     "matched": {
-        "layers": (1, 2, 3, 4),
+        "layers": (1, 2, 3),
         "keep_rate": 0.6,
         "selector": "similarity",
         "bypass": "nearest+affine",
         "neighbors": 4,
         "span": 2,
     },
-    "calibrated": {"layers": (2, 3, 4), "keep_rate": (0.9, 0.7, 0.5), "selector": "ward", "bypass": "mean"},
+    "calibrated": {"layers": (2, 3), "keep_rate": (0.9, 0.5), "selector": "ward", "bypass": "mean"},
 }
-"""The presets, with layers and keep rates for four layers."""
+"""The presets, for three layers: standard ones before and behind ToSA layers, a span of two, two in a row."""
 
 TESTS = {
     "test_model_forward",
@@ -117,7 +117,7 @@ def said(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[st
     folders = tmp_path_factory.mktemp("folders")
     for setting, settings in SETTINGS.items():
         for name, family in FAMILIES.items():
-            source, folder = make_family(family, num_classes=10), folders / folder_name(setting, name)
+            source, folder = make_family(family, num_classes=10, depth=3), folders / folder_name(setting, name)
             if settings is None:
                 save_for_hf(source, folder, safe_serialization=True)
             else:
