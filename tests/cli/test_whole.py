@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 import tosa_cli
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import Tosa, write_whole
 from tests.export.conftest import look_up_once  # noqa: F401
 from tests.model.whole_models import CONVERTED, clip, clipseg, depth_anything, hf, owlvit, upernet, vitpose, yolos
 from tests.processes import run_program
@@ -190,18 +190,17 @@ def test_a_quantised_file_is_compared_by_its_outputs(tosa: Tosa, source: Path, p
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_a_whole_model_is_timed_beside_the_dense_one(
-    tosa: Tosa, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
-    folder = tmp_path / "whole"
-    tosa("convert", str(source), "--layers", "3", *GROUPS, "-o", str(folder))
-    fast = ["-b", "1", "--rounds", "1", "--device", "cpu", "--runtime", runtime]
-    report = json.loads(tosa("bench", str(folder), *fast, "--json").out)
+    monkeypatch.chdir(tmp_path)
+    write_whole()
+    report = tosa(f"bench whole-tosa -b 1 --rounds 1 --device cpu --runtime {runtime} --json").json
     assert report["img_size"] == [56, 56]
     assert report["speedup"] > 0 and report["ideal_speedup"] > 1
     assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
-    for options in (["--img-size=70"], ["--sweep", "--img-sizes", "70"], ["--peers", "--img-size", "70"]):
-        assert fragments.LEAVE_OUT_IMG_SIZE in tosa("bench", str(folder), *options).err
+    for options in ("--img-size=70", "--sweep --img-sizes 70", "--peers --img-size 70"):
+        assert fragments.LEAVE_OUT_IMG_SIZE in tosa(f"bench whole-tosa {options}").err
 
 
 @pytest.mark.parametrize("make", [depth_anything, vitpose, yolos, upernet, clipseg, deit])
