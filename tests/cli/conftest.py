@@ -1,6 +1,7 @@
 """Runs `tosa` in this process as a user would, in a directory of its own with a tiny model and real images."""
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -12,11 +13,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import typer
 from timm.models import save_for_hf
 
 from tests.model.tiny_models import make_vit
 from tests.train.tiny_runs import write_digits, write_photos
-from tosa_cli.cli.app import main
+from tosa_cli.cli import app as command_line
 
 
 @dataclass
@@ -43,16 +45,23 @@ class Tosa(Protocol):
     def __call__(self, command: str, *more: str) -> Done: ...
 
 
+@functools.cache
+def commands() -> Any:
+    """The commands as typer makes them of their functions, which takes it longer than many a command: made once."""
+    return typer.main.get_command(command_line.app)
+
+
 def run_tosa(command: str, *more: str) -> Done:
     """Run a command; words are split at spaces, further arguments are taken as they are."""
     code = 0
     with (
+        patch.object(command_line, "app", commands()),
         patch.object(sys, "argv", ["tosa", *command.split(), *more]),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
         try:
-            main()
+            command_line.main()
         except SystemExit as exit:
             code = int(exit.code or 0)
     return Done(code, out.getvalue(), err.getvalue())

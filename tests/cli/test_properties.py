@@ -17,17 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 import yaml
 from safetensors import safe_open
 from timm.data import create_transform, resolve_data_config
 
-from tests.cli.conftest import WARD, run_tosa, write_whole
+from tests.cli.conftest import WARD, commands, run_tosa, write_whole
 from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
 from tosa_cli.api import load, save
-from tosa_cli.cli import app as command_line
 from tosa_cli.cli.options import settings_from
 from tosa_cli.config import SETTINGS_KEY, TosaConfig
 from tosa_cli.convert_config import ConvertConfig
@@ -121,12 +119,10 @@ def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
         write_folder(Path("scenes"), 10)
     if "whole" in name:
         write_whole()
-    app: Any = typer.main.get_command(command_line.app)
-    monkeypatch.setattr(command_line, "app", app)  # made once
     monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)  # a turn is one batch
     command, kept = name.partition(" ")[0], set(os.listdir())
     wrong = []
-    options = options_of(app.commands[command])
+    options = options_of(commands().commands[command])
     if "depth" in name and not LONG:
         options = [option for option in options if option[2:].replace("-", "_") not in FinetuneConfig.field_names()]
     for option in options:
