@@ -13,6 +13,7 @@ from torch import nn
 
 from tosa_cli.errors import CheckpointError, UnsupportedModelError
 from tosa_cli.hub.state_dict import CLIP, DEIT, DINOV2, DINOV2_WITH_REGISTERS, SIGLIP, VIT, Naming
+from tosa_cli.model.meta import create_on_meta
 
 if TYPE_CHECKING:
     from tosa_cli.hub.files import Files
@@ -275,7 +276,7 @@ def _plan(config: Mapping[str, Any], family: Family, shown: str) -> Plan:
     if values["hidden_size"] % values["num_attention_heads"]:
         raise _refuse(shown, "num_attention_heads", values["num_attention_heads"])
     architecture = _name(values, family, head)
-    args.update(_differences(timm.create_model(architecture, device="meta", num_classes=0), values))
+    args.update(_differences(create_on_meta(architecture, {"num_classes": 0}), values))
     named = labels if head.classes == "labels" and not _are_numbers(labels) else ()
     return Plan(architecture, args, float(values["layer_norm_eps"]), family, dropped, named, head.refused)
 

@@ -13,6 +13,7 @@ from tosa_cli.hub.errors import explain_hub_error
 from tosa_cli.hub.folder import WEIGHTS
 from tosa_cli.hub.weights import weights_error
 from tosa_cli.model.families import FAMILIES, Backbone, check_supported, family_of
+from tosa_cli.model.meta import create_on_meta
 
 
 def resolve_name(name: str) -> str:
@@ -62,17 +63,20 @@ def weights_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
 
 def build_planned(name: str, source: str, args: dict[str, Any], own: dict[str, Any] | None = None) -> Backbone:
     """The source as it would be built, without its weights: checked for what can be converted, and at what size."""
-    planned = build(name, source, False, own or {}, device="meta")
+    planned = build(name, source, False, own or {}, is_plan=True)
     check_supported(planned)
     if args["img_size"] is not None:
         family_of(planned).check_img_size(planned, args["img_size"])
     return planned
 
 
-def build(name: str, source: str, pretrained: bool, args: dict[str, Any], device: str | None = None) -> Backbone:
-    """Build a model as timm does, and say in a sentence why where that fails; the arguments are those of `create`."""
+def build(name: str, source: str, pretrained: bool, args: dict[str, Any], is_plan: bool = False) -> Backbone:
+    """Build a model as timm does, and say in a sentence why where that fails; the arguments are those of `create`.
+
+    As a plan it is built on the meta device.
+    """
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, device=device, **args)
+        model: Any = create_on_meta(name, args) if is_plan else timm.create_model(name, pretrained=pretrained, **args)
         return model
     except Exception as error:
         raise _explain(error, name, source) from error

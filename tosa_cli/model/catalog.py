@@ -10,6 +10,7 @@ from torch import nn
 
 from tosa_cli.config import ARCHITECTURE
 from tosa_cli.model.families import is_supported_kind, why_unsupported
+from tosa_cli.model.meta import create_on_meta
 from tosa_cli.model.refusals import reason_against
 from tosa_cli.task import PREDICTOR_ARCHITECTURE
 
@@ -62,7 +63,7 @@ def look_up(name: str) -> Architecture:
         return Architecture(name, family, f"{clause[0].upper()}{clause[1:]}.")
     try:
         reason = why_unsupported(_build(name))
-        return Architecture(name, family, reason and why_unsupported(timm.create_model(name, device="meta")))
+        return Architecture(name, family, reason and why_unsupported(create_on_meta(name, {})))
     except Exception as error:
         text = " ".join(str(error).split())
         return Architecture(name, family, f"timm does not build it here ({type(error).__name__}: {text}).")
@@ -70,7 +71,7 @@ def look_up(name: str) -> Architecture:
 
 def _build(name: str) -> nn.Module:
     try:
-        return timm.create_model(name, device="meta", depth=1)
+        return create_on_meta(name, {"depth": 1})
     except Exception:
         # Some have settings for each of their layers, or take no depth.
-        return timm.create_model(name, device="meta")
+        return create_on_meta(name, {})
