@@ -21,6 +21,7 @@ from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.measure import speed
 from tosa_cli.model.runs import converted_runs
+from tosa_cli.model.runs.flops import WholeFlops, count_whole
 
 deit = CONVERTED["deit"][0]
 GROUPS = ["--selector", "ward", "--bypass", "mean"]
@@ -103,6 +104,23 @@ def test_a_photo_of_which_a_depth_model_says_nothing_is_told(
     assert fragments.SAYS_ANYTHING_OF_THE_OUTPUTS in tosa("eval", str(folder), "--data-dir", str(photos)).err
     options = ["--preset", "calibrated", "--max-drop", "5", "--data-dir", str(photos), "-o", str(tmp_path / "held")]
     assert fragments.NO_HELD_OUT_IMAGE_SAYS in tosa("convert", str(source), *options).err
+
+
+def test_what_a_whole_model_costs_is_counted_once(
+    tosa: Tosa, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[Any] = []
+
+    def count(model: Any) -> WholeFlops:
+        counted.append(model)
+        return count_whole(model)
+
+    monkeypatch.setattr("tosa_cli.hub.whole.count_whole", count)
+    folder = tmp_path / "cheap"
+    found = tosa("convert", str(source), "--layers", "2,3", *GROUPS, "-o", str(folder), "--json").json
+    assert len(counted) == 1 and found["model"] == "cheap"
+    assert f"{found['reduction']:.1%} fewer in" in (folder / "README.md").read_text()
+    assert found == {**tosa("flops", str(folder), "--json").json, "model": "cheap", "kind": found["kind"]}
 
 
 def test_rates_are_measured_on_photos(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:

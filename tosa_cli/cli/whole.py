@@ -142,12 +142,11 @@ def distill(
     check_given("distill", {**changed, **given}, *DISTILLED_BY)
 
     from tosa_cli.cli.distill import show_distilled
-    from tosa_cli.model.runs.flops import count_whole
     from tosa_cli.workflow.whole_distill import distill
 
     report = distill(name, config, output=output, overwrite=overwrite, resume=resume, listener=console)
     show_distilled(report, json)
-    console.say(f"Wrote {report.folder}: {count_whole(report.model.model).reduction:.1%} fewer MACs.")
+    console.say(f"Wrote {report.folder}: {report.model.flops.reduction:.1%} fewer MACs.")
     console.next_command("tosa", "eval", report.folder, "--data-dir", "PHOTOS")
 
 

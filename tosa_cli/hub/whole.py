@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tosa_cli.hub.whole_card import render_whole_card
 from tosa_cli.hub.whole_weights import class_of_name, foreign, read_model, without_bars
 from tosa_cli.hub.writing import atomic_folder
 from tosa_cli.model.runs import converted_runs
+from tosa_cli.model.runs.flops import WholeFlops, count_whole
 from tosa_cli.provenance import Provenance
 from tosa_cli.recipe import dump_recipe
 
@@ -40,6 +42,15 @@ class WholeModel:
     name: str
     provenance: Provenance
     unused: tuple[str, ...] = ()
+
+    @cached_property
+    def flops(self) -> WholeFlops:
+        """Its MACs as it is converted when they are first asked for: what is trained and written does not change them.
+
+        Raises:
+            ConfigError: If it is not converted.
+        """
+        return count_whole(self.model)
 
 
 def is_whole_source(name: str, asked: bool = False) -> bool:
@@ -145,7 +156,8 @@ def save_whole(whole: WholeModel, folder: Path, overwrite: bool = False) -> Path
         if whole.processor is not None:
             whole.processor.save_pretrained(target)
         (target / RECIPE).write_text(dump_recipe(provenance.steps, versions()), encoding="utf-8")
-        (target / CARD).write_text(render_whole_card(model, provenance, folder.resolve().name), encoding="utf-8")
+        card = render_whole_card(model, provenance, folder.resolve().name, whole.flops)
+        (target / CARD).write_text(card, encoding="utf-8")
     return folder
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from tosa_cli.hub.measured import describe_search, describe_selectors, how_chosen
 from tosa_cli.measure.agreement import AgreementReport
 from tosa_cli.model.runs.find import converted_runs
-from tosa_cli.model.runs.flops import count_whole
+from tosa_cli.model.runs.flops import WholeFlops
 from tosa_cli.provenance import Provenance
 from tosa_cli.recipe import command_lines
 
@@ -41,17 +41,17 @@ Without `import tosa_cli` transformers tells of weights named `tosa`, which it d
 {measured}"""
 
 
-def render_whole_card(model: Any, provenance: Provenance, name: str) -> str:
+def render_whole_card(model: Any, provenance: Provenance, name: str, flops: WholeFlops) -> str:
     """The card, in Markdown.
 
     Args:
         model: The converted model.
         provenance: What made it.
         name: Name of its folder or repository.
+        flops: Its MACs.
     """
     run = converted_runs(model)[0].run
     assert run is not None
-    flops = count_whole(model)
     rates = ", ".join(f"{layer}: {rate:g}" for layer, rate in run.config.keep_rates.items())
     selection = (
         f"its layers compute a share of the tokens (layer: share; {rates}), chosen by `{run.config.selector}`, and the "

@@ -25,7 +25,7 @@ from tosa_cli.hub.whole import WholeModel, is_converted, load_whole, save_whole
 from tosa_cli.measure.agreement import AgreementReport, compare_outputs
 from tosa_cli.model.runs.calls import example_call, image_tower
 from tosa_cli.model.runs.find import check_runs, converted_runs, own_shape
-from tosa_cli.model.runs.flops import WholeFlops, count_whole, solve_run_rate
+from tosa_cli.model.runs.flops import WholeFlops, solve_run_rate
 from tosa_cli.model.runs.insert import insert_run, measure_patches, remove_run
 from tosa_cli.progress import Listener, Nobody, counted
 from tosa_cli.provenance import Provenance
@@ -82,7 +82,7 @@ def convert(config: ConvertConfig, *, name: str = "", listener: Listener | None 
     settings = {"source": provenance.source, **tosa.to_dict()}
     results = {"budget": {"search": search.to_dict()}} if search is not None else {}
     whole = dataclasses.replace(whole, provenance=provenance.after("converted", settings, results))
-    return WholeReport(whole, count_whole(whole.model, name=name), tosa, search)
+    return WholeReport(whole, dataclasses.replace(whole.flops, model=name or whole.flops.model), tosa, search)
 
 
 def evaluate(
