@@ -82,6 +82,17 @@ def test_schedules_compared_on_some_images_are_judged_on_all(photos: Images) -> 
     assert found.images == photos.num_images
 
 
+@pytest.mark.parametrize("target", [0.2, 0.25, 0.3, 0.35])
+def test_no_layer_computes_a_token_less_than_the_target_asks_for(target: float) -> None:
+    source: Any = backbone()
+    schedules = Schedules(source, METHOD)
+    rates = schedules.keep_rates(schedules.rising(0.0), target)
+    assert schedules.reduction(rates) >= target
+    for layer in schedules.choosing:
+        more = rates | {layer: round((round(rates[layer] * schedules.tokens) + 1) / schedules.tokens, 5)}
+        assert more[layer] > rates.get(layer - 1, 1.0) or schedules.reduction(more) < target
+
+
 @contextmanager
 def measured(photos: Images) -> Iterator[tuple[Schedules, FinalTokens]]:
     source = backbone()

@@ -83,7 +83,21 @@ class Schedules:
             middle = (low + high) / 2
             enough = self.reduction(self.at_scale(shares, middle)) >= target_reduction
             low, high = (low, middle) if enough else (middle, high)
-        return self.at_scale(shares, high)
+        return self._give_back(self.at_scale(shares, high), target_reduction)
+
+    def _give_back(self, rates: dict[int, float], target_reduction: float) -> dict[int, float]:
+        """Let layers compute a token more where less is enough: several may have come to their next one at one scale.
+
+        The last layers come first, where a token costs least.
+        """
+        for first in reversed(self.choosing):
+            more = {
+                layer: round((round(rate * self.tokens) + 1) / self.tokens, 5) if self.chooser[layer] == first else rate
+                for layer, rate in rates.items()
+            }
+            if more[first] <= rates.get(first - 1, 1.0) and self.reduction(more) >= target_reduction:
+                rates = more
+        return rates
 
     def at_scale(self, shares: Sequence[float], scale: float) -> dict[int, float]:
         """Keep rates where each layer that chooses merges its share times a scale, in tokens."""
