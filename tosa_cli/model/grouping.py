@@ -196,6 +196,25 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
     return stay, kept, Moved(grown.position, pairs, torch.cat([differences[:, 0], change], dim=1))
 
 
+def part_into_groups(tokens: Tensor, groups: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Moved]:
+    """What stands for groups that there are, of other tokens than those that they were chosen for.
+
+    Args:
+        tokens: All tokens (B, N, D).
+        groups: The group of each, (B, N).
+        sizes: Sizes of the groups, (B, K).
+
+    Returns:
+        What `join_groups` does of groups that merge: what stands for them, their coherence, and how to undo it.
+    """
+    every = torch.arange(tokens.shape[1], device=tokens.device).expand(groups.shape)
+    true_means = group_means(tokens, torch.ones_like(groups, dtype=sizes.dtype), groups, sizes)
+    length = torch.zeros_like(sizes).scatter_add(1, groups, _lengths(tokens)) / sizes
+    coherence = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
+    means = true_means / coherence.unsqueeze(2).to(tokens.dtype)
+    return means, coherence, Moved(groups, every, tokens - gather_tokens(means, groups))
+
+
 def unmerge_groups(means: Tensor, moved: Moved) -> Tensor:
     """What stands for groups before they were merged, (B, M, D), by means (B, K, D) that layers may have changed since.
 

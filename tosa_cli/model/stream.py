@@ -81,7 +81,7 @@ class Stream:
         apart, choice = self.parts is not None, self.choice
         self.tokens = tokens
         if apart and choice is not None:
-            self.split(choice)
+            self.split(choice._replace(grown=None))
 
     def join(self) -> None:
         """Put the tokens back in their old places, at the end of a span; nothing to do where they are."""

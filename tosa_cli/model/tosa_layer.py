@@ -6,7 +6,15 @@ from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
-from tosa_cli.model.grouping import Moved, each_alone, how_grown, join_groups, log_counts, unmerge_groups
+from tosa_cli.model.grouping import (
+    Moved,
+    each_alone,
+    how_grown,
+    join_groups,
+    log_counts,
+    part_into_groups,
+    unmerge_groups,
+)
 from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
@@ -59,8 +67,13 @@ def run_tosa_layer(
 def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
     if choice.groups is not None:
-        alone = each_alone(tokens)
-        return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
+        alone, sizes = each_alone(tokens), choice.sizes
+        assert alone.sizes is not None and sizes is not None
+        is_first = choice.grown is not None and choice.grown.position.shape == alone.sizes.shape
+        if is_first or sizes.shape == alone.sizes.shape:
+            return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
+        means, coherence, moved = part_into_groups(tokens, choice.groups, sizes)
+        return Parts(means, coherence=coherence, log_counts=log_counts(sizes, coherence), moved=(moved,))
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
 
@@ -83,9 +96,7 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
     if choice.sizes.shape[1] == before.sizes.shape[1]:
         return parts  # none is merged
-    grown = choice.grown
-    if grown is None or grown.position.shape != before.sizes.shape:  # it is told of other groups than these
-        grown = how_grown(before, choice)
+    grown = how_grown(before, choice) if choice.grown is None else choice.grown
     means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
     counts = log_counts(choice.sizes, coherence)
     return Parts(means, coherence=coherence, log_counts=counts, moved=(*parts.moved, moved))
