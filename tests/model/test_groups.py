@@ -61,7 +61,7 @@ def test_the_cost_of_a_merge_is_what_it_adds_to_the_squared_distances_to_the_mea
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
-@pytest.mark.parametrize("left", [4, 7, 12])
+@pytest.mark.parametrize("left", [4, 7, 12, 13])
 def test_so_many_groups_are_left_and_each_token_is_in_one(prefix: int, left: int) -> None:
     means, sizes = draw(2, prefix + 13, 6), torch.ones(2, prefix + 13)
     grown = grow_groups(means, sizes, prefix + left, prefix)

@@ -61,7 +61,7 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
     Args:
         means: Mean of each group, (B, M, D), in the order of the tokens that are kept of them.
         sizes: How many tokens each stands for, (B, M), in float32.
-        num_groups: How many groups K < M to leave, at least the prefix tokens and one more.
+        num_groups: How many groups K to leave, at least the prefix tokens and one more.
         num_prefix_tokens: Number of prefix tokens, which come first and stay alone.
     """
     grown = None
@@ -71,7 +71,9 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
         if count < left:
             means = group_means(means, sizes, step.position, step.sizes)
         grown, sizes = step if grown is None else _in_turn(grown, step), step.sizes
-    assert grown is not None
+    if grown is None:  # as many are to be left as there are
+        every = torch.arange(sizes.shape[1], device=sizes.device).expand(sizes.shape)
+        return _grown(every, every[:, :0], every, sizes)
     return grown
 
 
@@ -172,10 +174,7 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
     # Only the rows of groups that merge are computed, as they are few: (B, 2, r, D), those that go and what they go to.
     into, pairs = grown.into, grown.pairs
     rows = gather_tokens(means, pairs).unflatten(1, (2, -1))
-    its_coherence, its_sizes = (
-        coherence.gather(1, pairs).unflatten(1, (2, -1)),
-        sizes.gather(1, pairs).unflatten(1, (2, -1)),
-    )
+    its_coherence, its_sizes = (table.gather(1, pairs).unflatten(1, (2, -1)) for table in (coherence, sizes))
     shares = its_sizes / grown.sizes.gather(1, into).unsqueeze(1)
     weights, lengths = (shares * its_coherence).to(rows.dtype).unsqueeze(3), (shares * _lengths(rows)).unsqueeze(3)
 
@@ -183,16 +182,14 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
     together = (into.unsqueeze(2) == into.unsqueeze(1)).to(lengths.dtype)
     goes, takes = (rows * weights).unbind(1)
     true_means = torch.baddbmm(takes, together.to(rows.dtype), goes)
-    length = torch.baddbmm(lengths[:, 1], together, lengths[:, 0])
-    shortened = (_lengths(true_means).unsqueeze(2) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
-    differences = rows - (true_means / shortened.to(rows.dtype)).unsqueeze(1)
-    several = together.sum(2, keepdim=True)
-    change = differences[:, 1] / several.to(rows.dtype)
+    length = torch.baddbmm(lengths[:, 1], together, lengths[:, 0]).squeeze(2)
+    shortened, several = _coherence(true_means, length), together.sum(2)
+    differences = rows - (true_means / shortened.unsqueeze(2).to(rows.dtype)).unsqueeze(1)
+    change = differences[:, 1] / several.unsqueeze(2).to(rows.dtype)
 
     stay = gather_tokens(means, grown.stay)
     stay = stay.flatten(0, 1).index_add_(0, flat_indices(stay, into), change.flatten(0, 1), alpha=-1).view_as(stay)
-    more = (shortened - its_coherence[:, 1].unsqueeze(2)) / several
-    kept = coherence.gather(1, grown.stay).scatter_add_(1, into, more.squeeze(2))
+    kept = coherence.gather(1, grown.stay).scatter_add_(1, into, (shortened - its_coherence[:, 1]) / several)
     return stay, kept, Moved(grown.position, pairs, torch.cat([differences[:, 0], change], dim=1))
 
 
@@ -210,7 +207,7 @@ def part_into_groups(tokens: Tensor, groups: Tensor, sizes: Tensor) -> tuple[Ten
     every = torch.arange(tokens.shape[1], device=tokens.device).expand(groups.shape)
     true_means = group_means(tokens, torch.ones_like(groups, dtype=sizes.dtype), groups, sizes)
     length = torch.zeros_like(sizes).scatter_add(1, groups, _lengths(tokens)) / sizes
-    coherence = (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
+    coherence = _coherence(true_means, length)
     means = true_means / coherence.unsqueeze(2).to(tokens.dtype)
     return means, coherence, Moved(groups, every, tokens - gather_tokens(means, groups))
 
@@ -233,6 +230,11 @@ def log_counts(sizes: Tensor, coherence: Tensor) -> Tensor:
 def _lengths(tokens: Tensor) -> Tensor:
     """Lengths (B, M) of tokens (B, M, D), in float32: half precision cannot hold the squares of large ones."""
     return torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)
+
+
+def _coherence(true_means: Tensor, length: Tensor) -> Tensor:
+    """Lengths of means (B, K, D) as a share of the mean length (B, K) of the tokens of each, in float32."""
+    return (_lengths(true_means) / length.clamp_min(TINY)).clamp(LEAST_COHERENCE, 1.0)
 
 
 def group_means(means: Tensor, sizes: Tensor, position: Tensor, grown_sizes: Tensor) -> Tensor:

@@ -35,8 +35,6 @@ class WardSelector(Selector):
         assert means is not None
         before = each_alone(means) if before is None else before
         assert before.groups is not None and before.sizes is not None
-        if before.sizes.shape[1] == entry.num_kept:
-            return before._replace(grown=None)
         grown = grow_groups(means, before.sizes, entry.num_kept, entry.num_prefix_tokens)
         keep_indices, groups = before.keep_indices.gather(1, grown.stay), grown.position.gather(1, before.groups)
         return Choice(keep_indices, groups=groups, sizes=grown.sizes, grown=grown)
