@@ -91,11 +91,9 @@ class Schedules:
         The last layers come first, where a token costs least.
         """
         for first in reversed(self.choosing):
-            more = {
-                layer: round((round(rate * self.tokens) + 1) / self.tokens, 5) if self.chooser[layer] == first else rate
-                for layer, rate in rates.items()
-            }
-            if more[first] <= rates.get(first - 1, 1.0) and self.reduction(more) >= target_reduction:
+            rate = self._rate(round(rates[first] * self.tokens) + 1)
+            more = {layer: rate if self.chooser[layer] == first else rates[layer] for layer in rates}
+            if rate <= rates.get(first - 1, 1.0) and self.reduction(more) >= target_reduction:
                 rates = more
         return rates
 
@@ -109,8 +107,12 @@ class Schedules:
                 merged = 0.0
             if self.chooser[layer] == layer:
                 merged += merges[layer] * scale
-            rates[layer] = round(max(least, round(self.tokens - merged)) / self.tokens, 5)
+            rates[layer] = self._rate(max(least, round(self.tokens - merged)))
         return rates
+
+    def _rate(self, count: int) -> float:
+        """The keep rate with which a layer computes so many tokens."""
+        return round(count / self.tokens, 5)
 
     def able(self, target_reduction: float) -> list[tuple[list[float], dict[int, float]]]:
         """Those of all schedules that can save so much, the steady ones first: shares, and the keep rates for it."""
