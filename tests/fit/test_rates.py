@@ -38,8 +38,8 @@ def backbone() -> torch.nn.Module:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Images:
-    write_photos(tmp_path / "photos")
-    return images_to_read(open_dataset(str(tmp_path / "photos")), backbone(), batch_size=4)
+    write_photos(tmp_path / "photos", 16)
+    return images_to_read(open_dataset(str(tmp_path / "photos")), backbone(), batch_size=8)
 
 
 def search(photos: Images, target: float, method: Method = METHOD) -> RateSearch:

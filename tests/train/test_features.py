@@ -41,6 +41,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("few"), 12)
+
+
 def all_weights(model: TosaViT) -> Tensors:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -51,11 +56,11 @@ def cosines(model: TosaViT, dense: nn.Module, images: Images) -> Cosines:
 
 @pytest.mark.parametrize("settings", [{}, {"feature_layers": 2}, {"model_ema": False}], ids=str)
 def test_final_tokens_come_closer_to_the_dense_model(photos: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    model = tiny_tosa(keep_rate=0.8)
+    model = tiny_tosa(depth=4, layers=(2, 4), keep_rate=0.8)
     dense, selectors = copy.deepcopy(model.backbone), weights(model, "selectors")
     images = read(model, photos, FinetuneConfig(workers=0), None)
     before = cosines(model, dense, images)
-    report, watch = run_features(model, photos, tmp_path / "run", epochs=8, **settings)
+    report, watch = run_features(model, photos, tmp_path / "run", epochs=8, eval_every=8, **settings)
     after = cosines(model, dense, images)
     assert after.patch_cosine > before.patch_cosine and after.class_cosine > before.class_cosine  # type: ignore[operator]
     assert watch.best.figures["patch_cosine"] == pytest.approx(after.patch_cosine)
@@ -66,12 +71,12 @@ def test_final_tokens_come_closer_to_the_dense_model(photos: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("settings", [{"amp": "bf16"}, {"grad_accum_steps": 2, "batch_size": 4}], ids=str)
 def test_ways_of_training_go_together_with_features(photos: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    report, watch = run_features(tiny_tosa(), photos, tmp_path / "run", **settings)
+    report, watch = run_features(short_tosa(), photos, tmp_path / "run", **settings)
     assert report.updates == 6 and watch.best.update > 0
 
 
 def test_checkpointed_gradients_are_the_same(photos: Path, tmp_path: Path) -> None:
-    plain, checkpointed = tiny_tosa(), tiny_tosa()
+    plain, checkpointed = (tiny_tosa(depth=3, layers=(2,)) for _ in range(2))
     run_features(plain, photos, tmp_path / "run")
     run_features(checkpointed, photos, tmp_path / "run", grad_checkpointing=True)
     for name, value in weights(plain, "backbone").items():
@@ -79,7 +84,7 @@ def test_checkpointed_gradients_are_the_same(photos: Path, tmp_path: Path) -> No
 
 
 def test_a_run_that_ruins_the_model_hands_back_exactly_the_start(photos: Path, tmp_path: Path) -> None:
-    model = tiny_tosa()
+    model = short_tosa()
     start = all_weights(model)
     _, watch = run_features(model, photos, tmp_path / "run", **RUIN)
     assert watch.best.update == 0 and [seen.update for seen in watch.history] == [0, 2, 4, 6]
@@ -88,7 +93,7 @@ def test_a_run_that_ruins_the_model_hands_back_exactly_the_start(photos: Path, t
 
 
 def test_the_best_weights_on_the_way_are_handed_back(photos: Path, tmp_path: Path) -> None:
-    best, whole = tiny_tosa(), tiny_tosa()
+    best, whole = short_tosa(), short_tosa()
     scores = [0.1, 0.2, 0.9, float("nan")]
     _, watch = run_features(best, photos, tmp_path / "best", scores=scores, model_ema=False)
     assert watch.best.update == 4
@@ -98,55 +103,41 @@ def test_the_best_weights_on_the_way_are_handed_back(photos: Path, tmp_path: Pat
 
 
 def test_without_measurements_in_between_start_and_end_are_compared(photos: Path, tmp_path: Path) -> None:
-    model = tiny_tosa()
+    model = short_tosa()
     _, watch = run_features(model, photos, tmp_path / "run", eval_every=0)
     assert [seen.update for seen in watch.history] == [0, 6]
 
 
-@pytest.fixture(scope="module")
-def unbroken() -> dict[str, Any]:
-    """Weights and measurements of runs that were not stopped, by their settings: each serves for all stops."""
-    return {}
-
-
 @pytest.mark.parametrize("settings", [{}, {"model_ema": False}, {"selector": "random"}], ids=str)
 @pytest.mark.parametrize("scores", [None, [0.1, 0.9, 0.3, 0.2], [0.9, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.9]])
-@pytest.mark.parametrize("stop", [2, 3, 5])
 def test_a_resumed_run_hands_back_the_same_weights(
-    photos: Path,
-    tmp_path: Path,
-    unbroken: dict[str, Any],
-    settings: dict[str, Any],
-    scores: list[float] | None,
-    stop: int,
+    few: Path, tmp_path: Path, settings: dict[str, Any], scores: list[float] | None
 ) -> None:
-    key, settings = str((settings, scores)), {"checkpoint_every": 1, **settings}
+    settings = {"checkpoint_every": 1, "batch_size": 4, **settings}
     selector = settings.pop("selector", "attention")
-    if key not in unbroken:
-        whole = short_tosa(selector=selector)
-        _, watch = run_features(whole, photos, tmp_path / "whole", scores=scores and list(scores), **settings)
-        unbroken[key] = all_weights(whole), watch.history
-    expected, history = unbroken[key]
-    with pytest.raises(TrainingError, match="--resume"):
-        progress = StopAt(stop)
-        run_features(
-            short_tosa(selector=selector),
-            photos,
-            tmp_path / "part",
-            progress=progress,
-            scores=scores and list(scores),
-            **settings,
-        )
-    # The last checkpoint is of the step before the one that was interrupted.
-    left = scores and scores[1 + (stop - 1) // 2 :]
-    resumed = short_tosa(selector=selector)
-    _, watch = run_features(resumed, photos, tmp_path / "part", resume=True, scores=left, **settings)
-    assert same(expected, all_weights(resumed))
-    assert watch.history == history
+    whole, resumed = short_tosa(selector=selector), short_tosa(selector=selector)
+    _, expected = run_features(whole, few, tmp_path / "whole", scores=scores and list(scores), **settings)
+    # Each run is interrupted in a step, and the next begins with it: the last checkpoint is of the one before.
+    first = 1
+    for step in (2, 3, 5):
+        how: dict[str, Any] = {"resume": first > 1, "scores": unread(scores, first), **settings}
+        with pytest.raises(TrainingError, match="--resume"):
+            run_features(
+                short_tosa(selector=selector), few, tmp_path / "part", progress=StopAt(1 + step - first), **how
+            )
+        first = step
+    _, watch = run_features(resumed, few, tmp_path / "part", resume=True, scores=unread(scores, first), **settings)
+    assert same(all_weights(whole), all_weights(resumed))
+    assert watch.history == expected.history
+
+
+def unread(scores: list[float] | None, step: int) -> list[float] | None:
+    """The scores that a run measures which begins with a step: of those at the start and after every second step."""
+    return scores and scores[0 if step == 1 else 1 + (step - 1) // 2 :]
 
 
 def test_a_run_stops_when_its_time_is_over(photos: Path, tmp_path: Path) -> None:
-    report, watch = run_features(tiny_tosa(), photos, tmp_path / "run", epochs=1000, max_minutes=1e-6)
+    report, watch = run_features(short_tosa(), photos, tmp_path / "run", epochs=1000, max_minutes=1e-6)
     assert report.updates == 1 and [seen.update for seen in watch.history] == [0, 1]
 
 
@@ -234,7 +225,7 @@ def test_images_a_second_are_of_training_alone(photos: Path, tmp_path: Path) -> 
             events.append("step")
 
     slow = {"scores": Slow(range(5)), "eval_every": 2, "epochs": 2}
-    report, _ = run_features(tiny_tosa(), photos, tmp_path / "run", progress=Listener(), **slow)
+    report, _ = run_features(short_tosa(), photos, tmp_path / "run", progress=Listener(), **slow)
     assert events == ["look", "start", "step", "look", "step", "step", "look", "step", "step", "look", "step"]
     assert report.seconds > report.measuring_seconds >= 0.8
     assert report.images_per_second == pytest.approx(report.images / (report.seconds - report.measuring_seconds))

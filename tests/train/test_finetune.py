@@ -93,7 +93,7 @@ def test_a_way_of_training_changes_what_is_trained(
 
 
 def test_checkpointed_gradients_are_the_same(digits: Path, tmp_path: Path) -> None:
-    plain, checkpointed = tiny_tosa(), tiny_tosa()
+    plain, checkpointed = short_tosa(), short_tosa()
     run_finetune(plain, digits, tmp_path / "run", epochs=1)
     run_finetune(checkpointed, digits, tmp_path / "run", epochs=1, grad_checkpointing=True)
     for name, value in weights(plain, "backbone").items():
@@ -101,7 +101,7 @@ def test_checkpointed_gradients_are_the_same(digits: Path, tmp_path: Path) -> No
 
 
 def test_the_average_of_the_weights_is_what_is_kept(digits: Path, tmp_path: Path) -> None:
-    start, last, average = tiny_tosa(), tiny_tosa(), tiny_tosa()
+    start, last, average = short_tosa(), short_tosa(), short_tosa()
     settings = {"epochs": 1, "batch_size": 60}  # one step
     run_finetune(last, digits, tmp_path / "run", **settings)
     run_finetune(average, digits, tmp_path / "run", model_ema=True, model_ema_decay=0.75, **settings)
@@ -126,7 +126,7 @@ def test_lower_layers_learn_slower_with_layer_decay(digits: Path, tmp_path: Path
 
 
 def test_stochastic_depth_is_off_again_afterwards(digits: Path, tmp_path: Path) -> None:
-    model = tiny_tosa()
+    model = short_tosa()
     run_finetune(model, digits, tmp_path / "run", epochs=1, drop_path=0.5)
     images = torch.randn(2, 3, 32, 32)
     assert model(images).equal(model(images))
@@ -134,7 +134,7 @@ def test_stochastic_depth_is_off_again_afterwards(digits: Path, tmp_path: Path) 
 
 def test_mixup_needs_an_even_batch(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\b7\b"):
-        run_finetune(tiny_tosa(), digits, tmp_path / "run", mixup=0.8, batch_size=7)
+        run_finetune(short_tosa(), digits, tmp_path / "run", mixup=0.8, batch_size=7)
 
 
 def test_labels_that_the_head_does_not_have_are_refused(digits: Path, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_photos_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_one_run_do_not_bind_the_next_in_the_same_process(digits: Path, tmp_path: Path) -> None:
-    run_finetune(tiny_tosa(), digits, tmp_path / "plain", epochs=1)
-    report = run_finetune(tiny_tosa(), digits, tmp_path / "half", epochs=1, amp="bf16", grad_accum_steps=2)
+    run_finetune(short_tosa(), digits, tmp_path / "plain", epochs=1)
+    report = run_finetune(short_tosa(), digits, tmp_path / "half", epochs=1, amp="bf16", grad_accum_steps=2)
     assert report.updates == 3
 
 
@@ -206,5 +206,5 @@ def test_the_loss_is_read_from_the_device_once_an_optimizer_step(
         return check(saver, losses, *rest)
 
     monkeypatch.setattr(Saver, "check_loss", count)
-    report = run_finetune(tiny_tosa(), digits, tmp_path / "run", epochs=1, batch_size=5, grad_accum_steps=3)
+    report = run_finetune(short_tosa(), digits, tmp_path / "run", epochs=1, batch_size=5, grad_accum_steps=3)
     assert report.updates == 4 and checked == [3] * 4

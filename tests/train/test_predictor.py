@@ -32,10 +32,10 @@ def scenes(tmp_path: Path) -> Path:
 
 
 def predictor(converted: bool = True, keep_rate: float = 0.5, **settings: Any) -> Predictor:
-    source = make_vit("test_vit", img_size=32, patch_size=8, dynamic_img_size=True)
+    source = make_vit("test_vit", img_size=32, patch_size=8, depth=4, dynamic_img_size=True)
     torch.manual_seed(0)
     config = PredictorConfig(**{"decoder_dim": 16, **settings}).task_config
-    return Predictor(make_tosa(source, keep_rate=keep_rate) if converted else source, config).eval()
+    return Predictor(make_tosa(source, layers=(2, 4), keep_rate=keep_rate) if converted else source, config).eval()
 
 
 def run(

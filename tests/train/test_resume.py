@@ -114,13 +114,13 @@ def test_the_number_of_workers_does_not_change_what_is_trained(digits: Path, tmp
 def test_another_seed_trains_other_weights(photos: Path, tmp_path: Path) -> None:
     models = []
     for seed in (0, 1):
-        models.append(tiny_tosa())
+        models.append(short_tosa())
         run_distill(models[-1], photos, tmp_path / f"{seed}", seed=seed)
     assert not same(weights(models[0], "selectors"), weights(models[1], "selectors"))
 
 
 def test_a_finished_run_that_is_resumed_changes_nothing(photos: Path, tmp_path: Path) -> None:
-    model, again = tiny_tosa(), tiny_tosa()
+    model, again = short_tosa(), short_tosa()
     run_distill(model, photos, tmp_path / "run")
     assert run_distill(again, photos, tmp_path / "run", resume=True).images == 0
     assert same(weights(model, "selectors"), weights(again, "selectors"))
@@ -140,7 +140,7 @@ def hang(told: Connection, command: str, data: Path, run: Path, write: int, wher
         return real(*args, **named)
 
     setattr(module, where, write_or_hang)
-    getattr(tiny_runs, command)(tiny_tosa(), data, run, checkpoint_every=1, **settings)
+    getattr(tiny_runs, command)(short_tosa(), data, run, checkpoint_every=1, **settings)
 
 
 def start_child(*arguments: Any) -> tuple[BaseProcess, Connection]:
@@ -175,7 +175,7 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_resumes_from_the_one_
     run, data = (run_distill, photos) if command == "run_distill" else (run_finetune, digits)
     kill_while_writing(command, data, tmp_path / "part", 4, where, settings)
     assert checkpoints.read_checkpoint(tmp_path / "part").update == 3
-    whole, resumed = tiny_tosa(), tiny_tosa()
+    whole, resumed = short_tosa(), short_tosa()
     run(whole, data, tmp_path / "whole", checkpoint_every=1, **settings)
     run(resumed, data, tmp_path / "part", resume=True, checkpoint_every=1, **settings)
     assert same(weights(whole, part), weights(resumed, part))
@@ -191,7 +191,7 @@ def test_a_run_that_is_killed_between_checkpoints_resumes_exactly(photos: Path, 
     child.join()
     start = checkpoints.read_checkpoint(tmp_path / "part").update
     assert 0 < start < 1200
-    whole, resumed = tiny_tosa(), tiny_tosa()
+    whole, resumed = short_tosa(), short_tosa()
     epochs = {"epochs": 400, "checkpoint_every": 1}
     stop = start + 20
     for model, name, first in ((whole, "whole", 0), (resumed, "part", start)):
@@ -213,27 +213,27 @@ def test_a_run_that_is_killed_between_checkpoints_resumes_exactly(photos: Path, 
 def test_a_run_is_not_resumed_with_other_settings(
     photos: Path, tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
-    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    run_distill(short_tosa(), photos, tmp_path / "run")
     with pytest.raises(CheckpointError, match=named):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, **change)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True, **change)
 
 
 def test_a_run_is_not_resumed_on_another_number_of_images(photos: Path, tmp_path: Path) -> None:
-    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    run_distill(short_tosa(), photos, tmp_path / "run")
     (photos / "000.jpg").unlink()
     with pytest.raises(CheckpointError, match=fragments.NUM_IMAGES_24_23_B):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True)
 
 
 def test_another_spelling_of_the_same_folder_resumes(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run_distill(tiny_tosa(), photos, tmp_path / "run", data_dir="photos", val_dir="")
+    run_distill(short_tosa(), photos, tmp_path / "run", data_dir="photos", val_dir="")
     for spelling in ("photos/", "./photos", str(photos)):
-        assert run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, data_dir=spelling).images == 0
+        assert run_distill(short_tosa(), photos, tmp_path / "run", resume=True, data_dir=spelling).images == 0
     with pytest.raises(CheckpointError, match=fragments.DATA_DIR_S_PHOTOS_S):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, data_dir="others")
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True, data_dir="others")
 
 
 @pytest.mark.parametrize("other", [{"keep_rate": 0.8}, {"layers": (2, 4)}, {"selector_kernel": 3}])
@@ -248,23 +248,23 @@ def test_a_resumed_run_takes_the_learning_rate_that_is_given(photos: Path, tmp_p
     settings = {"checkpoint_every": 1, "sched": schedule}
     for lr in (1e-2, 1e-30):
         with pytest.raises(TrainingError):
-            run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(3), **settings)
+            run_distill(short_tosa(), photos, tmp_path / "run", progress=StopAt(3), **settings)
         stopped = checkpoints.read_checkpoint(tmp_path / "run")
-        model = tiny_tosa()
+        model = short_tosa()
         run_distill(model, photos, tmp_path / "run", resume=True, lr=lr, **settings)
         saved = {name.removeprefix("weights.model.selectors."): value for name, value in stopped.tensors.items()}
         assert all(saved[name].equal(value) for name, value in weights(model, "selectors").items()) == (lr == 1e-30)
 
 
 def test_a_checkpoint_with_one_bit_changed_is_not_whole(photos: Path, tmp_path: Path) -> None:
-    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    run_distill(short_tosa(), photos, tmp_path / "run")
     whole = bytearray((tmp_path / "run").read_bytes())
     for place in (-1, -1000, whole.index(b"history") + 11):
         changed = whole.copy()
         changed[place] ^= 0x04
         (tmp_path / "run").write_bytes(changed)
         with pytest.raises(CheckpointError, match=fragments.RUN_IS_NOT_WHOLE_A):
-            run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+            run_distill(short_tosa(), photos, tmp_path / "run", resume=True)
 
 
 def test_the_result_is_noted_in_the_checkpoint_and_changes_nothing_else(photos: Path, tmp_path: Path) -> None:
@@ -294,25 +294,25 @@ def test_a_checkpoint_whose_header_is_of_another_shape_is_told(photos: Path, tmp
 
 def test_there_may_be_nothing_to_resume(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=fragments.RUN_RESUME):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04cos\nsystem\n."])
 def test_a_foreign_file_is_not_resumed_from(photos: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"run .*\("):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True)
 
 
 def test_a_weights_file_is_not_resumed_from(photos: Path, tmp_path: Path) -> None:
     checkpoints.save_file({"weight": torch.zeros(2)}, tmp_path / "run", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=fragments.RUN_TOSA):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(3), checkpoint_every=1)
+        run_distill(short_tosa(), photos, tmp_path / "run", progress=StopAt(3), checkpoint_every=1)
     kept = (tmp_path / "run").read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -320,7 +320,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(photos: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OutputError, match=fragments.NO_SPACE_LEFT_ON_DEVICE):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", resume=True, checkpoint_every=1)
+        run_distill(short_tosa(), photos, tmp_path / "run", resume=True, checkpoint_every=1)
     assert (tmp_path / "run").read_bytes() == kept
 
 
@@ -348,11 +348,11 @@ def test_what_asks_to_stop_stops_between_two_steps_with_a_checkpoint_of_that_mom
 ) -> None:
     handler = signal.getsignal(number)
     settings = {"grad_accum_steps": 2, "batch_size": 4, "workers": workers}
-    whole, resumed = tiny_tosa(), tiny_tosa()
+    whole, resumed = short_tosa(), short_tosa()
     run_distill(whole, photos, tmp_path / "whole", **settings)
     for batches, update in ((3, 2), (4, 2)):
         with pytest.raises(TrainingError, match=fragments.PART_RESUME):
-            run_distill(tiny_tosa(), photos, tmp_path / "part", progress=Ask(batches, number), **settings)
+            run_distill(short_tosa(), photos, tmp_path / "part", progress=Ask(batches, number), **settings)
         assert checkpoints.read_checkpoint(tmp_path / "part").update == update
     run_distill(resumed, photos, tmp_path / "part", resume=True, **settings)
     assert same(weights(whole, "selectors"), weights(resumed, "selectors"))
@@ -366,19 +366,19 @@ def test_a_second_ctrl_c_stops_at_once(photos: Path, tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(TrainingError, match=fragments.BEFORE_THE_FIRST_CHECKPOINT):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=Twice(1))
+        run_distill(short_tosa(), photos, tmp_path / "run", progress=Twice(1))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_that_is_ignored_stays_so_as_after_nohup(photos: Path, tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert run_distill(tiny_tosa(), photos, tmp_path / "run", progress=Ask(1, signal.SIGHUP)).updates == 6
+        assert run_distill(short_tosa(), photos, tmp_path / "run", progress=Ask(1, signal.SIGHUP)).updates == 6
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupt_before_the_first_checkpoint_does_not_speak_of_an_older_one(photos: Path, tmp_path: Path) -> None:
-    run_distill(tiny_tosa(), photos, tmp_path / "run")
+    run_distill(short_tosa(), photos, tmp_path / "run")
     with pytest.raises(TrainingError, match=fragments.BEFORE_THE_FIRST_CHECKPOINT):
-        run_distill(tiny_tosa(), photos, tmp_path / "run", progress=StopAt(1))
+        run_distill(short_tosa(), photos, tmp_path / "run", progress=StopAt(1))

@@ -103,6 +103,9 @@ def draw_selection(
     axes = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights, width_ratios=shares)
     for each in axes.flat:
         each.axis("off")
+        # Or the layout would measure ticks that are not drawn.
+        each.xaxis.set_visible(False)
+        each.yaxis.set_visible(False)
     show(axes[0, 0], pixels, "the image", ratio)
     row = 0
     for band in bands:
