@@ -1,7 +1,7 @@
 """What needs a GPU or ImageNet says so; what can be shown without them runs."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,19 @@ from benchmarks.imagenet import estimate
 from benchmarks.imagenet.render import put_in, render
 from tosa_cli.measure import speed
 
-ROOT = Path(__file__).parents[2]
 TINY = "deit_tiny_patch16_224"
 ONCE = speed.Speedup(1.0, 1.0, 1.0)
 
 
-def launch(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", run_gpu.__spec__.name, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_is_one_sentence(tmp_path: Path) -> None:
-    done = launch("--out", str(tmp_path))
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == "There is no CUDA device here: run this where there is a GPU, or pass --render.\n"
-    assert not list(tmp_path.iterdir())
+def test_without_a_gpu_it_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module(run_gpu.__spec__.name, run_name="__main__")
+    assert exit.value.code == "There is no CUDA device here: run this where there is a GPU, or pass --render."
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
 
 
 def test_on_the_cpu_every_variant_is_timed_and_a_second_run_measures_nothing(

@@ -84,7 +84,7 @@ def test_layers_by_measurement_meet_the_target(work: Path, tosa: Tosa) -> None:
     command = "convert dense --img-size 64 --layers auto --selector similarity --bypass nearest --max-samples 4 --json"
     done = tosa(f"{command} --target-reduction 0.2 --data-dir photos")
     assert done.code == 0 and 0.2 <= done.json["reduction"] < 0.23
-    assert [curve["layers"] for curve in done.json["curves"]] == [[1], [2], [3], [4], [5], [6]]
+    assert [curve["layers"] for curve in done.json["curves"]] == [[1], [2], [3], [4]]
 
 
 def test_the_paper_preset_is_the_papers(work: Path, tosa: Tosa) -> None:
@@ -101,13 +101,13 @@ def test_the_paper_preset_is_the_papers(work: Path, tosa: Tosa) -> None:
 def test_inspect_measures_and_draws_what_each_layer_can_spare(work: Path, tosa: Tosa) -> None:
     done = tosa("inspect dense --img-size 64 --data-dir photos --max-samples 4 --plot curves.png --json")
     assert done.code == 0, done.err
-    assert len(done.json["curves"]) == 6 and done.json["allocations"][0]["reduction"] == 0.1
+    assert len(done.json["curves"]) == 4 and done.json["allocations"][0]["reduction"] == 0.1
     assert (work / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert tosa("inspect dense --plot other.png").code == 2
 
 
 def test_the_oracle_is_nearer_to_the_dense_model_than_chance_and_saves_nothing(work: Path, tosa: Tosa) -> None:
-    settings = "--layers 1,2,3,4,5,6 --keep-rate 0.8 --selector random --bypass nearest"
+    settings = "--layers 1,2,3,4 --keep-rate 0.8 --selector random --bypass nearest"
     assert tosa(f"convert dense {settings} -o m").code == 0
     command = "eval m --data-dir photos --task features -j 0 --device cpu"
     own, oracle = tosa(f"{command} --json").json, tosa(f"{command} --selector oracle --json").json
@@ -140,7 +140,7 @@ def test_a_fit_on_images_unlike_the_held_out_ones_is_not_kept(work: Path, tosa: 
 
 
 def test_before_is_before_the_selectors_were_trained(work: Path, tosa: Tosa) -> None:
-    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.5 --bypass linear -o m").code == 0
+    assert tosa("convert dense --layers 2,4 --keep-rate 0.5 --bypass linear -o m").code == 0
     start = tosa("eval m --data-dir digits/train -j 0 --device cpu --task features --json").json
     done = tosa(f"distill m --data-dir photos --val-dir digits/train {CPU} --epochs 4 --lr 0.05 --json")
     assert done.code == 0, done.err

@@ -4,21 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-from timm.models import save_for_hf
 
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import Tosa, write_dense
 from tests.cli.test_data_sources import write_shards
-from tests.model.tiny_models import make_vit
 from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
 
-def convert(tosa: Tosa, in_chans: int, more: str = "--layers 2,4,6 --keep-rate 0.5") -> str:
+def convert(tosa: Tosa, in_chans: int, more: str = "--layers 2 --keep-rate 0.5") -> str:
     """Convert a source of so many channels to the folder `dense-tosa`; returns what was said."""
-    source = make_vit("test_vit", img_size=32, patch_size=8, num_classes=10, in_chans=in_chans, dynamic_img_size=True)
-    save_for_hf(source, "dense", safe_serialization=True)
+    write_dense(Path("dense"), depth=2, in_chans=in_chans, dynamic_img_size=True)
     done = tosa(f"convert dense {more}")
     assert done.code == 0, done.err
     return done.err

@@ -12,11 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.conftest import Tosa
+from tests.cli.conftest import Tosa, rewrite
 from tests.sentences import fragments
 from tosa_cli.data.class_folders import ClassFolders
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
+
+
+@pytest.fixture
+def converted(short: Path) -> Path:
+    """The model folder `dense-tosa`, of two layers."""
+    return short
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -131,9 +137,10 @@ def test_held_out_images_of_other_classes_are_refused(converted: Path, tosa: Tos
     ],
 )
 def test_a_folder_is_scanned_once_a_command(
-    work: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, conversion: str, command: str, scans: int
+    converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch, conversion: str, command: str, scans: int
 ) -> None:
-    assert tosa(f"convert dense --layers 2,4,6 --keep-rate 0.5 {conversion}").code == 0
+    if conversion:
+        assert tosa(f"convert dense --layers 2 --keep-rate 0.5 --overwrite {conversion}").code == 0
     scanned: list[str] = []
 
     def count(root: Path) -> ClassFolders:
@@ -179,7 +186,7 @@ def test_distill_names_and_counts_what_it_cannot_read(converted: Path, tosa: Tos
 
 
 def test_a_broken_image_among_the_held_out_ones_is_named_too(converted: Path, tosa: Tosa) -> None:
-    Path("digits/validation/0/0000.png").write_bytes(b"")
+    rewrite(Path("digits/validation/0/0000.png"), b"")
     for command in ("distill", "finetune"):
         done = tosa(f"{command} --data-dir digits --val-split validation {TRAIN} --json")
         assert done.json["held_out"]["samples"] == 32

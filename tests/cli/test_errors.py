@@ -20,7 +20,7 @@ from accelerate.tracking import LoggerType, get_available_trackers
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import WARD, Done, Tosa, write_whole
+from tests.cli.conftest import WARD, Done, Tosa, rewrite, write_whole
 from tests.model.tiny_models import make_vit
 from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
@@ -350,7 +350,7 @@ def test_held_out_images_that_cannot_be_read_are_told_from_all_images(
         path.unlink()
     (broken,) = split_indices(11, None, hold_out=True)[1]
     for folder in ("scenes/rgb", "photos"):
-        sorted(Path(folder).iterdir())[broken].write_bytes(b"broken")
+        rewrite(sorted(Path(folder).iterdir())[broken], b"broken")
     check_refused(
         tosa(f"{command} {TRAIN}"),
         "held-out",
@@ -389,7 +389,7 @@ def test_another_model_is_not_resumed(converted: Path, tosa: Tosa, monkeypatch: 
     with monkeypatch.context() as patched:
         stop_at_batch(patched, 3)
         check_refused(tosa(command), "checkpoint", "--resume", code=1)
-    assert tosa("convert dense --layers 2,4,6 --keep-rate 0.8 --overwrite").code == 0
+    assert tosa("convert dense --layers 2,4 --keep-rate 0.8 --overwrite").code == 0
     check_refused(tosa(f"{command} --resume"), "--resume")
 
 
@@ -458,7 +458,7 @@ def test_images_that_changed_since_a_run_was_stopped_are_told(
             patched.setattr(job, "note_result", stop)
             assert tosa(command).code == 130
         if changes:
-            shutil.copy("photos/001.jpg", "photos/000.jpg")
+            rewrite(Path("photos/000.jpg"), Path("photos/001.jpg").read_bytes())
         done = tosa(f"{command} --resume")
         assert done.code == 0 and (fragments.IMAGES_OF_PHOTOS_CHANGED_SINCE in done.err) == changes
 

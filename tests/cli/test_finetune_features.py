@@ -117,7 +117,7 @@ def test_labels_keep_the_best_too_where_they_are_measured_on_the_way(converted: 
         ("--mixup 0.8", "--mixup (0.8) needs labels, and the objective features reads none: leave it out."),
         ("--smoothing 0.1", "--smoothing (0.1) needs labels"),
         ("--reprob 0.2", "--reprob (0.2) does not go with the objective features"),
-        ("--feature-layers 6", "--feature-layers must be below 6"),
+        ("--feature-layers 4", "--feature-layers must be below 4"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_sentence(

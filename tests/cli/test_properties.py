@@ -24,7 +24,7 @@ from timm.data import create_transform, resolve_data_config
 from tests.cli.conftest import WARD, commands, run_tosa, write_whole
 from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
-from tests.train.tiny_runs import run_finetune, tiny_tosa, write_digits
+from tests.train.tiny_runs import run_finetune, short_tosa, write_digits
 from tosa_cli.api import load, save
 from tosa_cli.cli.options import settings_from
 from tosa_cli.config import SETTINGS_KEY, TosaConfig
@@ -53,7 +53,7 @@ MISSING = object()
 
 TRAIN = "-b 8 -j 0 --epochs 1 --device cpu --max-samples 9 -o out --overwrite"
 COMMANDS = {
-    "convert": "dense --layers 2,4 -o out --overwrite",
+    "convert": "dense --layers 2 -o out --overwrite",
     "distill": f"dense-tosa --data-dir photos {TRAIN}",
     "finetune": f"dense-tosa --data-dir digits {TRAIN}",
     "finetune for depth": f"dense --task depth --data-dir scenes --decoder linear {TRAIN}",
@@ -86,6 +86,10 @@ COMMANDS = {
 """A command line for each command, which works."""
 
 
+TIMERS = ((signal.SIGPROF, signal.ITIMER_PROF, 1), (signal.SIGALRM, signal.ITIMER_REAL, 30))
+"""Of processor time and of a clock's: signal, timer, and how much longer it may take; others may want the processor."""
+
+
 @contextmanager
 def limits(seconds: float) -> Iterator[None]:
     """Interrupt what runs longer, as Ctrl-C would, and refuse more memory than a small machine has."""
@@ -93,16 +97,19 @@ def limits(seconds: float) -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = [signal.signal(number, interrupt) for number, _, _ in TIMERS]
     memory = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, memory[1]))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for _, timer, longer in TIMERS:
+        signal.setitimer(timer, longer * seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(TIMERS, before, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, memory)
+        torch.set_grad_enabled(True)  # an interrupt may come where PyTorch switches it
 
 
 def options_of(command: Any) -> list[str]:
@@ -113,7 +120,7 @@ def options_of(command: Any) -> list[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_value_of_every_option_is_refused_in_a_sentence_or_works(
-    converted: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    short: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     if "scenes" in COMMANDS[name]:
         write_folder(Path("scenes"), 10)
@@ -173,8 +180,8 @@ def use(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["converted", "distilled", *(["depth"] if LONG else [])])
-def test_every_wrong_or_missing_value_of_config_json_is_told_or_harmless(converted: Path, kind: str) -> None:
-    folder = converted
+def test_every_wrong_or_missing_value_of_config_json_is_told_or_harmless(short: Path, kind: str) -> None:
+    folder = short
     if kind == "depth":
         write_folder(Path("scenes"), 10)
         assert run_tosa(f"finetune dense --task depth --data-dir scenes --decoder linear {TRAIN}").code == 0
@@ -289,7 +296,7 @@ def test_a_recipe_that_cannot_be_meant_is_told(tmp_path: Path, text: str) -> Non
 def test_every_wrong_or_missing_value_of_a_checkpoints_header_is_told_or_harmless(tmp_path: Path) -> None:
     digits, run, wrong = write_digits(tmp_path / "digits", 20), tmp_path / "run", []
     settings: dict[str, Any] = {"model_ema": True, "epochs": 1}
-    run_finetune(tiny_tosa(), digits, run, **settings)
+    run_finetune(short_tosa(), digits, run, **settings)
     with safe_open(run, framework="pt") as file:
         header = json.loads(file.metadata()["tosa"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -299,7 +306,7 @@ def test_every_wrong_or_missing_value_of_a_checkpoints_header_is_told_or_harmles
             checkpoints.save_file(tensors, run, metadata={"tosa": json.dumps(changed(header, path, value))})
             try:
                 with limits(5):
-                    run_finetune(tiny_tosa(), digits, run, resume=True, **settings)
+                    run_finetune(short_tosa(), digits, run, resume=True, **settings)
             except TosaError as error:
                 assert str(error)
             except BaseException as error:

@@ -34,8 +34,8 @@ def curves(*scales: float) -> list[ErrorCurve]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Images:
-    write_photos(tmp_path / "photos")
-    return images_to_read(open_dataset(str(tmp_path / "photos")), backbone(), batch_size=4)
+    write_photos(tmp_path / "photos", 16)
+    return images_to_read(open_dataset(str(tmp_path / "photos")), backbone(), batch_size=8)
 
 
 def test_a_curve_passes_through_what_was_measured_and_rises_between() -> None:

@@ -11,7 +11,7 @@ from tests.cli.test_errors import contents
 COMMANDS = [
     ("convert deit_tny --layers 2", "timm knows no model 'deit_tny'. Did you mean deit_tiny or …?"),
     ("convert dense --layers 0", "Layer 0 was given, but layers are whole numbers from 1 up."),
-    ("convert dense --layers 7", "Layer 7 was asked for, but the model has layers 1 to 6: choose among these."),
+    ("convert dense --layers 7", "Layer 7 was asked for, but the model has layers 1 to 4: choose among these."),
     (
         "convert deit_tiny --layers 2,13 --no-pretrained",
         "Layer 13 was asked for, but the model has layers 1 to 12: choose among these.",
@@ -62,7 +62,7 @@ COMMANDS = [
     ),
     (
         "convert dense --layers 2 --target-reduction 0.9",
-        "The target reduction 90.0% cannot be reached: with layers 2 at most 13.6% is saved. Name more layers.",
+        "The target reduction 90.0% cannot be reached: with layers 2 at most 20.0% is saved. Name more layers.",
     ),
     (
         "convert dense --layers 2 --target-reduction 0.1 --keep-rate 0.5",
@@ -345,7 +345,7 @@ COMMANDS = [
     ),
     ("viz dense-tosa", "No image was named: pass images or a folder of them, as in `tosa viz dense-tosa cat.jpg`."),
     ("viz photos/nothing.jpg", "There is no image or folder photos/nothing.jpg. Check the path."),
-    ("viz photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4,6."),
+    ("viz photos/000.jpg --layers 3", "Layer 3 is not a ToSA layer of this model: choose among 2,4."),
     ("viz photos/000.jpg --layers two", "--layers should be layer numbers with commas, as in 2,6,10; not 'two'."),
     ("viz photos -o all.png", "all.png is one picture, but there are several images: name a folder with -o."),
     (

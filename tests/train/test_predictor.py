@@ -28,7 +28,7 @@ from tosa_cli.train.processes import make_accelerator
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "scenes", 12)
+    return write_folder(tmp_path / "scenes", 8)
 
 
 def predictor(converted: bool = True, keep_rate: float = 0.5, **settings: Any) -> Predictor:
@@ -104,7 +104,7 @@ def test_training_goes_on_past_an_image_without_a_labelled_pixel(scenes: Path, t
         save_image(path, np.full((32, 32), 255, np.uint8))
     settings = {"task": "segmentation", "num_labels": 2, "batch_size": 1, "epochs": 1}
     report = run(predictor(**settings), scenes, tmp_path / "run", **settings)
-    assert report.updates == 12 and math.isfinite(report.last_loss)
+    assert report.updates == 8 and math.isfinite(report.last_loss)
 
 
 @pytest.mark.parametrize("converted", [True, False])
@@ -162,9 +162,9 @@ def test_an_interrupted_run_resumes_exactly(
     models = [predictor(decoder=decoder) for _ in range(3)]
     run(models[0], scenes, tmp_path / "whole", decoder=decoder, **settings)
     with pytest.raises(TrainingError, match="--resume"):
-        run(models[1], scenes, tmp_path / "part", progress=StopAt(5), decoder=decoder, **settings)
+        run(models[1], scenes, tmp_path / "part", progress=StopAt(3), decoder=decoder, **settings)
     report = run(models[2], scenes, tmp_path / "part", resume=True, decoder=decoder, **settings)
-    assert same(models[0], models[2]) and report.updates == 6
+    assert same(models[0], models[2]) and report.updates == 4
     assert not same(models[0], predictor(decoder=decoder))
 
 

@@ -46,6 +46,7 @@ class Schedules:
         config = method.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
         self.chooser = config.choosing_layers
+        self._reductions: dict[tuple[tuple[int, float], ...], float] = {}
 
     def check(self, target_reduction: float) -> None:
         """Check that a share of the dense MACs can be saved.
@@ -120,7 +121,14 @@ class Schedules:
         return [(shares, rates) for shares, rates in tries if self.reduction(rates) >= target_reduction]
 
     def reduction(self, keep_rates: dict[int, float]) -> float:
-        """Share of the dense MACs that keep rates save."""
+        """Share of the dense MACs that keep rates save; counted once, as a search comes to the same rates again."""
+        key = tuple(keep_rates.items())
+        if key not in self._reductions:
+            self._reductions[key] = self.count(keep_rates)
+        return self._reductions[key]
+
+    def count(self, keep_rates: dict[int, float]) -> float:
+        """Count what share of the dense MACs keep rates save."""
         return count_flops(self.backbone, self.config(keep_rates)).reduction
 
     def config(self, keep_rates: dict[int, float]) -> TosaConfig:

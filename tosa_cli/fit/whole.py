@@ -71,7 +71,7 @@ def calibrate_runs(
 class _RunSchedules(Schedules):
     """Schedules for a run, whose MACs are those of its layers."""
 
-    def reduction(self, keep_rates: dict[int, float]) -> float:
+    def count(self, keep_rates: dict[int, float]) -> float:
         run: Any = self.backbone
         return count_run(run, self.config(keep_rates))
 
