@@ -26,7 +26,7 @@ from tosa_cli.export.onnx_file import (
     write_view,
 )
 from tosa_cli.export.openvino_file import OpenVinoReport, check_openvino, is_installed
-from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, trace
+from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, keep_outputs, trace
 from tosa_cli.export.quantize import Quantization, QuantizeReport, measure_quantized, quantize_file
 from tosa_cli.export.quiet import quiet
 from tosa_cli.export.report import ExportReport
@@ -224,11 +224,11 @@ def _export_pt2(job: _Job, path: Path) -> _Exported:
     job.say("Tracing the model ...")
     dynamic = job.config.batch_size is None
     try:
-        program = trace(job.model, job.outputs, job.images, dynamic)
         told = trace(job.model, job.outputs, job.images, dynamic, with_choices=True)
         with quiet():
             # Into memory first: the writer of PyTorch ends the process where a disk is full.
             content = io.BytesIO()
+            program = keep_outputs(told, job.outputs)
             torch.export.save(program, content, extra_files={"metadata.json": _as_json(job)})
             path.write_bytes(content.getbuffer())
             loaded = torch.export.load(path)

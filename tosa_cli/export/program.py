@@ -1,5 +1,7 @@
 """From a model to a program of `torch.export`: what goes in, what comes out, and what ONNX has no operation for."""
 
+import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_structure
 
 from tosa_cli.export.quiet import quiet
 from tosa_cli.model.matching import Choice
@@ -110,6 +113,36 @@ def trace(
     shapes = {INPUT: {0: Dim(BATCH, min=1)}} if dynamic_batch else None
     with quiet():
         return torch.export.export(Exportable(model, outputs, with_choices), (images,), dynamic_shapes=shapes)
+
+
+def keep_outputs(program: ExportedProgram, outputs: Sequence[str]) -> ExportedProgram:
+    """A program with fewer outputs, which shares the weights; the one it is made from stays as it is.
+
+    Args:
+        program: What `trace` returned.
+        outputs: Names of the outputs that stay: the first of the program's.
+    """
+    count = len(outputs)
+    graph = copy.deepcopy(program.graph)
+    output = graph.output_node()
+    output.args = (output.args[0][:count],)
+    graph.eliminate_dead_code()
+    root, *others = program.module_call_graph
+    assert root.signature is not None
+    form = tree_structure(dict.fromkeys(outputs, 0))
+    called = dataclasses.replace(root.signature, outputs=root.signature.outputs[:count], out_spec=form)
+    signature = program.graph_signature
+    return ExportedProgram(
+        program.graph_module,
+        graph,
+        dataclasses.replace(signature, output_specs=signature.output_specs[:count]),
+        program.state_dict,
+        program.range_constraints,
+        [dataclasses.replace(root, signature=called), *others],
+        program.example_inputs,
+        program.constants,
+        verifiers=program.verifiers,
+    )
 
 
 @torch.no_grad()
