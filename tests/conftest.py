@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import logging
 import signal
 from collections import OrderedDict
 from typing import Any
@@ -13,6 +14,10 @@ from huggingface_hub import constants
 from torch import nn
 
 torch.set_num_threads(1)
+
+# pytest listens to every logger that hands nothing on. To this one PyTorch tells all of each compilation, and works it
+# out if anyone listens.
+logging.getLogger("torch.__trace").propagate = True
 
 
 def copy_ordered(original: OrderedDict[Any, Any], memo: dict[int, Any]) -> OrderedDict[Any, Any]:

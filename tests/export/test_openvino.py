@@ -52,6 +52,7 @@ def test_what_it_does_there_is_told_in_sentences() -> None:
     assert fragments.DO_NOT_USE_IT_IN in told and "3 of 8" in told and "0.9995" not in told
 
 
+@pytest.mark.usefixtures("translates_once")
 def test_without_openvino_nothing_is_told_and_its_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

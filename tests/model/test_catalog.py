@@ -140,8 +140,9 @@ def test_the_architectures_that_convert_run_and_are_counted_as_they_run(no_rando
         images = torch.empty(1, source.in_chans, *source.patch_embed.img_size, device="meta")
         with FlopCounterMode(display=False) as counter:
             output = model(images)
-        assert output.shape == source(images).shape, name
         assert counter.get_total_flops() // 2 == round(count_flops(model).gmacs * 1e9), name
+        source.blocks = source.blocks[:0]  # blocks leave the shape of their tokens as it is
+        assert output.shape == source(images).shape, name
 
 
 def test_a_refusal_of_a_model_says_what_to_type() -> None:

@@ -73,7 +73,8 @@ def test_a_compiled_model_is_one_graph_and_computes_the_same(name: str, settings
     ids=str,
 )
 def test_a_compiled_model_takes_another_number_of_images(name: str, settings: dict[str, Any]) -> None:
-    check_compiled(make_short(name, **settings), batches=(2, 3, 1))
+    # One image is compiled for itself; the graph of two takes any other number.
+    check_compiled(make_short(name, **settings), batches=(1, 2, 3))
 
 
 @pytest.mark.parametrize(

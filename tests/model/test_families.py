@@ -409,9 +409,9 @@ def test_a_compiled_model_is_one_graph_and_takes_another_number_of_images(
     torch.compiler.reset()
     model = convert_short(family, **settings)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    others = (3, 1) if settings and family in TOLD_OF_PLACES else ()  # each is compiled anew
+    several = (1, 2, 3) if settings and family in TOLD_OF_PLACES else (2,)  # the first two are compiled
     with torch.no_grad():
-        for batch in (2, *others):
+        for batch in several:
             images = images_of(model, batch)
             assert torch.allclose(compiled(images), model(images), atol=1e-4)
 
