@@ -14,7 +14,7 @@ from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.convert import check_identity
 from tosa_cli.model.flops import count_flops
-from tosa_cli.model.grouping import COHERENCE_POWER, grow_groups, join_groups, log_counts, merge_costs
+from tosa_cli.model.grouping import COHERENCE_POWER, grow_groups, halves, join_groups, log_counts, merge_costs
 from tosa_cli.model.layer_loop import LayerOutputs
 from tosa_cli.model.matching import Choice, Grown
 from tosa_cli.model.places import Places
@@ -56,7 +56,7 @@ def test_the_cost_of_a_merge_is_what_it_adds_to_the_squared_distances_to_the_mea
         return (group - group.mean(0)).square().sum()
 
     means = torch.stack([first.mean(0), second.mean(0)])
-    cost = merge_costs(means[None], torch.tensor([[4.0, 5.0]])).item()
+    cost = merge_costs(*halves(means[None], torch.tensor([[4.0, 5.0]]))).item()
     assert cost == pytest.approx((spread(tokens) - spread(first) - spread(second)).item(), rel=1e-5)
 
 
@@ -84,9 +84,9 @@ def test_the_pairs_that_add_least_are_merged_and_a_large_group_stays_apart() -> 
 def test_what_stands_for_a_group_points_as_the_mean_of_its_tokens_and_is_as_long_as_they_are() -> None:
     tokens, alone = draw(2, 14, 5), torch.ones(2, 14)
     first = grow_groups(tokens, alone, 9, 1)
-    means, coherence, _ = join_groups(tokens, alone, alone, first)
+    means, coherence, _ = join_groups(tokens, alone, first)
     second = grow_groups(means, first.sizes, 5, 1)
-    grown, its_coherence, _ = join_groups(means, first.sizes, coherence, second)
+    grown, its_coherence, _ = join_groups(means, coherence, second)
     position = second.position.gather(1, first.position)  # however often they grew
     for image in range(2):
         for group in range(5):
@@ -102,13 +102,13 @@ def test_tokens_that_cancel_each_other_out_leave_a_mean_that_is_finite() -> None
     tokens = torch.stack([tokens[:, 0], -tokens[:, 0], torch.zeros(1, 5), torch.zeros(1, 5)], dim=1).requires_grad_()
     sizes = torch.tensor([[2.0, 2.0]])
     grown = Grown(
-        torch.tensor([[0, 2]]),
-        torch.tensor([[1, 3, 0, 2]]),
+        torch.tensor([[0, 2, 1, 3, 0, 2]]),
+        torch.ones(1, 6),
         torch.tensor([[0, 1]]),
         torch.tensor([[0, 0, 1, 1]]),
         sizes,
     )
-    means, coherence, _ = join_groups(tokens, torch.ones(1, 4), torch.ones(1, 4), grown)
+    means, coherence, _ = join_groups(tokens, torch.ones(1, 4), grown)
     assert means.abs().max() < 1e-5 and (coherence > 0).all() and log_counts(sizes, coherence).isfinite().all()
     means.sum().backward()
     assert tokens.grad is not None and tokens.grad.isfinite().all()

@@ -16,7 +16,7 @@ from tosa_cli.model.matching import (
 )
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
-from tosa_cli.model.tosa_layer import Parts, bypass_reads, partner_updates, run_selected
+from tosa_cli.model.tosa_layer import Parts, bypass_reads, partner_bias, partner_updates, run_selected
 from tosa_cli.model.tosa_layers import TosaLayers
 
 
@@ -125,7 +125,7 @@ def skipped_features(
     if skip is None:
         skip = other_indices(choice.keep_indices, tokens.shape[1])
     selected, skipped = gather_tokens(tokens, choice.keep_indices), gather_tokens(tokens, skip)
-    computed = run_selected(block, selected, choice, places.of(layer))
+    computed = run_selected(block, selected, choice, places.of(layer), partner_bias(choice))
     values = {"skip": skip, "truth": gather_tokens(model.run_block(layer, tokens, places), skip) - skipped}
     values["inputs"] = bypass_reads(Parts(attention_input(block, selected), attention_input(block, skipped)), choice)
     if choice.partners is not None:

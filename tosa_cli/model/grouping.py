@@ -64,70 +64,81 @@ def grow_groups(means: Tensor, sizes: Tensor, num_groups: int, num_prefix_tokens
         num_groups: How many groups K to leave, at least the prefix tokens and one more.
         num_prefix_tokens: Number of prefix tokens, which come first and stay alone.
     """
-    grown = None
+    grown, before = None, sizes
     while (left := sizes.shape[1] - num_groups) > 0:
         count = min(left, num_mergeable(sizes.shape[1], num_prefix_tokens))
         step = _merge_pairs(means, sizes, count, num_prefix_tokens)
         if count < left:
             means = group_means(means, sizes, step.position, step.sizes)
-        grown, sizes = step if grown is None else _in_turn(grown, step), step.sizes
+        grown, sizes = step if grown is None else _in_turn(before, grown, step), step.sizes
     if grown is None:  # as many are to be left as there are
         every = torch.arange(sizes.shape[1], device=sizes.device).expand(sizes.shape)
-        return _grown(every, every[:, :0], every, sizes)
+        return _grown(every, every[:, :0], every, sizes, sizes)
     return grown
 
 
-def _in_turn(first: Grown, second: Grown) -> Grown:
-    """What becomes of groups that are merged twice."""
+def _in_turn(sizes: Tensor, first: Grown, second: Grown) -> Grown:
+    """What becomes of groups of these sizes (B, M) that are merged twice."""
     stay, position = first.stay.gather(1, second.stay), second.position.gather(1, first.position)
     goes = torch.cat([first.goes, first.stay.gather(1, second.goes)], dim=1)
-    return _grown(stay, goes, position, second.sizes)
+    return _grown(stay, goes, position, sizes, second.sizes)
 
 
-def _grown(stay: Tensor, goes: Tensor, position: Tensor, sizes: Tensor) -> Grown:
+def _grown(stay: Tensor, goes: Tensor, position: Tensor, before: Tensor, sizes: Tensor) -> Grown:
     into = position.gather(1, goes)
-    return Grown(stay, torch.cat([goes, stay.gather(1, into)], dim=1), into, position, sizes)
+    rows = torch.cat([stay, goes, stay.gather(1, into)], dim=1)
+    return Grown(rows, before.gather(1, rows), into, position, sizes)
 
 
-def merge_costs(means: Tensor, sizes: Tensor, rows: slice = slice(None)) -> Tensor:
-    """What merging every second group with each of the others adds to the squared distances of tokens to their mean.
+class Half(NamedTuple):
+    """Every second of some groups, as they are compared with the others.
 
-    Args:
-        means: Mean of each group, (B, M, D).
-        sizes: How many tokens each stands for, (B, M).
-        rows: Which of the groups 0, 2, ...; by default all.
-
-    Returns:
-        Costs (B, A, C) in float32 (Ward, 1963) of the A groups 0, 2, ... with the C groups 1, 3, .... Their order is
-        what counts: of equal ones rounding may make them negative, and exported graphs have them times the square of
-        `length_scale(D)`.
+    Attributes:
+        means: Their means (B, A, D) in float32.
+        norms: The squares of their lengths, (B, A).
+        inverse: 1 / size of each, (B, A).
     """
+
+    means: Tensor
+    norms: Tensor
+    inverse: Tensor
+
+
+def halves(means: Tensor, sizes: Tensor) -> tuple[Half, Half]:
+    """The groups 0, 2, ... and the groups 1, 3, ... of M, by their means (B, M, D) and sizes (B, M)."""
     # A runtime may run an exported graph in half precision, which could not hold the squares of whole tokens.
     means = centered_for_distances(means, means) if torch.compiler.is_exporting() else means.float()
-    # n m / (n + m), said so that half precision holds it.
-    norms, inverse = _lengths(means).square(), sizes.reciprocal()
-    # Sums of all pairs take a third of the time where the numbers along the rows lie side by side.
-    norm_sums, share_sums = (
-        _half(table, 0)[:, rows].unsqueeze(2) + _half(table, 1).contiguous().unsqueeze(1) for table in (norms, inverse)
-    )
-    distances = torch.baddbmm(norm_sums, _half(means, 0)[:, rows], _half(means, 1).transpose(1, 2), alpha=-2)
-    return distances / share_sums
-
-
-def _half(table: Tensor, first: int) -> Tensor:
-    """Every second row of a table (B, M, ...) from the first or the second on."""
+    tables = means, _lengths(means).square(), sizes.reciprocal()
     if torch.compiler.is_exporting():  # runtimes copy rows by their numbers many times faster than by steps of two
-        return table.index_select(1, torch.arange(first, table.shape[1], 2, device=table.device))
-    return table[:, first::2]
+        first, second = (torch.arange(start, means.shape[1], 2, device=means.device) for start in (0, 1))
+        return Half(*[table.index_select(1, first) for table in tables]), Half(
+            *[table.index_select(1, second) for table in tables]
+        )
+    return Half(*[table[:, ::2] for table in tables]), Half(*[table[:, 1::2] for table in tables])
+
+
+def merge_costs(first: Half, second: Half) -> Tensor:
+    """What merging each of A groups with each of C others adds to the squared distances of tokens to their mean.
+
+    Returns:
+        Costs (B, A, C) in float32 (Ward, 1963). Their order is what counts: of equal ones rounding may make them
+        negative, and exported graphs have them times the square of `length_scale(D)`.
+    """
+    # Sums of all pairs take a third of the time where the numbers along the rows lie side by side.
+    norm_sums = first.norms.unsqueeze(2) + second.norms.contiguous().unsqueeze(1)
+    # n m / (n + m), said so that half precision holds it.
+    share_sums = first.inverse.unsqueeze(2) + second.inverse.contiguous().unsqueeze(1)
+    return torch.baddbmm(norm_sums, first.means, second.means.transpose(1, 2), alpha=-2) / share_sums
 
 
 def cheapest_merges(means: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """What the cheapest merge of each of the groups 0, 2, ... costs, (B, A), and with which of the others it is."""
-    blocks = row_blocks((means.shape[1] + 1) // 2, means.shape[1] // 2)
+    first, second = halves(means, sizes)
+    blocks = row_blocks(first.norms.shape[1], second.norms.shape[1])
     if len(blocks) == 1:
-        least = merge_costs(means, sizes).min(dim=-1)
+        least = merge_costs(first, second).min(dim=-1)
         return least.values, least.indices
-    found = [merge_costs(means, sizes, rows).min(dim=-1) for rows in blocks]
+    found = [merge_costs(Half(*(table[:, rows] for table in first)), second).min(dim=-1) for rows in blocks]
     return torch.cat([least.values for least in found], dim=1), torch.cat([least.indices for least in found], dim=1)
 
 
@@ -140,14 +151,17 @@ def _merge_pairs(means: Tensor, sizes: Tensor, count: int, num_prefix_tokens: in
 
 def merge_into(goes: Tensor, takes: Tensor, sizes: Tensor) -> Grown:
     """Merge groups `goes` (B, r) into groups `takes` (B, r), by their indices among groups of these sizes (B, M)."""
-    length, left = sizes.shape[1], sizes.shape[1] - goes.shape[1]
-    gone = torch.zeros_like(sizes, dtype=torch.uint8).scatter_(1, goes, 1)
-    # A stable sort puts those that stay first and keeps their order.
-    stay = gone.sort(dim=1, stable=True).indices[:, :left]
-    position = torch.arange(length, device=sizes.device) - gone.cumsum(1)
+    length, count = sizes.shape[1], goes.shape[1]
+    left = length - count
+    stays = torch.ones_like(sizes, dtype=torch.int64).scatter_(1, goes, 0)
+    position = stays.cumsum(1) - 1
     into = position.gather(1, takes)
-    grown_sizes = sizes.gather(1, stay).scatter_add_(1, into, sizes.gather(1, goes))
-    return Grown(stay, torch.cat([goes, takes], dim=1), into, position.scatter_(1, goes, into), grown_sizes)
+    # A stable sort puts those that stay first and keeps their order.
+    stay = stays.sort(dim=1, stable=True, descending=True).indices[:, :left]
+    rows = torch.cat([stay, goes, takes], dim=1)
+    row_sizes = sizes.gather(1, rows)
+    grown_sizes = row_sizes[:, :left].scatter_add(1, into, row_sizes[:, left:length])
+    return Grown(rows, row_sizes, into, position.scatter_(1, goes, into), grown_sizes)
 
 
 def how_grown(before: Choice, choice: Choice) -> Grown:
@@ -156,15 +170,14 @@ def how_grown(before: Choice, choice: Choice) -> Grown:
     assert choice.groups is not None and choice.sizes is not None
     stay = before.groups.gather(1, choice.keep_indices)
     goes = other_indices(stay, before.sizes.shape[1])
-    return _grown(stay, goes, choice.groups.gather(1, before.keep_indices), choice.sizes)
+    return _grown(stay, goes, choice.groups.gather(1, before.keep_indices), before.sizes, choice.sizes)
 
 
-def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -> tuple[Tensor, Tensor, Moved]:
+def join_groups(means: Tensor, coherence: Tensor, grown: Grown) -> tuple[Tensor, Tensor, Moved]:
     """What stands for groups that others were merged into.
 
     Args:
         means: What stands for the M groups before, (B, M, D): means at the mean length of their tokens.
-        sizes: Their sizes (B, M).
         coherence: Their coherence (B, M): length of the mean of a group as a share of the mean length of its tokens.
         grown: Where each has gone.
 
@@ -172,9 +185,9 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
         The same of the groups after, (B, K, D), their coherence (B, K) in float32, and how to undo it.
     """
     # Only the rows of groups that merge are computed, as they are few: (B, 2, r, D), those that go and what they go to.
-    into, pairs = grown.into, grown.pairs
-    rows = gather_tokens(means, pairs).unflatten(1, (2, -1))
-    its_coherence, its_sizes = (table.gather(1, pairs).unflatten(1, (2, -1)) for table in (coherence, sizes))
+    into, pairs, left = grown.into, grown.pairs, grown.sizes.shape[1]
+    rows, row_coherence = gather_tokens(means, pairs).unflatten(1, (2, -1)), coherence.gather(1, grown.rows)
+    its_coherence, its_sizes = (table[:, left:].unflatten(1, (2, -1)) for table in (row_coherence, grown.row_sizes))
     shares = its_sizes / grown.sizes.gather(1, into).unsqueeze(1)
     weights, lengths = (shares * its_coherence).to(rows.dtype).unsqueeze(3), (shares * _lengths(rows)).unsqueeze(3)
 
@@ -189,7 +202,7 @@ def join_groups(means: Tensor, sizes: Tensor, coherence: Tensor, grown: Grown) -
 
     stay = gather_tokens(means, grown.stay)
     stay = stay.flatten(0, 1).index_add_(0, flat_indices(stay, into), change.flatten(0, 1), alpha=-1).view_as(stay)
-    kept = coherence.gather(1, grown.stay).scatter_add_(1, into, (shortened - its_coherence[:, 1]) / several)
+    kept = row_coherence[:, :left].scatter_add(1, into, (shortened - its_coherence[:, 1]) / several)
     return stay, kept, Moved(grown.position, pairs, torch.cat([differences[:, 0], change], dim=1))
 
 

@@ -24,23 +24,34 @@ class Grown(NamedTuple):
     """Which of M groups stay as they are or take others in, and where each has gone.
 
     Attributes:
-        stay: Indices of those that stay, (B, K), rising.
-        pairs: Indices of the r = M - K others, in any order, and behind them of what each has gone into, (B, 2 r).
+        rows: Indices of the K that stay, rising, behind them of the r = M - K others, in any order, and behind them of
+            what each of the others has gone into, (B, K + 2 r).
+        row_sizes: How many tokens each of `rows` stood for before, (B, K + 2 r), in float32.
         into: Position among those that stay of what each of the others has gone into, (B, r).
         position: The same of each of the M groups, (B, M).
-        sizes: How many tokens each of those that stay stands for, (B, K), in float32.
+        sizes: How many tokens each of those that stay stands for now, (B, K), in float32.
     """
 
-    stay: Tensor
-    pairs: Tensor
+    rows: Tensor
+    row_sizes: Tensor
     into: Tensor
     position: Tensor
     sizes: Tensor
 
     @property
+    def stay(self) -> Tensor:
+        """Indices of those that stay, (B, K)."""
+        return self.rows[:, : self.sizes.shape[1]]
+
+    @property
     def goes(self) -> Tensor:
         """Indices of those that do not stay, (B, r)."""
-        return self.pairs[:, : self.pairs.shape[1] // 2]
+        return self.rows[:, self.sizes.shape[1] : self.position.shape[1]]
+
+    @property
+    def pairs(self) -> Tensor:
+        """Indices of those that do not stay, and behind them of what each has gone into, (B, 2 r)."""
+        return self.rows[:, self.sizes.shape[1] :]
 
 
 class Choice(NamedTuple):

@@ -1,14 +1,19 @@
-"""Where half precision has to wait."""
+"""What does not hold while tokens are chosen: gradients, and half precision."""
 
-import contextlib
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+
+def no_gradient() -> AbstractContextManager[None]:
+    """A context in which nothing is differentiated."""
+    # In a pass for one image entering and leaving it costs as much as an operation on a tensor.
+    return torch.no_grad() if torch.is_grad_enabled() else nullcontext()
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """A context in which autocast does not bring what is computed on a device to half precision."""
     # Only where autocast is on: programs are exported and compiled without it, and need no word of it.
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -2,20 +2,20 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
 from tosa_cli.model.grouping import (
     Moved,
-    each_alone,
     how_grown,
     join_groups,
     log_counts,
     part_into_groups,
     unmerge_groups,
 )
-from tosa_cli.model.matching import Choice, mean_of_partners, token_sizes
+from tosa_cli.model.matching import Choice, Grown, mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
 
@@ -30,7 +30,8 @@ class Parts(NamedTuple):
         reads: What the bypass of the next layer reads of the skipped tokens, (B, S, D); None where it is not known yet.
         coherence: How far the tokens of each group point one way, (B, K) in float32: length of their mean as a share of
             their mean length; None where tokens are not in groups.
-        log_counts: Logarithm of how often each group counts in the attention, (B, K); None where all count once.
+        size_bias: Logarithm of how often each of `selected` counts in the attention, (B, 1, 1, K), as it is added to
+            the logits; None where all count once.
         moved: How to undo each merge of groups, in their order.
     """
 
@@ -38,7 +39,7 @@ class Parts(NamedTuple):
     others: Tensor | None = None
     reads: Tensor | None = None
     coherence: Tensor | None = None
-    log_counts: Tensor | None = None
+    size_bias: Tensor | None = None
     moved: tuple[Moved, ...] = ()
 
 
@@ -66,16 +67,35 @@ def run_tosa_layer(
 
 def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     """Take tokens (B, N, D) apart."""
-    if choice.groups is not None:
-        alone, sizes = each_alone(tokens), choice.sizes
-        assert alone.sizes is not None and sizes is not None
-        is_first = choice.grown is not None and choice.grown.position.shape == alone.sizes.shape
-        if is_first or sizes.shape == alone.sizes.shape:
-            return merge_parts(Parts(tokens, coherence=alone.sizes), alone, choice)
-        means, coherence, moved = part_into_groups(tokens, choice.groups, sizes)
-        return Parts(means, coherence=coherence, log_counts=log_counts(sizes, coherence), moved=(moved,))
+    if choice.groups is None:
+        return take_apart(tokens, choice)._replace(size_bias=partner_bias(choice))
+    assert choice.sizes is not None
+    grown, length = choice.grown, tokens.shape[1]
+    alone = torch.ones(tokens.shape[:2], device=tokens.device)
+    if choice.sizes.shape[1] == length:  # none is merged
+        return Parts(tokens, coherence=alone)
+    if grown is not None and grown.position.shape[1] == length:
+        return _grow_parts(Parts(tokens, coherence=alone), grown)
+    means, coherence, moved = part_into_groups(tokens, choice.groups, choice.sizes)
+    return Parts(means, None, None, coherence, to_logits(log_counts(choice.sizes, coherence)), (moved,))
+
+
+def take_apart(tokens: Tensor, choice: Choice) -> Parts:
+    """The selected and the skipped of tokens (B, N, D) that no block runs on."""
     others = tokens if choice.skip_indices is None else gather_tokens(tokens, choice.skip_indices)
     return Parts(gather_tokens(tokens, choice.keep_indices), others)
+
+
+def partner_bias(choice: Choice) -> Tensor | None:
+    """What is added to the logits of kept tokens for those that they are partners of, (B, 1, 1, K)."""
+    if choice.partners is None or choice.weights is None:
+        return None
+    return to_logits(token_sizes(choice.keep_indices.shape[1], choice.partners, choice.weights).log())
+
+
+def to_logits(log_counts: Tensor) -> Tensor:
+    """A number for each of K keys, (B, K), as it is added to logits (B, H, M, K)."""
+    return log_counts.unsqueeze(1).unsqueeze(1)
 
 
 def join_parts(parts: Parts, choice: Choice) -> Tensor:
@@ -92,14 +112,18 @@ def join_parts(parts: Parts, choice: Choice) -> Tensor:
 
 def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
     """Take the tokens of groups apart by a choice of larger groups, in which those of the choice before are merged."""
-    assert before.groups is not None and before.sizes is not None
-    assert choice.groups is not None and choice.sizes is not None and parts.coherence is not None
+    assert before.sizes is not None and choice.sizes is not None
     if choice.sizes.shape[1] == before.sizes.shape[1]:
         return parts  # none is merged
     grown = how_grown(before, choice) if choice.grown is None else choice.grown
-    means, coherence, moved = join_groups(parts.selected, before.sizes, parts.coherence, grown)
-    counts = log_counts(choice.sizes, coherence)
-    return Parts(means, coherence=coherence, log_counts=counts, moved=(*parts.moved, moved))
+    return _grow_parts(parts, grown)
+
+
+def _grow_parts(parts: Parts, grown: Grown) -> Parts:
+    assert parts.coherence is not None
+    means, coherence, moved = join_groups(parts.selected, parts.coherence, grown)
+    size_bias = to_logits(log_counts(grown.sizes, coherence))
+    return Parts(means, None, None, coherence, size_bias, (*parts.moved, moved))
 
 
 def run_parts(
@@ -110,17 +134,19 @@ def run_parts(
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
-    selected, others, reads = parts[:3]
+    selected, others, reads, coherence, size_bias, moved = parts
     if not bypass.updates_tokens:
-        return parts._replace(selected=run_selected(block, selected, choice, extras, parts.log_counts), reads=None)
+        return Parts(
+            run_selected(block, selected, choice, extras, size_bias), others, None, coherence, size_bias, moved
+        )
     assert others is not None  # tokens in groups have no updates but those of their means
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
         read = selected if choice.partners is None else attention_input(block, selected)  # partners alone are read
         reads = bypass_reads(Parts(read, attention_input(block, others)), choice)
-    computed = run_selected(block, selected, choice, extras)
+    computed = run_selected(block, selected, choice, extras, size_bias)
     updates = bypass(reads, partner_updates(selected, computed, choice) if bypass.reads_updates else None)
-    return Parts(computed, (others + updates).to(others.dtype))
+    return Parts(computed, (others + updates).to(others.dtype), size_bias=size_bias)
 
 
 def run_selected(
@@ -128,20 +154,19 @@ def run_selected(
     selected: Tensor,
     choice: Choice,
     extras: Extras | None = None,
-    counts: Tensor | None = None,
+    size_bias: Tensor | None = None,
 ) -> Tensor:
     """Run a block on the selected tokens (B, K, D), each of which stands for its group, or the ones it is a partner of.
 
     In the attention a token counts as often as that, as in the proportional attention of token merging (ToMe, section
-    3): softmax(QK^T + log size); a group as often as `counts` (B, K) says. Nothing else of the block knows about it.
-    Where the block is told of places, it is told those of the selected tokens.
+    3): softmax(QK^T + log size), with `size_bias` (B, 1, 1, K). Nothing else of the block knows about it. Where the
+    block is told of places, it is told those of the selected tokens.
 
     Returns:
         Tokens (B, K, D).
     """
-    if choice.partners is not None and choice.weights is not None:
-        counts = token_sizes(selected.shape[1], choice.partners, choice.weights).log()
-    size_bias = None if counts is None else counts[:, None, None, :].to(selected.dtype)
+    if size_bias is not None:
+        size_bias = size_bias.to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 
 

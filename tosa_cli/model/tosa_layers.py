@@ -15,11 +15,11 @@ from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
-from tosa_cli.model.precision import full_precision
+from tosa_cli.model.precision import full_precision, no_gradient
 from tosa_cli.model.selection import num_kept, plain_shape
 from tosa_cli.model.selectors import SELECTORS, Entry, Selector
 from tosa_cli.model.stream import Stream
-from tosa_cli.model.tosa_layer import bypass_reads, run_parts, split_tokens
+from tosa_cli.model.tosa_layer import bypass_reads, run_parts, take_apart
 
 Chooser = Callable[[int, Stream, Entry], Choice]
 """What chooses the tokens of a ToSA layer: by its number, the tokens that enter it, and what is known of them."""
@@ -180,7 +180,7 @@ class TosaLayers:
             return
         parts = stream.split(choice)
         if entry.inputs is not None and self.bypass(layer).reads_inputs:
-            stream.parts = parts._replace(reads=bypass_reads(split_tokens(entry.inputs, choice), choice))
+            stream.parts = parts._replace(reads=bypass_reads(take_apart(entry.inputs, choice), choice))
 
     def _run_tosa_layer(self, layer: int, stream: Stream) -> None:
         block, choice = self.blocks[layer - 1], stream.choice
@@ -242,11 +242,12 @@ class TosaLayers:
         inputs = attention_input(block, entering) if reads else None
         keys = None
         if config.needs_keys:
-            with torch.no_grad(), full_precision(entering.device):
+            with no_gradient(), full_precision(entering.device):
                 keys = self.keys[str(layer)](inputs)
+        num_tokens = stream.num_tokens
         return Entry(
-            shape=(plain_shape(entering)[0], stream.num_tokens),
-            num_kept=num_kept(stream.num_tokens, self.keep_rates[layer], self.num_prefix_tokens),
+            shape=(plain_shape(entering)[0], num_tokens),
+            num_kept=num_kept(num_tokens, self.keep_rates[layer], self.num_prefix_tokens),
             num_prefix_tokens=self.num_prefix_tokens,
             grid=stream.places.grid,
             heads=num_heads(block) if config.selection == "per-head" else None,
@@ -261,7 +262,6 @@ class TosaLayers:
             before=stream.choice if grouped and stream.parts is not None else None,
         )
 
-    @torch.no_grad()
     def choose(self, layer: int, stream: Stream, entry: Entry | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
 
@@ -273,7 +273,7 @@ class TosaLayers:
             entry: From `entry`, where it is known already.
         """
         entry = entry or self.entry(layer, stream)
-        with full_precision(entry.device):
+        with no_gradient(), full_precision(entry.device):
             return self.selector(layer).choose(entry)
 
     def _reader(self, layer: int) -> Read | None:

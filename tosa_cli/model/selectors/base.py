@@ -1,7 +1,6 @@
 """What every selector has in common."""
 
 from abc import ABC
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -14,8 +13,7 @@ from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import choose_tokens
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What is known of a ToSA layer that is about to choose its tokens.
 
     Attributes:
