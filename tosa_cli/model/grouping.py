@@ -44,10 +44,9 @@ COHERENCE_POWER = 4
 """How much less a group counts in the attention: a power of its coherence. On DINOv2, errors are lowest at 3 to 6."""
 
 
-def each_alone(tokens: Tensor) -> Choice:
-    """The choice in which each of tokens (B, N, D) is a group."""
-    every = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[:2])
-    return Choice(every, groups=every, sizes=torch.ones(tokens.shape[:2], device=tokens.device))
+def each_alone(tokens: Tensor) -> Tensor:
+    """Sizes (B, N) of groups of which each is one of tokens (B, N, D), in float32; likewise their coherence."""
+    return torch.ones(tokens.shape[:2], device=tokens.device)
 
 
 def num_mergeable(num_groups: int, num_prefix_tokens: int) -> int:
@@ -153,11 +152,12 @@ def merge_into(goes: Tensor, takes: Tensor, sizes: Tensor) -> Grown:
     """Merge groups `goes` (B, r) into groups `takes` (B, r), by their indices among groups of these sizes (B, M)."""
     length, count = sizes.shape[1], goes.shape[1]
     left = length - count
-    stays = torch.ones_like(sizes, dtype=torch.int64).scatter_(1, goes, 0)
-    position = stays.cumsum(1) - 1
+    every = torch.arange(length, device=sizes.device).expand(sizes.shape)
+    position = every - torch.zeros_like(every).scatter(1, goes, 1).cumsum(1)
     into = position.gather(1, takes)
-    # A stable sort puts those that stay first and keeps their order.
-    stay = stays.sort(dim=1, stable=True, descending=True).indices[:, :left]
+    # Each that stays is written where it stands; those that go are written behind them, all in one place.
+    places = position.scatter(1, goes, left)
+    stay = places.new_zeros(sizes.shape[0], left + 1).scatter_(1, places, every)[:, :left]
     rows = torch.cat([stay, goes, takes], dim=1)
     row_sizes = sizes.gather(1, rows)
     grown_sizes = row_sizes[:, :left].scatter_add(1, into, row_sizes[:, left:length])

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
 from tosa_cli.model.families import attention_input, kind_of
 from tosa_cli.model.grouping import (
     Moved,
+    each_alone,
     how_grown,
     join_groups,
     log_counts,
@@ -71,7 +71,7 @@ def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
         return take_apart(tokens, choice)._replace(size_bias=partner_bias(choice))
     assert choice.sizes is not None
     grown, length = choice.grown, tokens.shape[1]
-    alone = torch.ones(tokens.shape[:2], device=tokens.device)
+    alone = each_alone(tokens)
     if choice.sizes.shape[1] == length:  # none is merged
         return Parts(tokens, coherence=alone)
     if grown is not None and grown.position.shape[1] == length:
@@ -165,7 +165,7 @@ def run_selected(
     Returns:
         Tokens (B, K, D).
     """
-    if size_bias is not None:
+    if size_bias is not None and size_bias.dtype != selected.dtype:
         size_bias = size_bias.to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 

@@ -33,7 +33,9 @@ class WardSelector(Selector):
         """Merge groups until there are as many as the layer computes."""
         means, before = entry.means, entry.before
         assert means is not None
-        before = each_alone(means) if before is None else before
+        if before is None:
+            grown = grow_groups(means, each_alone(means), entry.num_kept, entry.num_prefix_tokens)
+            return Choice(grown.stay, groups=grown.position, sizes=grown.sizes, grown=grown)
         assert before.groups is not None and before.sizes is not None
         grown = grow_groups(means, before.sizes, entry.num_kept, entry.num_prefix_tokens)
         keep_indices, groups = before.keep_indices.gather(1, grown.stay), grown.position.gather(1, before.groups)
