@@ -319,5 +319,5 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-CALIBRATED = Method(selector="ward", bypass="mean", span=3)
+CALIBRATED = Method(selector="ward", bypass="mean")
 """The method of the preset `calibrated`."""

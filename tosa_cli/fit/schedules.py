@@ -1,10 +1,11 @@
 """How many groups are merged in each layer: schedules that begin early or late, and rise, fall or stay steady."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import Backbone, eligible_layers
+from tosa_cli.model.families import Backbone, eligible_layers, kind_of
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.selection import num_kept
 
@@ -14,6 +15,9 @@ RISES = (0.0, 0.5, 1.0, -0.5)
 BEGINNINGS = 3
 """With how many of the layers that choose a schedule may begin: the first of them, the second, ..."""
 
+LIGHT = 10**9
+"""A layer of fewer MACs an image is light: a merge takes one image a tenth as long as the layer, and longer."""
+
 LEAST_KEPT = 0.1
 """No layer computes a smaller share of the tokens."""
 
@@ -21,9 +25,12 @@ LEAST_KEPT = 0.1
 class Schedules:
     """How much is merged in each layer, as shares, and the keep rates that save enough with them.
 
+    Groups are merged in every second layer, and in every third where layers are light: there more merges would take
+    longer than what they are good for.
+
     Args:
         backbone: The dense model.
-        method: A method that puts tokens into groups.
+        method: A method that puts tokens into groups. With a span above 1 they are merged in the first layer of each.
         layers: Layers in which tokens can be selected; None takes all that are eligible.
 
     Raises:
@@ -43,10 +50,15 @@ class Schedules:
         self.depth = len(backbone.blocks)
         self.prefix = backbone.num_prefix_tokens
         self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
-        config = method.at(layers, 1.0)
+        spaced = method if method.span > 1 else replace(method, span=3 if self._is_light() else 2)
+        config = spaced.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
         self.chooser = config.choosing_layers
         self._reductions: dict[tuple[tuple[int, float], ...], float] = {}
+
+    def _is_light(self) -> bool:
+        block = self.backbone.blocks[self.layers[0] - 1]
+        return kind_of(block).macs(block, self.tokens) < LIGHT
 
     def check(self, target_reduction: float) -> None:
         """Check that a share of the dense MACs can be saved.

@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-
 AS_IT_IS = nullcontext()
 
 
