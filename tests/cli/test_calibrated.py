@@ -160,7 +160,6 @@ def test_a_model_with_nothing_to_fit_is_told_so(work: Path, tosa: Tosa) -> None:
 def test_inspect_measures_with_no_selector_that_says_nothing_before_it_is_trained(work: Path, tosa: Tosa) -> None:
     done = tosa("inspect dense --data-dir photos --selector attention --bypass identity")
     assert done.code == 2 and "'attention'" in done.err
-    assert tosa("inspect dense --selector attention").code == 0  # where nothing is measured
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -26,6 +26,7 @@ from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.convert import check_identity, insert_selectors
 from tosa_cli.model.families import FAMILIES, check_convertible, check_supported, embed
 from tosa_cli.model.flops import count_flops, solve_keep_rate
+from tosa_cli.model.predictor import Predictor
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.task import TaskConfig
 from tosa_cli.train.config import TrainConfig
@@ -395,6 +396,11 @@ REFUSED: list[Row] = [
         lambda: with_oracle(make_tosa(selection="per-head")),
         "The oracle selects one set of tokens a layer, so it does not stand in for per-head selection: leave out "
         "--selector oracle.",
+    ),
+    (
+        "a decoder for more layers",
+        lambda: Predictor(timm.create_model("test_vit2", depth=3, num_classes=0), TaskConfig(decoder="dpt")),
+        "The decoder 'dpt' reads 4 layers, but the encoder has 3: use --decoder linear.",
     ),
     (
         "an unknown decoder",

@@ -310,6 +310,18 @@ COMMANDS = [
         "bench --peers --batch-sizes 1",
         "--batch-sizes was given without --sweep: add --sweep, or leave --batch-sizes out.",
     ),
+    (
+        "inspect dense --bypass identity",
+        "--bypass was given without --data-dir: name the folder of photos with --data-dir.",
+    ),
+    (
+        "inspect dense --max-samples 4",
+        "--max-samples was given without --data-dir: name the folder of photos with --data-dir.",
+    ),
+    (
+        "inspect dense --selector random",
+        "--selector was given without --data-dir: name the folder of photos with --data-dir.",
+    ),
     ("bench --plot a.png", "--plot was given without --sweep: add --sweep, or leave --plot out."),
     ("bench --sweep --keep-rates half", "--keep-rates should be shares of tokens, as in 0.9,0.8; not 'half'."),
     ("bench --sweep --keep-rates 0.5,0", "--keep-rates should be above 0 and at most 1, as in 0.9,0.8; not '0.5,0'."),

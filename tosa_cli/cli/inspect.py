@@ -61,6 +61,10 @@ def inspect(
     if whole.is_source(source):
         whole.inspect(source, given, json)
         return
+    if not data_dir:
+        for name, value in (("selector", selector), ("bypass", bypass), ("max-samples", max_samples)):
+            if value is not None:
+                raise InputError(f"--{name} was given without --data-dir: name the folder of photos with --data-dir.")
     selector, bypass = selector or "similarity", bypass or "nearest+linear"
     method = Method(selector=selector, bypass=bypass)
 

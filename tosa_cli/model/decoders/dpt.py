@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tosa_cli.errors import ConfigError
 from tosa_cli.model.decoders.base import Decoder, DecoderFeatures, resize
 
 DIM = 256
@@ -33,7 +34,15 @@ class DptDecoder(Decoder):
 
     @staticmethod
     def indices(depth: int) -> list[int]:
-        """Four evenly spread layers, the last among them."""
+        """Four evenly spread layers, the last among them.
+
+        Raises:
+            ConfigError: If there are fewer.
+        """
+        if depth < len(SCALES):
+            raise ConfigError(
+                f"The decoder 'dpt' reads {len(SCALES)} layers, but the encoder has {depth}: use --decoder linear."
+            )
         return [depth * level // len(SCALES) - 1 for level in range(1, len(SCALES) + 1)]
 
     def forward(self, features: DecoderFeatures) -> Tensor:
