@@ -144,13 +144,19 @@ def test_keep_rates_are_level_unless_images_say_otherwise(photos: Images) -> Non
             assert final.is_level(far, near) == level
 
 
-@pytest.mark.parametrize(("spread", "expected"), [(0.0, 0), (1.0, 2)])
-def test_of_level_schedules_the_one_that_begins_last_is_taken(spread: float, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("spread", "apart", "light", "expected"),
+    [(0.0, 0.09, False, 0), (1.0, 0.09, False, 2), (0.0, 0.09, True, 1), (0.0, 0.11, True, 0), (1.0, 0.11, True, 2)],
+)
+def test_of_level_schedules_the_one_that_begins_last_is_taken(
+    spread: float, apart: float, light: bool, expected: int
+) -> None:
     schedules = Schedules(backbone(), METHOD)  # type: ignore[arg-type]
-    roots = {tuple(rates.items()): 1 + 0.1 * first_of(shares) for shares, rates in schedules.able(0.2)}
+    schedules.light = light
+    roots = {tuple(rates.items()): 1 + apart * first_of(shares) for shares, rates in schedules.able(0.2)}
 
     class Tuning:
-        """Errors that rise with the first layer that merges, by a tenth each."""
+        """Errors that rise with the first layer that merges."""
 
         def at(self, keep_rates: dict[int, float], some: int | None = None) -> SimpleNamespace:
             return SimpleNamespace(root=roots[tuple(keep_rates.items())])

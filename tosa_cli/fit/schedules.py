@@ -18,6 +18,10 @@ BEGINNINGS = 3
 LIGHT = 10**9
 """A layer of fewer MACs an image is light: a merge takes one image a tenth as long as the layer, and longer."""
 
+SPARED = 0.1
+"""How much larger the root of the error may be for a merge less, where layers are light: what that merge takes would
+compute so many more tokens that the root is about as much smaller."""
+
 LEAST_KEPT = 0.1
 """No layer computes a smaller share of the tokens."""
 
@@ -50,15 +54,13 @@ class Schedules:
         self.depth = len(backbone.blocks)
         self.prefix = backbone.num_prefix_tokens
         self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
-        spaced = method if method.span > 1 else replace(method, span=3 if self._is_light() else 2)
+        block = backbone.blocks[layers[0] - 1]
+        self.light = kind_of(block).macs(block, self.tokens) < LIGHT
+        spaced = method if method.span > 1 else replace(method, span=3 if self.light else 2)
         config = spaced.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
         self.chooser = config.choosing_layers
         self._reductions: dict[tuple[tuple[int, float], ...], float] = {}
-
-    def _is_light(self) -> bool:
-        block = self.backbone.blocks[self.layers[0] - 1]
-        return kind_of(block).macs(block, self.tokens) < LIGHT
 
     def check(self, target_reduction: float) -> None:
         """Check that a share of the dense MACs can be saved.
