@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.sentences import fragments
-from tosa_cli.config import CALIBRATED, Method, TosaConfig
+from tosa_cli.config import CALIBRATED, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.recipe import SECTIONS, command_lines, dump_recipe, load_recipe
 from tosa_cli.train.config import DistillConfig, FinetuneConfig
@@ -29,8 +29,10 @@ def test_a_recipe_has_a_header_and_one_section_a_command(tmp_path: Path) -> None
 
 def test_the_preset_calibrated_is_the_method_that_rates_are_found_for_without_another() -> None:
     settings = load_recipe("calibrated").sections["convert"]
-    method = {name: value for name, value in settings.items() if name not in ("layers", "target_reduction")}
-    assert Method(**method) == CALIBRATED and set(settings) == {*method, "layers", "target_reduction"}
+    assert {name: settings[name] for name in ("selector", "bypass", "span")} == {
+        name: getattr(CALIBRATED, name) for name in ("selector", "bypass", "span")
+    }
+    assert set(settings) == {"selector", "bypass", "span", "layers", "target_reduction"}
 
 
 def test_a_name_in_the_header_wins_over_that_of_the_file(tmp_path: Path) -> None:

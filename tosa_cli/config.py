@@ -319,5 +319,5 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-CALIBRATED = Method(selector="ward", bypass="mean")
+CALIBRATED = Method(selector="ward", bypass="mean", span=2)
 """The method of the preset `calibrated`."""

@@ -19,19 +19,17 @@ from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit import rates
-from tosa_cli.fit import schedules as schedules_module
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.nearness import FinalTokens, MinCosine
 from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, hold_on, largest_saving, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
-from tosa_cli.model.families import kind_of
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
 
-METHOD = Method(selector="ward", bypass="mean", span=2)
+METHOD = Method(selector="ward", bypass="mean")
 
 
 def backbone() -> torch.nn.Module:
@@ -84,22 +82,6 @@ def test_schedules_compared_on_some_images_are_judged_on_all(photos: Images) -> 
     assert found.images == photos.num_images
 
 
-def test_groups_are_merged_in_every_second_layer_or_third_where_layers_are_light_unless_a_span_is_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    spaced = replace(METHOD, span=1)
-    block = backbone().blocks[0]  # type: ignore[index]
-    macs = kind_of(block).macs(block, 65)
-    for light, choosing in ((macs + 1, (1, 4)), (macs, (1, 3, 5))):
-        monkeypatch.setattr(schedules_module, "LIGHT", light)
-        schedules = Schedules(backbone(), spaced)  # type: ignore[arg-type]
-        assert schedules.choosing == choosing
-        rates = schedules.keep_rates(schedules.rising(0.0), 0.2)
-        model = TosaViT(backbone(), schedules.config(rates)).eval()  # type: ignore[arg-type]
-        assert tuple(filter(model.chooses, rates)) == choosing and model.config.span == 1
-        assert Schedules(backbone(), METHOD).choosing == (1, 3, 5)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("target", [0.2, 0.25, 0.3, 0.35])
 def test_no_layer_computes_a_token_less_than_the_target_asks_for(target: float) -> None:
     source: Any = backbone()
@@ -107,8 +89,7 @@ def test_no_layer_computes_a_token_less_than_the_target_asks_for(target: float) 
     rates = schedules.keep_rates(schedules.rising(0.0), target)
     assert schedules.reduction(rates) >= target
     for layer in schedules.choosing:
-        one_more = round((round(rates[layer] * schedules.tokens) + 1) / schedules.tokens, 5)
-        more = rates | {each: one_more for each, first in schedules.chooser.items() if first == layer}
+        more = rates | {layer: round((round(rates[layer] * schedules.tokens) + 1) / schedules.tokens, 5)}
         assert more[layer] > rates.get(layer - 1, 1.0) or schedules.reduction(more) < target
 
 
@@ -144,19 +125,13 @@ def test_keep_rates_are_level_unless_images_say_otherwise(photos: Images) -> Non
             assert final.is_level(far, near) == level
 
 
-@pytest.mark.parametrize(
-    ("spread", "apart", "light", "expected"),
-    [(0.0, 0.09, False, 0), (1.0, 0.09, False, 2), (0.0, 0.09, True, 1), (0.0, 0.11, True, 0), (1.0, 0.11, True, 2)],
-)
-def test_of_level_schedules_the_one_that_begins_last_is_taken(
-    spread: float, apart: float, light: bool, expected: int
-) -> None:
+@pytest.mark.parametrize(("spread", "expected"), [(0.0, 0), (1.0, 2)])
+def test_of_level_schedules_the_one_that_begins_last_is_taken(spread: float, expected: int) -> None:
     schedules = Schedules(backbone(), METHOD)  # type: ignore[arg-type]
-    schedules.light = light
-    roots = {tuple(rates.items()): 1 + apart * first_of(shares) for shares, rates in schedules.able(0.2)}
+    roots = {tuple(rates.items()): 1 + 0.1 * first_of(shares) for shares, rates in schedules.able(0.2)}
 
     class Tuning:
-        """Errors that rise with the first layer that merges."""
+        """Errors that rise with the first layer that merges, by a tenth each."""
 
         def at(self, keep_rates: dict[int, float], some: int | None = None) -> SimpleNamespace:
             return SimpleNamespace(root=roots[tuple(keep_rates.items())])

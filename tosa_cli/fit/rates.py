@@ -22,7 +22,7 @@ from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Drop, Guesses, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens, MinCosine, Nearness
-from tosa_cli.fit.schedules import SPARED, Schedules
+from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
@@ -222,8 +222,7 @@ def best_shares(
     """The schedule for a saving that has about the smallest mean of the roots of the errors of the images.
 
     Of schedules that are level with the smallest, the one that begins last is taken: it merges less often, and what
-    early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind. Where layers
-    are light, and a merge takes long beside them, those are level that are a tenth from the smallest.
+    early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind.
 
     Args:
         tuning: The images.
@@ -234,9 +233,7 @@ def best_shares(
     """
     able = schedules.able(target_reduction)
     ranked = sorted(able, key=lambda each: tuning.at(each[1], some).root)
-    first = ranked[0][1]
-    most = tuning.at(first, some).root * (1 + SPARED * schedules.light)
-    level = [each for each in ranked if tuning.at(each[1], some).root <= most or tuning.is_level(each[1], first, some)]
+    level = [each for each in ranked if tuning.is_level(each[1], ranked[0][1], some)]
     best = max(level, key=lambda each: first_of(each[0]))  # of several the nearest, which comes first
     return (best if some is None else min(best, able[0], key=lambda each: tuning.at(each[1]).root))[0]
 

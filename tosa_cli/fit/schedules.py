@@ -1,11 +1,10 @@
 """How many groups are merged in each layer: schedules that begin early or late, and rise, fall or stay steady."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
-from tosa_cli.model.families import Backbone, eligible_layers, kind_of
+from tosa_cli.model.families import Backbone, eligible_layers
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.selection import num_kept
 
@@ -15,13 +14,6 @@ RISES = (0.0, 0.5, 1.0, -0.5)
 BEGINNINGS = 3
 """With how many of the layers that choose a schedule may begin: the first of them, the second, ..."""
 
-LIGHT = 10**9
-"""A layer of fewer MACs an image is light: a merge takes one image a tenth as long as the layer, and longer."""
-
-SPARED = 0.1
-"""How much larger the root of the error may be for a merge less, where layers are light: what that merge takes would
-compute so many more tokens that the root is about as much smaller."""
-
 LEAST_KEPT = 0.1
 """No layer computes a smaller share of the tokens."""
 
@@ -29,12 +21,9 @@ LEAST_KEPT = 0.1
 class Schedules:
     """How much is merged in each layer, as shares, and the keep rates that save enough with them.
 
-    Groups are merged in every second layer, and in every third where layers are light: there more merges would take
-    longer than what they are good for.
-
     Args:
         backbone: The dense model.
-        method: A method that puts tokens into groups. With a span above 1 they are merged in the first layer of each.
+        method: A method that puts tokens into groups.
         layers: Layers in which tokens can be selected; None takes all that are eligible.
 
     Raises:
@@ -54,10 +43,7 @@ class Schedules:
         self.depth = len(backbone.blocks)
         self.prefix = backbone.num_prefix_tokens
         self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
-        block = backbone.blocks[layers[0] - 1]
-        self.light = kind_of(block).macs(block, self.tokens) < LIGHT
-        spaced = method if method.span > 1 else replace(method, span=3 if self.light else 2)
-        config = spaced.at(layers, 1.0)
+        config = method.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
         self.chooser = config.choosing_layers
         self._reductions: dict[tuple[tuple[int, float], ...], float] = {}
