@@ -184,7 +184,7 @@ def test_families_that_are_told_of_places_export_with_any_batch(tmp_path: Path, 
 
 
 def test_a_model_without_a_head_gives_tokens_and_pooled_features(tmp_path: Path) -> None:
-    model, path = shortest_tosa(selector="probe", num_classes=0, in_chans=1), tmp_path / "model.onnx"
+    model, path = shortest_tosa(num_classes=0, in_chans=1), tmp_path / "model.onnx"
     with pytest.raises(ConfigError, match="--outputs"):
         export_model(model, path, ExportConfig(outputs=("logits",)))
     report = export_model(model, path, ExportConfig(opset=18))

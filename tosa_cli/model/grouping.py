@@ -108,12 +108,15 @@ def halves(means: Tensor, sizes: Tensor) -> tuple[Half, Half]:
     # A runtime may run an exported graph in half precision, which could not hold the squares of whole tokens.
     means = centered_for_distances(means, means) if torch.compiler.is_exporting() else means.float()
     tables = means, _lengths(means).square(), sizes.reciprocal()
+    return _half(tables, 0), _half(tables, 1)
+
+
+def _half(tables: tuple[Tensor, Tensor, Tensor], first: int) -> Half:
+    """Every second row of tables (B, M, ...) from the first or the second on."""
     if torch.compiler.is_exporting():  # runtimes copy rows by their numbers many times faster than by steps of two
-        first, second = (torch.arange(start, means.shape[1], 2, device=means.device) for start in (0, 1))
-        return Half(*[table.index_select(1, first) for table in tables]), Half(
-            *[table.index_select(1, second) for table in tables]
-        )
-    return Half(*[table[:, ::2] for table in tables]), Half(*[table[:, 1::2] for table in tables])
+        rows = torch.arange(first, tables[0].shape[1], 2, device=tables[0].device)
+        return Half(*[table.index_select(1, rows) for table in tables])
+    return Half(*[table[:, first::2] for table in tables])
 
 
 def merge_costs(first: Half, second: Half) -> Tensor:

@@ -70,14 +70,12 @@ def split_tokens(tokens: Tensor, choice: Choice) -> Parts:
     if choice.groups is None:
         return take_apart(tokens, choice)._replace(size_bias=partner_bias(choice))
     assert choice.sizes is not None
-    grown, length = choice.grown, tokens.shape[1]
-    alone = each_alone(tokens)
-    if choice.sizes.shape[1] == length:  # none is merged
-        return Parts(tokens, coherence=alone)
+    grown, length, alone = choice.grown, tokens.shape[1], Parts(tokens, coherence=each_alone(tokens))
+    if choice.sizes.shape[1] == length:
+        return alone  # none is merged
     if grown is not None and grown.position.shape[1] == length:
-        return _grow_parts(Parts(tokens, coherence=alone), grown)
-    means, coherence, moved = part_into_groups(tokens, choice.groups, choice.sizes)
-    return Parts(means, None, None, coherence, to_logits(log_counts(choice.sizes, coherence)), (moved,))
+        return _grow_parts(alone, grown)
+    return _parts_in_groups(choice.sizes, (), *part_into_groups(tokens, choice.groups, choice.sizes))
 
 
 def take_apart(tokens: Tensor, choice: Choice) -> Parts:
@@ -121,9 +119,13 @@ def merge_parts(parts: Parts, before: Choice, choice: Choice) -> Parts:
 
 def _grow_parts(parts: Parts, grown: Grown) -> Parts:
     assert parts.coherence is not None
-    means, coherence, moved = join_groups(parts.selected, parts.coherence, grown)
-    size_bias = to_logits(log_counts(grown.sizes, coherence))
-    return Parts(means, None, None, coherence, size_bias, (*parts.moved, moved))
+    return _parts_in_groups(grown.sizes, parts.moved, *join_groups(parts.selected, parts.coherence, grown))
+
+
+def _parts_in_groups(sizes: Tensor, before: tuple[Moved, ...], means: Tensor, coherence: Tensor, moved: Moved) -> Parts:
+    """What stands for groups of these sizes (B, K), behind the merges before."""
+    size_bias = to_logits(log_counts(sizes, coherence))
+    return Parts(means, coherence=coherence, size_bias=size_bias, moved=(*before, moved))
 
 
 def run_parts(
@@ -134,11 +136,9 @@ def run_parts(
     extras: Extras | None = None,
 ) -> Parts:
     """Run a block on the selected tokens, and update the others; the arguments are `run_tosa_layer`'s."""
-    selected, others, reads, coherence, size_bias, moved = parts
+    selected, others, reads, size_bias = parts.selected, parts.others, parts.reads, parts.size_bias
     if not bypass.updates_tokens:
-        return Parts(
-            run_selected(block, selected, choice, extras, size_bias), others, None, coherence, size_bias, moved
-        )
+        return parts._replace(selected=run_selected(block, selected, choice, extras, size_bias), reads=None)
     assert others is not None  # tokens in groups have no updates but those of their means
     if reads is None and bypass.reads_inputs:
         # Before the block runs, so that what this takes is free again when the block needs the most.
@@ -165,8 +165,7 @@ def run_selected(
     Returns:
         Tokens (B, K, D).
     """
-    if size_bias is not None and size_bias.dtype != selected.dtype:
-        size_bias = size_bias.to(selected.dtype)
+    size_bias = None if size_bias is None else size_bias.to(selected.dtype)
     return kind_of(block).run_selected(block, selected, choice.keep_indices, extras or {}, size_bias)
 
 

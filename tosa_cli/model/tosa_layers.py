@@ -15,7 +15,7 @@ from tosa_cli.model.keys import MatchingKeys
 from tosa_cli.model.matching import Choice
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
-from tosa_cli.model.precision import full_precision, no_gradient
+from tosa_cli.model.precision import full_precision
 from tosa_cli.model.selection import num_kept, plain_shape
 from tosa_cli.model.selectors import SELECTORS, Entry, Selector
 from tosa_cli.model.stream import Stream
@@ -242,7 +242,7 @@ class TosaLayers:
         inputs = attention_input(block, entering) if reads else None
         keys = None
         if config.needs_keys:
-            with no_gradient(), full_precision(entering.device):
+            with torch.no_grad(), full_precision(entering.device):
                 keys = self.keys[str(layer)](inputs)
         num_tokens = stream.num_tokens
         return Entry(
@@ -262,6 +262,7 @@ class TosaLayers:
             before=stream.choice if grouped and stream.parts is not None else None,
         )
 
+    @torch.no_grad()
     def choose(self, layer: int, stream: Stream, entry: Entry | None = None) -> Choice:
         """Choose the tokens that a ToSA layer computes, and find partners for the others where its bypass needs them.
 
@@ -273,7 +274,7 @@ class TosaLayers:
             entry: From `entry`, where it is known already.
         """
         entry = entry or self.entry(layer, stream)
-        with no_gradient(), full_precision(entry.device):
+        with full_precision(entry.device):
             return self.selector(layer).choose(entry)
 
     def _reader(self, layer: int) -> Read | None:
