@@ -16,11 +16,11 @@ import tosa_cli
 from tests.cli.conftest import Tosa, write_whole
 from tests.export.conftest import look_up_once  # noqa: F401
 from tests.model.whole_models import (
-    BACKBONE,
     CONVERTED,
     clip,
     clipseg,
     depth_anything,
+    dinov2,
     hf,
     owlvit,
     upernet,
@@ -69,17 +69,9 @@ def source(tmp_path: Path) -> Path:
 def short(tmp_path: Path) -> Path:
     """As `source`, of three layers, of which its head reads two: exporters take their time for each."""
     torch.manual_seed(0)
-    sizes = {**BACKBONE, "num_hidden_layers": 3}
-    config = hf.DepthAnythingConfig(
-        backbone_config=hf.Dinov2Config(**sizes, out_indices=[2, 3], reshape_hidden_states=False),
-        reassemble_hidden_size=32,
-        reassemble_factors=[2, 1],
-        patch_size=14,
-        neck_hidden_sizes=[8, 16],
-        fusion_hidden_size=8,
-        head_hidden_size=8,
-    )
-    return write_depth(hf.DepthAnythingForDepthEstimation(config), tmp_path / "depth")
+    backbone = dinov2(num_hidden_layers=3, out_indices=[2, 3])
+    model = depth_anything(backbone_config=backbone, reassemble_factors=[2, 1], neck_hidden_sizes=[8, 16])
+    return write_depth(model, tmp_path / "depth")
 
 
 def write_depth(model: Any, folder: Path) -> Path:

@@ -16,13 +16,12 @@ IMAGE_TOKEN = 110
 
 
 def dinov2(**settings: Any) -> Any:
-    return hf.Dinov2Config(**BACKBONE, out_indices=[1, 2, 3, 4], reshape_hidden_states=False, **settings)
+    return hf.Dinov2Config(**{**BACKBONE, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False, **settings})
 
 
 def depth_anything(**settings: Any) -> Any:
-    config = hf.DepthAnythingConfig(
-        backbone_config=dinov2(), reassemble_hidden_size=32, patch_size=14, head_hidden_size=8, **HEAD, **settings
-    )
+    sizes = {"reassemble_hidden_size": 32, "patch_size": 14, "head_hidden_size": 8, **HEAD}
+    config = hf.DepthAnythingConfig(**{"backbone_config": dinov2(), **sizes, **settings})
     return hf.DepthAnythingForDepthEstimation(config)
 
 
