@@ -15,8 +15,9 @@ import tosa_cli
 from tosa_cli.errors import TosaError
 from tosa_cli.model.bypasses import BYPASSES as KINDS
 from tosa_cli.model.bypasses import Linear, Nearest, NearestAffine, NearestLinear
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import attention_input, embed_with_places, mean_key_projection
-from tosa_cli.model.matching import Choice, match_with_kept, other_indices
+from tosa_cli.model.matching import match_with_kept, other_indices
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens
 from tosa_cli.model.stream import Stream

@@ -18,6 +18,7 @@ from tosa_cli.config import TosaConfig
 from tosa_cli.errors import UnsupportedModelError
 from tosa_cli.hub.checkpoint import load
 from tosa_cli.model.attention import run_and_tap
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.convert import check_identity, insert_selectors
 from tosa_cli.model.families import (
     attention_input,
@@ -26,7 +27,6 @@ from tosa_cli.model.families import (
     embed_with_places,
     mean_key_projection,
 )
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.places import Places, gather_bias, gather_rope
 from tosa_cli.model.selection import choose_tokens
 from tosa_cli.model.stream import Stream

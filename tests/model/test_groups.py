@@ -12,11 +12,11 @@ import tosa_cli
 from tests.sentences import fragments
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.choice import Choice, Grown
 from tosa_cli.model.convert import check_identity
 from tosa_cli.model.flops import count_flops
 from tosa_cli.model.grouping import COHERENCE_POWER, grow_groups, halves, join_groups, log_counts, merge_costs
 from tosa_cli.model.layer_loop import LayerOutputs
-from tosa_cli.model.matching import Choice, Grown
 from tosa_cli.model.places import Places
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.tosa_vit import TosaViT

@@ -21,7 +21,7 @@ from tosa_cli.progress import counted, figure
 from tosa_cli.train.config import DistillConfig
 
 if TYPE_CHECKING:
-    from tosa_cli.workflow.job import RunReport
+    from tosa_cli.workflow.run_report import RunReport
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of an interrupted run.")]
 

@@ -25,7 +25,7 @@ from tosa_cli.train.predictor_config import PredictorConfig
 if TYPE_CHECKING:
     from tosa_cli.tasks.base import Task
     from tosa_cli.train.weights import Watch
-    from tosa_cli.workflow.job import RunReport
+    from tosa_cli.workflow.run_report import RunReport
 
 
 @with_settings(FinetuneConfig, PredictorConfig)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import has_class_token
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.runs import Run
 from tosa_cli.model.selectors import Entry
 from tosa_cli.model.stream import Stream

@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_structure
 
 from tosa_cli.export.quiet import quiet
-from tosa_cli.model.matching import Choice
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.tosa_vit import TosaViT
 
 INPUT = "pixel_values"

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.grouping import group_means
-from tosa_cli.model.matching import Choice, length_scale, other_indices, partner_weights
+from tosa_cli.model.matching import length_scale, other_indices, partner_weights
 from tosa_cli.model.selection import gather_tokens
 from tosa_cli.model.selectors import Entry, Ranks, Selector
 from tosa_cli.model.selectors.base import at_least_rounding

@@ -22,8 +22,8 @@ from tosa_cli.fit.candidates import (
 )
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.bypasses import Bypass
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import attention_input
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.selectors import Selector

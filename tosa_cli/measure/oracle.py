@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tosa_cli.errors import ConfigError
 from tosa_cli.fit.candidates import bypass_errors, candidate_partners
-from tosa_cli.model.matching import Choice
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.selection import choose_tokens
 from tosa_cli.model.selectors import Entry, match
 from tosa_cli.model.stream import Stream

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import IdentityError
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.selection import gather_tokens, scatter_tokens
 from tosa_cli.model.tosa_layer import run_selected
 from tosa_cli.model.tosa_vit import TosaViT

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tosa_cli.model.matching import Choice, Grown, centered_for_distances, other_indices, row_blocks
+from tosa_cli.model.choice import Choice, Grown
+from tosa_cli.model.matching import centered_for_distances, other_indices, row_blocks
 from tosa_cli.model.selection import flat_indices, gather_tokens
 
 

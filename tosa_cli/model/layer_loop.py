@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from tosa_cli.model.matching import Choice
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.stream import Stream
 from tosa_cli.model.timm_interface import LayersInterface

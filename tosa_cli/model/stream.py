@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from tosa_cli.model.matching import Choice
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.places import Places
 from tosa_cli.model.selection import plain_shape
 from tosa_cli.model.tosa_layer import Parts, join_parts, merge_parts, split_tokens

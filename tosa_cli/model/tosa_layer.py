@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from tosa_cli.model.bypasses import Bypass
+from tosa_cli.model.choice import Choice, Grown
 from tosa_cli.model.families import attention_input, kind_of
 from tosa_cli.model.grouping import (
     Moved,
@@ -15,7 +16,7 @@ from tosa_cli.model.grouping import (
     part_into_groups,
     unmerge_groups,
 )
-from tosa_cli.model.matching import Choice, Grown, mean_of_partners, token_sizes
+from tosa_cli.model.matching import mean_of_partners, token_sizes
 from tosa_cli.model.places import Extras
 from tosa_cli.model.selection import gather_tokens, merge_tokens, scatter_tokens
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tosa_cli.config import TosaConfig
 from tosa_cli.model.attention import run_and_tap
 from tosa_cli.model.bypasses import BYPASSES, Bypass
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import attention_input, kind_of, matching_projection, num_heads
 from tosa_cli.model.keys import MatchingKeys
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.per_head import run_block_per_head
 from tosa_cli.model.places import Places
 from tosa_cli.model.precision import full_precision

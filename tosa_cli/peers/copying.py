@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.errors import ConfigError
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.matching import Choice, mean_of_partners, nearest_of, other_indices
+from tosa_cli.model.matching import mean_of_partners, nearest_of, other_indices
 from tosa_cli.model.selection import choose_tokens, gather_tokens, merge_tokens
 from tosa_cli.model.timm_interface import FinetunableViT
 from tosa_cli.peers.block_halves import check_blocks, run_attention, run_mlp

@@ -19,7 +19,8 @@ from tosa_cli.train.distill import DistillReport, check_trainable, distill_augme
 from tosa_cli.train.distill import distill as train_and_fit
 from tosa_cli.train.processes import MainProcess, make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
-from tosa_cli.workflow.job import Job, RunReport, is_same, one_run, watched_results
+from tosa_cli.workflow.job import Job, is_same, one_run
+from tosa_cli.workflow.run_report import RunReport, watched_results
 
 
 def distill(

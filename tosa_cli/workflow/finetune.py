@@ -18,7 +18,8 @@ from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.predictor_config import PredictorConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
-from tosa_cli.workflow.job import UNTRAINED, Job, RunReport, is_same, one_run, watched_results
+from tosa_cli.workflow.job import UNTRAINED, Job, is_same, one_run
+from tosa_cli.workflow.run_report import RunReport, watched_results
 
 
 def finetune(

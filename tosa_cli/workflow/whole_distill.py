@@ -16,7 +16,7 @@ from tosa_cli.train.weights import Watch
 from tosa_cli.train.whole import TokensObjective, held_out_tokens
 from tosa_cli.train.whole_distill import distill_whole, measure_runs, trained_runs
 from tosa_cli.workflow.distill import results_of
-from tosa_cli.workflow.job import RunReport
+from tosa_cli.workflow.run_report import RunReport
 from tosa_cli.workflow.whole_folder import image_part, load_converted
 from tosa_cli.workflow.whole_job import WholeJob, run_job
 

@@ -11,7 +11,8 @@ from tosa_cli.train.config import FinetuneConfig
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.whole import finetune_whole
 from tosa_cli.train.whole_distill import trained_runs
-from tosa_cli.workflow.job import UNTRAINED, RunReport, watched_results
+from tosa_cli.workflow.job import UNTRAINED
+from tosa_cli.workflow.run_report import RunReport, watched_results
 from tosa_cli.workflow.whole_folder import image_part, load_converted
 from tosa_cli.workflow.whole_job import WholeJob, run_job
 

@@ -12,7 +12,8 @@ from tosa_cli.progress import Listener
 from tosa_cli.provenance import Stage
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
 from tosa_cli.train.whole import fingerprint
-from tosa_cli.workflow.job import Job, RunReport, one_run
+from tosa_cli.workflow.job import Job, one_run
+from tosa_cli.workflow.run_report import RunReport
 from tosa_cli.workflow.whole_folder import load_converted
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tosa_cli.config import TosaConfig
 from tosa_cli.errors import ConfigError, IdentityError, TosaError, UnsupportedModelError
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.convert import IDENTITY_TOLERANCE
 from tosa_cli.model.families import kind_of
 from tosa_cli.model.families.transformers_vit import parameters
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.runs.block import TosaBlock
 from tosa_cli.model.runs.calls import Call, example_call
 from tosa_cli.model.runs.find import ADDED, ImageRun, check_runs, converted_runs

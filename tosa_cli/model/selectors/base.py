@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tosa_cli.config import Method
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import Backbone
-from tosa_cli.model.matching import Choice, match_with_kept, other_indices
+from tosa_cli.model.matching import match_with_kept, other_indices
 from tosa_cli.model.regression import Sums
 from tosa_cli.model.selection import choose_tokens
 

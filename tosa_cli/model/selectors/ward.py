@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from tosa_cli.config import Method
+from tosa_cli.model.choice import Choice
 from tosa_cli.model.families import Backbone
 from tosa_cli.model.grouping import each_alone, grow_groups, num_mergeable
-from tosa_cli.model.matching import Choice
 from tosa_cli.model.selectors.base import Entry, Ranks, Selector
 
 
