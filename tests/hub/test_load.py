@@ -1,8 +1,6 @@
-"""Loading from the Hub in one line: what the client's users expect of revisions, tokens, caches and offline mode."""
+"""Loading from the Hub in one line: what the client's users expect of revisions, tokens and offline mode."""
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,24 +8,20 @@ import timm
 import torch
 from huggingface_hub import constants
 from timm.data import resolve_input_data_config, resolve_model_data_config
-from timm.models import save_for_hf
-from torch import nn
 
 import tosa_cli
 from tests.processes import run_program
 from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError, HubError, InputError, SourceError, TosaError
-from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
 
 from ..model.tiny_models import make_images, make_tosa, make_vit
+from .loaded import is_same, load_error
 from .stub_hub import (
     WRITE_TOKEN,
     Reply,
     Request,
     StubHub,
-    closed_port,
-    point_client_at,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
 
@@ -43,35 +37,6 @@ def models() -> list[TosaViT]:
 def files(models: list[TosaViT], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
     folders = [tosa_cli.save(model, tmp_path_factory.mktemp("models") / str(i)) for i, model in enumerate(models)]
     return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-
-
-@pytest.fixture
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client pauses before it tries again; whoever waits for that fails."""
-
-    def refuse(seconds: float) -> None:
-        raise AssertionError(f"waited for {seconds} s")
-
-    monkeypatch.setattr(time, "sleep", refuse)
-
-
-def is_same(loaded: nn.Module, model: nn.Module) -> bool:
-    images = make_images(size=64)
-    return torch.equal(loaded.eval()(images), model(images))
-
-
-def load_error(name: str, kind: type[TosaError], **options: str) -> str:
-    with pytest.raises(TosaError) as failure:
-        tosa_cli.load(name, **options)  # type: ignore[arg-type]
-    message = str(failure.value)
-    assert type(failure.value) is kind, message
-    assert message.startswith(name) and "\n" not in message and message.endswith(".")
-    return message
-
-
-def go_offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """From now on nobody answers; the cache stays."""
-    point_client_at(f"http://127.0.0.1:{closed_port()}", monkeypatch, home)
 
 
 # ---------------------------------------------------------------------- one line
@@ -188,94 +153,6 @@ def test_a_gated_repository_asks_for_access(
     monkeypatch.delenv("HF_TOKEN")
     options = {"token": token} if token else {}
     assert "`hf auth login`" in load_error("org/gated", HubError, **options)
-
-
-# ---------------------------------------------------------------------- caches
-
-
-def test_what_is_in_the_cache_is_not_fetched_again(
-    stub_hub: StubHub, files: list[dict[str, bytes]], models: list[TosaViT], tmp_path: Path
-) -> None:
-    commit = stub_hub.put("me/model", files[0])
-    tosa_cli.load("me/model", cache_dir=tmp_path / "cache")
-    assert (tmp_path / "cache" / "models--me--model").is_dir() and not Path(constants.HF_HUB_CACHE).exists()
-    asked = len(stub_hub.requests)
-    assert is_same(tosa_cli.load("me/model", cache_dir=tmp_path / "cache"), models[0])
-    assert {request.partition(" ")[0] for request in stub_hub.requests[asked:]} == {"HEAD"}
-    asked = len(stub_hub.requests)
-    assert is_same(tosa_cli.load(f"me/model@{commit.oid}", cache_dir=tmp_path / "cache"), models[0])
-    assert len(stub_hub.requests) == asked
-
-
-@pytest.mark.usefixtures("no_waiting")
-@pytest.mark.parametrize("how", ["offline", "unreachable", "down", "logged-out"])
-def test_a_model_in_the_cache_loads_when_the_hub_does_not_answer(
-    stub_hub: StubHub,
-    files: list[dict[str, bytes]],
-    models: list[TosaViT],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    how: str,
-) -> None:
-    stub_hub.put("me/model", files[0], private=True)
-    tosa_cli.load("me/model")
-    if how == "offline":
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    elif how == "unreachable":
-        go_offline(monkeypatch, tmp_path / "hf_home")
-    elif how == "down":
-        stub_hub.fail("/resolve/", 503, "Service unavailable")
-    else:
-        monkeypatch.delenv("HF_TOKEN")
-    assert is_same(tosa_cli.load("me/model"), models[0])
-
-
-@pytest.mark.usefixtures("no_waiting")
-@pytest.mark.parametrize(
-    ("load", "name"),
-    [
-        (tosa_cli.load, "me/model"),
-        (load_source, "me/model"),
-        (load_source, "hf-hub:me/model"),
-        (load_source, "test_vit"),
-    ],
-)
-def test_without_a_network_and_a_cache_that_is_told_at_once(
-    load: Callable[[str], object], name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    go_offline(monkeypatch, tmp_path / "hf_home")
-    with pytest.raises(HubError, match=r"127\.0\.0\.1:\d+ .*HF_ENDPOINT") as failure:
-        load(name)
-    assert str(failure.value).startswith(f"{name}: ") and str(failure.value).count("\n") == 0
-
-
-@pytest.mark.usefixtures("no_waiting")
-def test_offline_mode_without_a_cache_is_told_without_asking(
-    stub_hub: StubHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in load_error("me/model", HubError)
-    assert stub_hub.requests == []
-
-
-@pytest.mark.usefixtures("no_waiting")
-def test_a_hub_that_is_down_is_told_at_once(stub_hub: StubHub, files: list[dict[str, bytes]]) -> None:
-    stub_hub.put("me/model", files[0])
-    stub_hub.fail("/resolve/", 503, "Service unavailable")
-    assert "503 (Service unavailable)" in load_error("me/model", HubError)
-
-
-@pytest.mark.usefixtures("no_waiting")
-def test_dense_weights_in_the_cache_are_converted_without_a_network(
-    stub_hub: StubHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "dense"
-    save_for_hf(make_vit(num_classes=5, img_size=64), str(folder), safe_serialization=True)
-    stub_hub.put("me/dense", {path.name: path.read_bytes() for path in folder.iterdir()})
-    expected = load_source("me/dense").model.state_dict()
-    go_offline(monkeypatch, tmp_path / "hf_home")
-    loaded = load_source("me/dense").model.state_dict()
-    assert all(torch.equal(value, loaded[key]) for key, value in expected.items())
 
 
 # ---------------------------------------------------------------------- what is no converted model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.hub.test_source import write_folder, write_weights
+from tests.hub.sources import write_folder, write_weights
 from tests.model.tiny_models import make_images, make_vit
 from tosa_cli import TosaConfig, convert
 from tosa_cli.errors import InputError

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.sources import write_folder
 from tests.hub.stub_hub import start_stub_hub  # noqa: F401 (the fixture `stub_hub`)
-from tests.hub.test_source import write_folder
 from tests.model.tiny_models import make_tosa, make_vit
 from tosa_cli.workflow.save import save
 

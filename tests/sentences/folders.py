@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from tests.hub.test_source import edit_config
+from tests.hub.sources import edit_config
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:

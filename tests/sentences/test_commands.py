@@ -1,4 +1,4 @@
-"""What commands say where something on the disk does not fit: a model, images or files that are there, or are not."""
+"""What commands say of what is on the disk, or is not: a model, images, files; a long table."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What is said of images, maps and photos."""
+"""What is said of images, maps and photos; a long table."""
 
 import builtins
 from collections.abc import Callable

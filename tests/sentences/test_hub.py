@@ -1,4 +1,4 @@
-"""What is said where the Hub refuses."""
+"""What is said where the Hub refuses; a long table."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What is said of models that cannot be converted, built or trusted."""
+"""What is said of models that cannot be converted, built or trusted; a long table."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -12,10 +12,10 @@ import torch
 import tosa_cli
 from tests.hub import transformers_models as transformers
 from tests.hub.conftest import ARGS, set_value
+from tests.hub.sources import WritesMarker, split_weights, write_folder, write_weights
 from tests.hub.test_image_processor import SQUARE
 from tests.hub.test_image_processor import settings as image_settings_of
-from tests.hub.test_source import WritesMarker, split_weights, write_folder, write_weights
-from tests.hub.test_transformers import edit_weights
+from tests.hub.transformers_folders import edit_weights
 from tests.hub.transformers_models import make, published
 from tests.model.tiny_models import make_vit
 from tosa_cli.config import TosaConfig

@@ -1,4 +1,4 @@
-"""What is said where training cannot begin, go on or end."""
+"""What is said where training cannot begin, go on or end; a long table."""
 
 import signal
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is said of whole models of transformers: their files, and the images that they are given."""
+"""What is said of whole models of transformers: their files, and the images that they are given; a long table."""
 
 import json
 import shutil

@@ -92,7 +92,7 @@ def show_flops(report: "FlopsReport", whole: "PredictorFlops | None" = None, dec
     if converted:
         console.print_line(
             f"{part}{report.gmacs:.3f} GMACs, dense {report.dense_gmacs:.3f}: {share(report.reduction)} less, "
-            f"selectors included ({report.selector_gmacs:.4f} GMACs)."
+            f"selectors included ({report.selector_gmacs * 1e3:.2f} MMACs)."
         )
     else:
         console.print_line(f"{part}{report.gmacs:.3f} GMACs, dense.")
