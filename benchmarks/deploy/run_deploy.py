@@ -1,6 +1,6 @@
 """The preset `calibrated` in the runtimes people deploy: quality and time of the same file, dense and converted.
 
-    python -m benchmarks.deploy.run_deploy [--work FOLDER] [--only 224 518 base growth]
+    python -m benchmarks.deploy.run_deploy [--work FOLDER] [--only across 224 518 base growth]
     python -m benchmarks.deploy.run_deploy --render
 
 Each model is written once for each batch size and run by each runtime; dense and converted are timed in turns in one
@@ -18,7 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deploy.render_deploy import COMPILED, CUT, DENSE, GROWTH, NNCF, RUNTIMES, SAVINGS, SMALLER, render
+from benchmarks.deploy.render_deploy import (
+    ACROSS,
+    COMPILED,
+    CUT,
+    DENSE,
+    GROWTH,
+    NNCF,
+    RUNTIMES,
+    SAVINGS,
+    SMALLER,
+    render,
+)
 from benchmarks.lab import FIGURES, HERE, WORK, Lab
 from benchmarks.real.lab import fetch
 from benchmarks.real.run_merging import MergingLab
@@ -28,8 +39,8 @@ from tosa_cli.config import CALIBRATED
 RESULTS = FIGURES / "deploy.json"
 PAGE = HERE / "DEPLOY.md"
 BASE = "vit_base_patch14_dinov2"
-PARTS = ("224", "518", "base", "growth")
-ROUNDS, SECONDS = 9, 0.2
+PARTS = ("across", "224", "518", "base", "growth")
+ROUNDS, SECONDS = 15, 0.2
 OPSET = 20
 
 
@@ -44,7 +55,9 @@ def main() -> None:
         fetch(args.work)
         lab = DeployLab(args.work)
         for part in args.only:
-            {"224": run_small, "518": run_large, "base": run_base, "growth": run_growth}[part](lab)
+            {"across": run_across, "224": run_small, "518": run_large, "base": run_base, "growth": run_growth}[part](
+                lab
+            )
     PAGE.write_text(render(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     print(f"Wrote {PAGE}")
 
@@ -187,6 +200,27 @@ def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, na
             return {"threads": torch.get_num_threads(), "machine": lab.machine, "models": rows}
 
         lab.measure("rows", f"{name} {batch} {runtime}", one)
+
+
+def run_across(lab: DeployLab) -> None:
+    """Dense and converted in several runtimes, all in turns: one image of 224 pixels."""
+    import torch
+
+    from tosa_cli.measure.speed import time_in_turns
+
+    def one() -> dict[str, Any]:
+        models = {kind: model for kind, model in lab.models(224).items() if kind not in (CUT, SMALLER)}
+        opened = {
+            f"{runtime}, {kind}": module
+            for runtime, found in loaders(models, lab.folder, 224, 1, lab.batches(models[DENSE], 224, 1))
+            for kind, module in found.items()
+            if runtime in ACROSS
+        }
+        images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        turns = time_in_turns(opened, images, rounds=2 * ROUNDS, seconds=SECONDS)
+        return {name: {**vars(turns.timings[name]), **vars(turns.speedups[name])} for name in opened}
+
+    lab.measure("across", "224 1", one)
 
 
 def run_small(lab: DeployLab) -> None:
