@@ -1,4 +1,4 @@
-"""The Fashion-MNIST experiment in little: models that train, a run that goes on, and the page."""
+"""The Fashion-MNIST experiment in little: models that train, and a run that goes on."""
 
 import dataclasses
 import json
@@ -7,45 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from filelock import FileLock
-from PIL import Image
 from timm.models import save_for_hf
 
 from benchmarks.fashion import render as render_fashion
 from benchmarks.fashion import teacher as fashion_teacher
-from benchmarks.fashion.answer import answer
-from benchmarks.fashion.data import CLASSES
-from benchmarks.fashion.figures import PLOT, TEACHER_PLOT, cost
+from benchmarks.fashion.figures import PLOT, TEACHER_PLOT
 from benchmarks.fashion.lab import FashionLab
 from benchmarks.fashion.run_fashion import run_part
 from benchmarks.fashion.teacher import make_model, train_phase
-from benchmarks.fashion.variants import LOW_RATE, PAPER_RATE, Settings, Variant, variants
+from benchmarks.fashion.variants import LOW_RATE, PAPER_RATE, Settings, Variant
 from tosa_cli.train.config import TrainConfig
 
-TINY = Settings(
-    seeds=(0,),
-    finetune_images=128,
-    distill_images=16,
-    curve_images=4,
-    calibration_images=20,
-    test_images=20,
-    start_images=10,
-    selector_images=10,
-    speed_batch=2,
-    speed_rounds=1,
-    speed_seconds=0.0,
-    workers=0,
-)
+from .fashion_runs import TINY, TOSA, variant, write_work
+
 choose_rate = FashionLab.rate
-TOSA = f"ToSA {LOW_RATE}, shared, all rows"
-
-
-def variant(name: str) -> Variant:
-    return next(each for each in variants() if each.name == name)
 
 
 @pytest.fixture(autouse=True)
@@ -83,22 +62,7 @@ def true_work(tmp_path: Path) -> Path:
     return write_work(tmp_path / "true")
 
 
-def write_work(folder: Path) -> Path:
-    random = np.random.default_rng(0)
-    for split, count in (("train", 13), ("validation", 2)):
-        for name in CLASSES:
-            target = folder / "fashion" / split / name
-            target.mkdir(parents=True)
-            for index in range(count):
-                pixels = random.integers(0, 256, (28, 28), dtype=np.uint8)
-                Image.fromarray(pixels).save(target / f"{index}.png")
-    save_for_hf(make_model(0).eval(), str(folder / "teacher"), safe_serialization=True)
-    phase = {"phase": "full", "epochs": 1, "img_size": 56, "lr": 1e-3, "updates": 200, "last_loss": 2.3}
-    log = [{"step": step, "loss": 2.3, "lr": 1e-3, "images_per_second": 100.0} for step in (100, 200)]
-    phase |= {"seconds": 60.0, "log": log}
-    report = {"parameters": 1, "seed": 7, "top1": 10.0, "top5": 50.0, "phases": [phase]}
-    (folder / "teacher" / "training.json").write_text(json.dumps(report))
-    return folder
+# ---------------------------------------------------------------------- training
 
 
 def test_models_train_and_a_second_run_adds_nothing(work: Path, tmp_path: Path) -> None:
@@ -245,75 +209,7 @@ def test_models_at_the_same_macs_are_so(true_work: Path, tmp_path: Path) -> None
     assert 0 <= lab.build(variant("matched, -25.8%"), 0)[1]["reduction"] - 0.258 < 0.01
 
 
-def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:
-    def run(name: str, seed: int, top1: float) -> dict[str, Any]:
-        return {
-            "variant": name,
-            "seed": seed,
-            "top1": top1,
-            "top5": 99.0,
-            "start": {"top1": 50.0, "top5": 90.0, "test_images": 10},
-            "gmacs": 0.1764,
-            "reduction": 0.0,
-            "keep_rates": {},
-            "resumed": False,
-            "images_per_second": 100.0,
-            "last_loss": 0.5,
-        }
-
-    runs = {}
-    for seed, (dense, tosa) in enumerate([(90.0, 90.5), (91.0, 91.6), (92.0, 92.1)]):
-        runs[f"dense, seed {seed}"] = run("dense", seed, dense)
-        runs[f"{TOSA}, seed {seed}"] = run(TOSA, seed, tosa)
-    rates = {f"{name}, {lr}": {"variant": name, "lr": lr, "top1": lr} for name in ("dense", TOSA) for lr in (0.1, 0.2)}
-    used = {**vars(TINY), "finetune": {**_tuned()}}
-    render_fashion.render({"settings": used, "machine": {"cpu": "x"}, "runs": runs, "rates": rates}, tmp_path)
-    page = (tmp_path / "FASHION.md").read_text()
-    assert "| dense, finetuned | 0.1764 | 0.0 % | 91.00 ± 1.00 |" in page
-    assert f"| {TOSA} (0.0 %) | dense (0.0 %) | +0.40 ± 0.26 | +0.50, +0.60, +0.10 | ahead |" in page
-    assert "| dense | 0.10 | 0.20 |" in page and "the learning rate 0.2 falling" in page
-    assert "Parts that are missing: selectors, speed, pictures." in page
-
-
-TRIED = (("dense", 0.01, 90.0), ("dense", 0.02, 89.0), (TOSA, 0.01, 80.0), (TOSA, 0.02, 81.0))
-
-
-def test_the_answer_is_made_from_the_runs_that_are_there() -> None:
-    top1 = {"dense": 90.0, TOSA: 88.0, f"random {LOW_RATE}": 87.0, f"previous {LOW_RATE}": 88.5}
-    runs = {
-        f"{each.name}, seed {seed}": {
-            "variant": each.name,
-            "seed": seed,
-            "top1": top1.get(each.name, 80.0) + 0.1 * seed,
-            "reduction": 0.25,
-            "gmacs": 0.1,
-            "start": {"top1": 70.0},
-        }
-        for each in variants()
-        for seed in range(3)
-    }
-    said = answer({"runs": runs})
-    assert f"at keep rate {LOW_RATE} +1.00 ± 0.00 points against chance (ahead beyond the spread)" in said
-    assert f"{LOW_RATE} -0.50 ± 0.00 points against the map of the layer before (behind beyond the spread)" in said
-    assert f"{LOW_RATE} -2.00 ± 0.00 points against the dense model" in said and "70.00 ± 0.00 % before" in said
-    assert "learning rate" not in said
-    tried = {f"{name} {lr}": {"variant": name, "lr": lr, "top1": top1} for name, lr, top1 in TRIED}
-    assert "0.01. On training images" in (said := answer({"runs": runs, "rates": tried}))
-    assert f"at {LOW_RATE} had 80.00 % with it and 81.00 % with 0.02" in said
-    some = answer({"runs": {key: run for key, run in runs.items() if not key.startswith("random")}})
-    assert "against chance" not in some and "against the dense model" in some and answer({"runs": {}}) == ""
-
-
-def test_what_is_chosen_anew_for_each_seed_has_its_mean_cost(tmp_path: Path) -> None:
-    own = {seed: {"gmacs": gmacs, "reduction": 1 - gmacs / 2} for seed, gmacs in enumerate((1.0, 1.1, 1.2))}
-    assert cost(own) == ("1.1000 ± 0.1000", "45.0 ± 5.0 %")
-    assert cost({key: {"gmacs": 1.0, "reduction": 0.5} for key in range(3)}) == ("1.0000", "50.0 %")
-    assert cost({0: {"gmacs": 1.0, "reduction": 0.5}}) == ("1.0000", "50.0 %")
-
-
-def test_the_page_says_what_pruning_keeps(true_work: Path, tmp_path: Path) -> None:
-    _, about = FashionLab(true_work, tmp_path / "fashion.json", TINY).build(variant(f"pruning, MACs of {LOW_RATE}"), 0)
-    assert render_fashion._kept(about) == f"layers 4,7,10 at {about['keep_rate']:g} of the patches"
+# ---------------------------------------------------------------------- teacher
 
 
 def test_an_interrupted_teacher_ends_in_the_same_weights_and_keeps_its_log(
@@ -351,9 +247,3 @@ def test_an_interrupted_teacher_ends_in_the_same_weights_and_keeps_its_log(
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["a.done.safetensors"]
     kept = run(tmp_path / "stopped")
     assert kept[1] == resumed and all(torch.equal(value, whole[name]) for name, value in kept[0].items())
-
-
-def _tuned() -> dict[str, Any]:
-    from benchmarks.fashion.variants import FINETUNE
-
-    return FINETUNE

@@ -22,6 +22,9 @@ from tests.model.tiny_models import make_vit
 from tests.train.tiny_runs import write_digits, write_photos
 from tosa_cli.cli import app as command_line
 
+TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
+"""Options of a run of training on little."""
+
 
 @dataclass
 class Done:

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Tosa, write_dense
-from tests.cli.test_data_sources import write_shards
+from tests.cli.conftest import TRAIN, Tosa, write_dense
+from tests.cli.image_sources import write_shards
 from tests.sentences import fragments
 from tests.train.tiny_pairs import write_folder
-
-TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
 
 def convert(tosa: Tosa, in_chans: int, more: str = "--layers 2 --keep-rate 0.5") -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from tests.cli.conftest import Tosa
-from tests.cli.test_data_sources import write_shards
+from tests.cli.image_sources import write_shards
 from tests.model.tiny_models import randomize_
 from tests.processes import run_together
 from tosa_cli import load

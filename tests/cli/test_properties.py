@@ -1,4 +1,4 @@
-"""Whatever is given, a sentence or a right result comes: every option, and every key of every file that is read.
+"""Whatever is given, a sentence or a right result comes; long, as all options and all files that are read are tried.
 
 The long form, `make properties`, adds what takes long: the demo, exports, and models with a decoder.
 """

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import tokenizers
 import torch
@@ -13,29 +12,20 @@ import transformers
 from PIL import Image
 
 import tosa_cli
-from tests.cli.conftest import Tosa, write_whole
-from tests.export.conftest import look_up_once  # noqa: F401
+from tests.cli.conftest import Tosa
 from tests.model.whole_models import (
-    CONVERTED,
     clip,
     clipseg,
     depth_anything,
-    dinov2,
     hf,
     owlvit,
-    upernet,
-    vitpose,
-    yolos,
 )
 from tests.processes import run_program
 from tests.sentences import fragments
 from tosa_cli import TosaConfig
-from tosa_cli.measure import speed
-from tosa_cli.model.runs import converted_runs
 from tosa_cli.model.runs.flops import WholeFlops, count_whole
 
-deit = CONVERTED["deit"][0]
-GROUPS = ["--selector", "ward", "--bypass", "mean"]
+from .whole_commands import GROUPS, write_depth
 
 SAM = {
     "hidden_size": 32,
@@ -65,23 +55,7 @@ def source(tmp_path: Path) -> Path:
     return write_depth(depth_anything(), tmp_path / "depth")
 
 
-@pytest.fixture
-def short(tmp_path: Path) -> Path:
-    """As `source`, of three layers, of which its head reads two: exporters take their time for each."""
-    torch.manual_seed(0)
-    backbone = dinov2(num_hidden_layers=3, out_indices=[2, 3])
-    model = depth_anything(backbone_config=backbone, reassemble_factors=[2, 1], neck_hidden_sizes=[8, 16])
-    return write_depth(model, tmp_path / "depth")
-
-
-def write_depth(model: Any, folder: Path) -> Path:
-    for parameter in model.parameters():  # as it is made it predicts the same everywhere
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    model.head.conv3.bias.data.fill_(1.0)
-    model.save_pretrained(folder)
-    size = {"height": 56, "width": 56}
-    hf.DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
-    return folder
+# ---------------------------------------------------------------------- convert
 
 
 def test_a_depth_model_goes_all_the_way(tosa: Tosa, source: Path, photos: Path, tmp_path: Path) -> None:
@@ -203,107 +177,7 @@ def test_what_a_conversion_would_save_is_told(tosa: Tosa, source: Path, tmp_path
     assert fragments.ATTENDS_IN_WINDOWS in tosa("inspect", str(tmp_path / "sam")).err
 
 
-def test_a_whole_model_becomes_one_checked_file(tosa: Tosa, short: Path, tmp_path: Path) -> None:
-    folder, file = tmp_path / "whole", tmp_path / "whole.onnx"
-    tosa("convert", str(short), "--layers", "2,3", *GROUPS, "-o", str(folder))
-    report = json.loads(tosa("export", str(folder), "-o", str(file), "--json").out)
-    assert report["outputs"] == ["predicted_depth"]
-    assert report["difference"] < 1e-4
-    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
-    images = torch.randn(1, 3, 56, 56)
-    (depth,) = onnxruntime.InferenceSession(file).run(None, {"pixel_values": images.numpy()})
-    assert report["input"] == ["batch", 3, 56, 56]
-    with torch.no_grad():
-        np.testing.assert_allclose(depth, model(images).predicted_depth.numpy(), atol=1e-4)
-
-
-def test_a_quantised_file_is_compared_by_its_outputs(
-    tosa: Tosa, short: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
-    folder, file = tmp_path / "whole", tmp_path / "small.onnx"
-    tosa("convert", str(short), "--layers", "3", *GROUPS, "-o", str(folder))
-    how = ["--quantize", "static", "-b", "1", "--data-dir", str(photos), "--max-samples", "2"]
-    report = json.loads(tosa("export", str(folder), "-o", str(file), *how, "--json").out)
-    assert set(report["quantized"]["outputs"]["predicted_depth"]) == {"abs_rel", "delta1", "correlation"}
-    assert report["quantized"]["size_mb"] < report["size_mb"]
-    (depth,) = onnxruntime.InferenceSession(file).run(None, {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})
-    assert np.isfinite(depth).all()
-
-
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-def test_a_whole_model_is_timed_beside_the_dense_one(
-    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
-) -> None:
-    monkeypatch.setattr(speed, "_time", lambda *_: 3600.0)
-    monkeypatch.chdir(tmp_path)
-    write_whole()
-    report = tosa(f"bench whole-tosa -b 1 --rounds 1 --device cpu --runtime {runtime} --json").json
-    assert report["img_size"] == [56, 56]
-    assert report["speedup"] > 0 and report["ideal_speedup"] > 1
-    assert (report["tosa"]["peak_memory_mb"] is None) == (runtime == "onnxruntime")
-    for options in ("--img-size=70", "--sweep --img-sizes 70", "--peers --img-size 70"):
-        assert fragments.LEAVE_OUT_IMG_SIZE in tosa(f"bench whole-tosa {options}").err
-
-
-@pytest.mark.parametrize("make", [depth_anything, vitpose, yolos, upernet, clipseg, deit])
-def test_outputs_are_drawn_beside_those_with_every_token(tosa: Tosa, photos: Path, tmp_path: Path, make: Any) -> None:
-    folder, picture = tmp_path / "whole", tmp_path / "picture.png"
-    torch.manual_seed(0)
-    model = tosa_cli.convert(make().eval(), TosaConfig(layers=(2, 3), keep_rate=0.5, selector="ward", bypass="mean"))
-    height, width = converted_runs(model)[0].run.patch_embed.img_size
-    model.save_pretrained(folder)
-    hf.ViTImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
-    found = json.loads(tosa("viz", str(folder), str(photos / "0.png"), "-o", str(picture), "--json").out)
-    assert Image.open(picture).width > 300
-    assert [layer["layer"] for layer in found["images"][0]["layers"]] == [2, 3]
-    assert all(0 < layer["kept_share"] < 1 for layer in found["images"][0]["layers"])
-    assert found["images"][0]["outputs"]
-    assert "Wrote" in tosa("viz", str(folder), str(photos), "-o", str(tmp_path / "page"), "--layers", "3").err
-
-
-def test_a_finetuning_that_was_killed_once_its_model_stood_is_known_to_have_ended(
-    tosa: Tosa, source: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "whole"
-    tosa("convert", str(source), "--layers", "2,3", *GROUPS, "-o", str(folder))
-    how = ["--objective", "features", "--epochs", "1", "-b", "2", "-j", "0", "--device", "cpu"]
-    command = ["finetune", str(folder), "--data-dir", str(photos), *how]
-    with monkeypatch.context() as killed:
-        killed.setattr("tosa_cli.workflow.job.remove_checkpoint", lambda _: None)
-        assert tosa(*command).code == 0
-    weights, left = (folder / "model.safetensors").read_bytes(), tmp_path / "whole.finetune-checkpoint.safetensors"
-    assert left.exists()
-    done = tosa(*command, "--resume")
-    assert done.code == 0 and fragments.NOTHING_IS_LEFT_TO_DO in done.err
-    assert (folder / "model.safetensors").read_bytes() == weights and not left.exists()
-
-
-def test_a_model_learns_to_be_its_dense_self_again_without_labels(tosa: Tosa, source: Path, tmp_path: Path) -> None:
-    folder, photos, numbers = tmp_path / "whole", tmp_path / "photos", np.random.default_rng(0)
-    photos.mkdir()
-    for number in range(20):
-        Image.fromarray(numbers.integers(0, 255, (56, 56, 3), dtype=np.uint8)).save(photos / f"{number}.png")
-    model = transformers.AutoModelForDepthEstimation.from_pretrained(source)
-    torch.manual_seed(0)
-    for parameter in model.backbone.parameters():
-        parameter.data.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(source)
-    tosa("convert", str(source), "--layers", "2,3", "--keep-rate", "0.4", *GROUPS, "-o", str(folder))
-    before = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
-    how = ["--objective", "features", "--epochs", "30", "--lr", "1e-3", "-b", "4", "-j", "0", "--device", "cpu"]
-    more = ["--feature-layers", "1", "--no-model-ema", "--grad-checkpointing", "--crop-scale", "0.9"]
-    done = tosa("finetune", str(folder), "--data-dir", str(photos), *how, *more, "--json")
-    found = json.loads(done.out)["held_out"]
-    assert found["patch_cosine_after"] > found["patch_cosine_before"]
-    model = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
-    weights, others = model.state_dict(), before.state_dict()
-    changed = {name for name in weights if not torch.equal(weights[name], others[name])}
-    assert changed and all(".layer.1." in name or ".layer.2." in name or ".layer.3." in name for name in changed)
-    assert "finetune" in (folder / "README.md").read_text()
-    assert fragments.WAS_FINETUNED_ALREADY in tosa("finetune", str(folder), "--data-dir", str(photos), *how).err
-    told = tosa("eval", str(folder), "--data-dir", str(photos), "--max-samples", "2")
-    assert str(source) in told.err
+# ---------------------------------------------------------------------- kinds
 
 
 @pytest.mark.parametrize(

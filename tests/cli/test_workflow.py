@@ -2,43 +2,28 @@
 
 import json
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from timm.models import save_for_hf
 
-from tests.cli.conftest import Tosa, commands, row_of, write_dense
+from tests.cli.conftest import TRAIN, Tosa, row_of, write_dense
 from tests.model.tiny_models import make_vit
 from tests.processes import run_program
 from tests.sentences import fragments
 from tosa_cli import load
-from tosa_cli.cli import demo
-from tosa_cli.convert_config import ConvertConfig
-from tosa_cli.data.datasets import open_dataset
-from tosa_cli.data.loading import images_to_read
-from tosa_cli.measure.selectors import measure_selectors
-from tosa_cli.recipe import Recipe, list_recipes, load_recipe
 from tosa_cli.tasks.classification import Accuracy
-from tosa_cli.train.config import DistillConfig
-
-TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
 FLOPS_KEYS = {
     *("model", "img_size", "gmacs", "dense_gmacs", "reduction", "selector_gmacs", "bypass_gmacs", "params", "layers")
 }
+
+
 LAYER_KEYS = {"layer", "kind", "tokens", "kept", "macs", "selector_macs", "bypass_macs"}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+# ---------------------------------------------------------------------- commands
 
 
 def test_convert_distill_finetune_eval_and_flops_without_naming_the_model(work: Path, tosa: Tosa) -> None:
@@ -182,73 +167,7 @@ def test_inspect_tells_what_each_setting_would_save(work: Path, tosa: Tosa) -> N
     )
 
 
-def test_a_dry_run_writes_nothing(work: Path, tosa: Tosa) -> None:
-    before = contents(work)
-    done = tosa("convert dense --layers 2,4 --dry-run")
-    assert done.code == 0 and "GMACs" in done.out
-    assert contents(work) == before
-
-
-def test_each_layer_may_have_its_own_keep_rate(work: Path, tosa: Tosa) -> None:
-    done = tosa("convert dense --layers 2,4 --keep-rate 0.9,0.25 --json")
-    assert [layer["kept"] for layer in done.json["layers"] if layer["kind"] == "tosa"] == [15, 4]
-    assert load("dense-tosa").keep_rates == {2: 0.9, 4: 0.25}
-
-
-@pytest.mark.parametrize("target", [0.1, 0.258])
-def test_a_target_reduction_finds_the_keep_rate(work: Path, tosa: Tosa, target: float) -> None:
-    done = tosa(f"convert dense --layers 2,4 --img-size 96 --target-reduction {target} --json")
-    assert done.code == 0
-    assert done.json["reduction"] == pytest.approx(target, abs=0.005)
-
-
-def test_a_recipe_gives_settings_and_the_command_line_goes_before_it(work: Path, tosa: Tosa) -> None:
-    recipe: dict[str, Any] = {
-        "name": "mine",
-        "convert": {"source": "dense", "layers": [2, 4], "keep_rate": 0.5, "query_rows": "all"},
-        "distill": {"epochs": 3, "lr": "1e-3", "batch_size": 8, "workers": 0},
-    }
-    (work / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert tosa("convert --recipe mine.yaml --keep-rate 0.25 -o a").code == 0
-    config = load("a").config
-    assert (config.layers, config.keep_rate, config.query_rows) == ((2, 4), 0.25, "all")
-    assert tosa("convert --recipe mine.yaml --target-reduction 0.1 -o b").code == 0
-    done = tosa("distill a --recipe mine.yaml --data-dir photos --epochs 1 --json")
-    assert done.code == 0 and done.json["updates"] == 2
-    settings = load("a").provenance.steps["distill"]
-    assert settings["lr"] == 1e-3 and settings["epochs"] == 1 and "opt" not in settings
-    # What is saved beside the weights is a recipe itself.
-    assert load_recipe("a/recipe.yaml").sections["distill"]["epochs"] == 1
-    assert tosa("convert --recipe a/recipe.yaml -o again").code == 0
-
-
-def test_what_convert_was_told_about_its_source_is_recorded(work: Path, tosa: Tosa) -> None:
-    assert tosa("convert test_vit --no-pretrained --num-classes 10 --layers 2 --img-size 96").code == 0
-    step = load("test_vit-tosa").provenance.steps["convert"]
-    assert (step["pretrained"], step["num_classes"], step["img_size"]) == (False, 10, 96)
-
-
-def test_recipes_are_listed_and_printed(tosa: Tosa) -> None:
-    done = tosa("recipes")
-    assert done.code == 0 and "deit_tiny_imagenet_paper" in done.out and "dinov2_small_photos" in done.out
-    assert yaml.safe_load(tosa("recipes deit_tiny_imagenet_paper").out)["convert"]["keep_rate"] == 0.8
-    assert {recipe["name"] for recipe in tosa("recipes --json").json} >= {"dinov2_small_photos"}
-
-
-def test_without_output_a_model_is_brought_to_its_next_stage_in_place(converted: Path, tosa: Tosa) -> None:
-    (converted / "notes.txt").write_text("mine")
-    before = load_file(converted / "model.safetensors")
-    assert tosa(f"distill dense-tosa --data-dir photos {TRAIN}").code == 0
-    after = load_file(converted / "model.safetensors")
-    changed = {name for name in before if not before[name].equal(after[name])}
-    assert changed and all(name.startswith("selectors.") for name in changed)
-    assert (converted / "notes.txt").read_text() == "mine"
-
-
-def test_with_output_the_model_stays_as_it_was(converted: Path, tosa: Tosa) -> None:
-    before = contents(converted)
-    assert tosa(f"distill dense-tosa --data-dir photos {TRAIN} -o distilled").code == 0
-    assert contents(converted) == before and load("distilled").provenance.stage == "distilled"
+# ---------------------------------------------------------------------- told
 
 
 def test_the_summary_names_kl_and_share_found_by_layer(converted: Path, tosa: Tosa) -> None:
@@ -293,128 +212,3 @@ def test_a_tracker_writes_beside_the_model(converted: Path, tosa: Tosa) -> None:
     assert tosa(f"distill --data-dir photos {TRAIN} --log-with tensorboard").code == 0
     assert list(Path("dense-tosa-logs").rglob("events.out.tfevents.*"))
     assert not list(converted.rglob("events*"))
-
-
-def test_help_is_quick_as_it_imports_neither_torch_nor_timm() -> None:
-    code = (
-        "import sys\nfrom tosa_cli.cli.app import app\n"
-        "for command in sys.argv[1:]:\n"
-        "    try:\n        app(command.split())\n    except SystemExit:\n        pass\n"
-        "    print(command, {'torch', 'timm', 'accelerate', 'sklearn', 'numpy'} & set(sys.modules), file=sys.stderr)"
-    )
-    commands = ["--help", "distill --help", "finetune --help", "--version", "recipes"]
-    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
-    told = [line for line in done.stderr.splitlines() if line.endswith(" set()")]
-    assert told == [f"{command} set()" for command in commands]
-
-
-def test_settings_that_do_not_go_together_are_refused_before_torch_and_timm_are_imported() -> None:
-    auto, groups = "--layers auto --target-reduction 0.2", "--selector ward --bypass mean --layers auto"
-    commands = [
-        "convert deit_tiny --preset calibrated",
-        "convert deit_tiny --preset matched",
-        f"convert deit_tiny {auto} --selector similarity",
-        f"convert deit_tiny {groups} --min-cosine 0.99",
-        f"convert deit_tiny {groups} --max-drop 1",
-        "convert whole --whole --preset calibrated",
-        "convert whole --whole --preset calibrated --data-dir photos --img-size 64",
-        "convert whole --whole --preset calibrated --dataset hfds/photos",
-    ]
-    code = (
-        "import sys\nfrom tosa_cli.cli.app import app\nfrom tosa_cli.errors import ConfigError\n"
-        "for command in sys.argv[1:]:\n"
-        "    try:\n        app(command.split())\n"
-        "    except ConfigError:\n        print(command, {'torch', 'timm'} & set(sys.modules))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *commands], capture_output=True, text=True)
-    assert done.stdout.splitlines() == [f"{command} set()" for command in commands], done.stderr
-
-
-def test_the_help_of_a_setting_tells_what_it_does_and_its_default(tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    out = " ".join(tosa("distill --help").out.replace("│", " ").split())
-    assert f"Passes over the data. [default: {DistillConfig().epochs}]" in out and "-logs" in out
-    assert f"Learning rate at its peak. [default: {DistillConfig().lr}]" in out
-
-
-@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
-def test_the_commands_of_every_recipe_are_commands(recipe: Recipe) -> None:
-    """Each line parses; `--help` at its end keeps it from running."""
-    convert = recipe.sections["convert"]
-    ConvertConfig.from_dict({"source": "deit_tiny", "data_dir": "photos", **convert})
-    lines = recipe.command.splitlines()
-    assert lines and lines[0].startswith("tosa convert")
-    for line in lines:
-        words = line.split()
-        words = words[words.index("tosa") + 1 :] if "tosa" in words else words[words.index("tosa_cli.cli.app") + 1 :]
-        with pytest.raises(SystemExit) as exit:
-            commands()([*words, "--help"])
-        assert not exit.value.code
-
-
-def test_the_demo_runs_through_and_each_step_does_its_work(
-    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "DENSE_EPOCHS", 2)
-    digits = load_digits()
-    few = {"images": digits.images[:150], "target": digits.target[:150]}
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: SimpleNamespace(**few))
-    done = tosa("demo -o", "a demo")
-    assert done.code == 0, done.err
-    commands = [shlex.split(line) for line in done.err.splitlines() if line.startswith("$ tosa ")]
-    assert [words[2] for words in commands] == ["convert", "distill", "finetune", "eval", "flops"]
-    assert all(words[3].startswith("a demo/") for words in commands)
-    for stage in ("dense", "converted", "distilled", "finetuned"):
-        assert stage in done.out
-    assert load("a demo/finetuned").provenance.stage == "finetuned" and Path("a demo/finetuned/README.md").is_file()
-    # One test set for all figures of the table: the same that anybody measures on it afterwards.
-    table = done.out.partition("The four stages")[2].replace("│", " ").splitlines()
-    for stage in ("converted", "distilled", "finetuned"):
-        model = load(f"a demo/{stage}")
-        opened = open_dataset("a demo/digits", split="validation")
-        batches = (batch.images for batch in images_to_read(opened, model, batch_size=64).batches(strict=True))
-        layers = measure_selectors(model, batches).layers
-        (row,) = [line.split() for line in table if stage in line]
-        assert row[3:] == [f"{sum(q.kl for q in layers) / 3:.2f}", f"{sum(q.found for q in layers) / 3:.1%}"]
-    again = tosa("demo -o", "a demo")
-    assert again.code == 2 and "a demo " in again.err
-
-
-def test_the_demo_names_the_package_that_brings_its_digits(
-    tosa: Tosa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    done = tosa("demo")
-    assert done.code == 2 and "'tosa-cli[demo]'" in done.err.splitlines()[-1]
-
-
-def test_measuring_and_exporting_need_neither_scikit_learn_nor_scipy() -> None:
-    code = (
-        "import sys; sys.modules.update(sklearn=None, scipy=None);"
-        "import tosa_cli.export.photos, tosa_cli.tasks.segmentation, tosa_cli.data.pairs, tosa_cli.cli.demo"
-    )
-    run_program(code)
-
-
-def test_a_model_is_trained_in_its_own_folder(converted: Path, tosa: Tosa, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(converted)
-    for command in ("distill . --data-dir ../photos", "finetune . --data-dir ../digits"):
-        done = tosa(f"{command} {TRAIN}")
-        assert done.code == 0, done.err
-    assert tosa("eval . --data-dir ../digits -j 0 --device cpu --update-card").code == 0
-    assert Path.cwd() == converted and load(".").provenance.stage == "finetuned"
-    assert sorted(path.name for path in converted.parent.iterdir() if "dense-tosa" in path.name) == ["dense-tosa"]
-
-
-def test_a_link_to_a_model_stays_a_link(converted: Path, tosa: Tosa) -> None:
-    Path("best").symlink_to("dense-tosa")
-    assert tosa(f"distill best --data-dir photos {TRAIN}").code == 0
-    assert Path("best").is_symlink() and load(converted).provenance.stage == "distilled"
-
-
-def test_the_next_command_can_be_typed_as_it_stands(converted: Path, tosa: Tosa) -> None:
-    folder = "my first model"
-    done = tosa(f"distill --data-dir photos {TRAIN} -o", folder)
-    assert f"Next: tosa eval '{folder}' --data-dir IMAGES --compare" in done.err, done.err

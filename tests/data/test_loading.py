@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.cli.test_data_sources import write_shards
+from tests.cli.image_sources import write_shards
 from tests.sentences import fragments
 from tests.train import tiny_pairs
 from tests.train.tiny_runs import photos, tiny_tosa

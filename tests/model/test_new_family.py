@@ -20,7 +20,7 @@ from tosa_cli.model.families.timm_common import mean_of_heads
 from tosa_cli.model.families.timm_vit import TimmVit
 from tosa_cli.model.flops import count_flops
 
-from .test_families import ReadKeys, RunHidden
+from .family_runs import ReadKeys, RunHidden
 from .tiny_models import make_images, make_tosa, randomize_
 
 WIDTH, HEADS = 48, 4

@@ -17,6 +17,11 @@ MODELS = ("test_vit", "test_vit2", "test_vit3", "test_vit4")
 
 LAYERS = (2, 4, 6)
 
+ROWS = [16, "all"]
+"""Query rows that a selector may read."""
+
+SELECTIONS = ["shared", "per-head"]
+
 
 def make_vit(name: str = "test_vit", seed: int = 0, **args: Any) -> nn.Module:
     """A dense timm model with weights that differ from layer to layer."""

@@ -23,7 +23,7 @@ from tosa_cli.peers.pruned_flops import count_pruned_macs, solve_pruned_keep_rat
 from tosa_cli.peers.pruning import PrunedViT, paper_layers
 from tosa_cli.peers.smaller import SmallerInput, solve_img_size
 
-from ..model.test_flops import run_and_count
+from ..model.counting import run_and_count
 from ..model.tiny_models import MODELS, make_images, make_vit
 from ..train.tiny_runs import tiny_tosa, write_photos
 from .test_pruning import KINDS

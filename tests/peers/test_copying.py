@@ -11,7 +11,7 @@ from tosa_cli.model.flops import count_flops
 from tosa_cli.peers.copied_flops import count_copied_macs, solve_copied_keep_rate
 from tosa_cli.peers.copying import ATTENDED, NEIGHBORS, CopiedViT, choose_by_change, num_changed, paper_layer, put_back
 
-from ..model.test_flops import run_and_count
+from ..model.counting import run_and_count
 from ..model.tiny_models import MODELS, make_images, make_vit
 from .test_pruning import KINDS, close, random_tokens
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import Tosa, converted, converted_once, material, rewrite, tosa, work  # noqa: F401
-from tests.cli.test_errors import contents
+from tests.cli.conftest import TRAIN, Tosa, converted, converted_once, material, rewrite, tosa, work  # noqa: F401
+from tests.cli.mistakes import contents
 from tests.train.tiny_pairs import write_folder
 from tosa_cli.api import load, save
 from tosa_cli.data.datasets import split_indices
-
-TRAIN = "-b 8 -j 0 --epochs 1 --device cpu"
 
 Prepare = Callable[[Tosa], object]
 

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 
 import tosa_cli
 from tests.hub.conftest import contents
+from tests.hub.pushed import FILES, push
 from tests.hub.stub_hub import READ_TOKEN, StubHub, closed_port, point_client_at
-from tests.hub.test_push import FILES, push
 from tests.hub.transformers_models import published
 from tosa_cli.hub.push import plan_push, push_folder
 from tosa_cli.hub.source import load_source

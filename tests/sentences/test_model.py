@@ -11,9 +11,9 @@ from torch import nn
 
 import tosa_cli
 from tests.model.families import make_family
+from tests.model.family_runs import convert_family
 from tests.model.test_convert import AddsPlace
 from tests.model.test_eligible_layers import make_mixed
-from tests.model.test_families import convert_family
 from tests.model.test_new_family import EncoderFamily, make_encoder
 from tests.model.tiny_models import LAYERS, make_images, make_tosa, make_vit
 from tosa_cli.config import Method, TosaConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Tosa, converted, converted_once, material, tosa, work  # noqa: F401
-from tests.cli.test_errors import contents
+from tests.cli.mistakes import contents
 
 COMMANDS = [
     ("convert deit_tny --layers 2", "timm knows no model 'deit_tny'. Did you mean deit_tiny or …?"),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fit.fits import fit
 from tests.fit.test_budget import SIMILARITY, backbone, curves
-from tests.fit.test_calibrate import fit
 from tests.train.test_distill import BreakAfter
 from tests.train.test_predictor import predictor
 from tests.train.test_predictor import run as run_predictor

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.model.families import make_family
-from tests.model.test_families import ReadSoftmax, images_of
+from tests.model.family_runs import ReadSoftmax, images_of
 from tests.model.tiny_models import make_tosa
 from tests.train.tiny_runs import fit_one, read, run_distill, write_photos
 from tosa_cli.config import TosaConfig

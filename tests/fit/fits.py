@@ -1,0 +1,38 @@
+"""Models, photos and processes to fit on."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.train.tiny_runs import read
+from tosa_cli.fit.calibrate import CalibrationReport, calibrate
+from tosa_cli.model.tosa_vit import TosaViT
+from tosa_cli.train.config import DistillConfig
+from tosa_cli.train.processes import make_accelerator
+
+FITTED = ["linear", "nearest+affine", "nearest+linear"]
+
+
+SELECTORS = ["similarity", "probe", "attention", "previous", "random"]
+
+
+class Count:
+    """Progress that remembers how far it came."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def start(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def advance(self, num_images: int, text: str) -> None:
+        self.done += 1
+
+
+def settings(**values: Any) -> DistillConfig:
+    return DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **values})
+
+
+def fit(model: TosaViT, folder: Path, strict: bool = False, progress: Any = None, **values: Any) -> CalibrationReport:
+    config = settings(**values)
+    images = read(model, folder, config, None)
+    return calibrate(make_accelerator(config), model, images, strict=strict, progress=progress)
