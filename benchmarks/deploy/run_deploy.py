@@ -173,6 +173,11 @@ def runtimes(size: int, real: bool) -> list[str]:
     ]
 
 
+def rows_of(turns: Any) -> dict[str, dict[str, Any]]:
+    """Times and speeds of models that were timed in turns, by name."""
+    return {name: {**vars(timing), **vars(turns.speedups[name])} for name, timing in turns.timings.items()}
+
+
 def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, name: str, real: bool) -> None:
     """Quality where the weights are real and the batch is 1, and times, in each runtime."""
     import torch
@@ -192,7 +197,7 @@ def run_models(lab: DeployLab, models: dict[str, Any], size: int, batch: int, na
 
         def one(runtime: str = runtime, opened: dict[str, Any] = opened) -> dict[str, Any]:
             turns = time_in_turns(opened, images, rounds=ROUNDS, seconds=SECONDS, compiled=runtime == COMPILED)
-            rows = {kind: {**vars(turns.timings[kind]), **vars(turns.speedups[kind])} for kind in opened}
+            rows = rows_of(turns)
             for kind, row in rows.items():
                 row["reduction"] = reductions[kind]
                 if real and batch == 1 and runtime != COMPILED and kind not in (CUT, SMALLER):
@@ -218,7 +223,7 @@ def run_across(lab: DeployLab) -> None:
         }
         images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         turns = time_in_turns(opened, images, rounds=2 * ROUNDS, seconds=SECONDS)
-        return {name: {**vars(turns.timings[name]), **vars(turns.speedups[name])} for name in opened}
+        return rows_of(turns)
 
     lab.measure("across", "224 1", one)
 

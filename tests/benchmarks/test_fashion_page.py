@@ -1,47 +1,23 @@
 """The page of the Fashion-MNIST experiment says what the runs say."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from accelerate.state import AcceleratorState, GradientState
-
 from benchmarks.fashion import render as render_fashion
-from benchmarks.fashion import teacher as fashion_teacher
 from benchmarks.fashion.answer import answer
 from benchmarks.fashion.figures import cost
 from benchmarks.fashion.lab import FashionLab
 from benchmarks.fashion.variants import LOW_RATE, variants
 
-from .fashion_runs import TINY, TOSA, variant, write_work
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its precision for a process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trying learning rates takes time."""
-    monkeypatch.setattr(FashionLab, "rate", lambda self: 1e-3)
-
-
-@pytest.fixture(autouse=True)
-def small_teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen large patches an image, where nothing is said of what the experiment's own models cost."""
-    if "true_work" not in request.fixturenames:
-        monkeypatch.setitem(fashion_teacher.SHAPE, "patch_size", 14)
-
-
-@pytest.fixture
-def true_work(tmp_path: Path) -> Path:
-    """A few images of noise a class, and an untrained teacher in the experiment's own shape."""
-    return write_work(tmp_path / "true")
+from .fashion_runs import (
+    TINY,
+    TOSA,
+    fresh_accelerate,  # noqa: F401
+    one_rate,  # noqa: F401
+    small_teacher,  # noqa: F401
+    variant,
+    write_true_work,  # noqa: F401 (the fixture `true_work`)
+)
 
 
 def test_a_page_of_three_seeds_has_means_and_spreads(tmp_path: Path) -> None:

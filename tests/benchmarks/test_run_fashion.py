@@ -3,13 +3,11 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from filelock import FileLock
 from timm.models import save_for_hf
 
@@ -22,30 +20,18 @@ from benchmarks.fashion.teacher import make_model, train_phase
 from benchmarks.fashion.variants import LOW_RATE, PAPER_RATE, Settings, Variant
 from tosa_cli.train.config import TrainConfig
 
-from .fashion_runs import TINY, TOSA, variant, write_work
+from .fashion_runs import (
+    TINY,
+    TOSA,
+    fresh_accelerate,  # noqa: F401
+    one_rate,  # noqa: F401
+    small_teacher,  # noqa: F401
+    variant,
+    write_true_work,  # noqa: F401 (the fixture `true_work`)
+    write_work,
+)
 
 choose_rate = FashionLab.rate
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its precision for a process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def one_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trying learning rates takes time."""
-    monkeypatch.setattr(FashionLab, "rate", lambda self: 1e-3)
-
-
-@pytest.fixture(autouse=True)
-def small_teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen large patches an image, where nothing is said of what the experiment's own models cost."""
-    if "true_work" not in request.fixturenames:
-        monkeypatch.setitem(fashion_teacher.SHAPE, "patch_size", 14)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +40,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(fashion_teacher.SHAPE, "patch_size", 14)
         return write_work(tmp_path_factory.mktemp("fashion"))
-
-
-@pytest.fixture
-def true_work(tmp_path: Path) -> Path:
-    """A few images of noise a class, and an untrained teacher in the experiment's own shape."""
-    return write_work(tmp_path / "true")
 
 
 # ---------------------------------------------------------------------- training

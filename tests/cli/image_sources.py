@@ -5,6 +5,8 @@ import json
 import tarfile
 from pathlib import Path
 
+import pytest
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -35,3 +37,9 @@ def write_shards(folder: Path, images: Path, shards: int = 2, broken: bool = Fal
                         tar.addfile(member, io.BytesIO(data))
         splits[split] = {"name": split, "num_samples": len(paths), "filenames": names, "shard_lengths": lengths}
     (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+
+
+@pytest.fixture(name="converted")
+def share_converted(short: Path) -> Path:
+    """The model folder `dense-tosa`, of two layers."""
+    return short

@@ -7,13 +7,10 @@ import pytest
 from tests.cli.conftest import TRAIN, Tosa, rewrite
 from tests.sentences import fragments
 
-from .image_sources import contents
-
-
-@pytest.fixture
-def converted(short: Path) -> Path:
-    """The model folder `dense-tosa`, of two layers."""
-    return short
+from .image_sources import (
+    contents,
+    share_converted,  # noqa: F401 (the fixture `converted`)
+)
 
 
 def add_broken(folder: Path, like: Path) -> list[str]:

@@ -10,14 +10,10 @@ from tests.cli.conftest import TRAIN, Tosa
 from tests.sentences import fragments
 from tosa_cli.data.class_folders import ClassFolders
 
-from .image_sources import contents
-
-
-@pytest.fixture
-def converted(short: Path) -> Path:
-    """The model folder `dense-tosa`, of two layers."""
-    return short
-
+from .image_sources import (
+    contents,
+    share_converted,  # noqa: F401 (the fixture `converted`)
+)
 
 # ---------------------------------------------------------------- folders
 

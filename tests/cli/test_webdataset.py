@@ -12,13 +12,11 @@ from safetensors.torch import load_file
 from tests.cli.conftest import Tosa
 from tests.sentences import fragments
 
-from .image_sources import contents, write_shards
-
-
-@pytest.fixture
-def converted(short: Path) -> Path:
-    """The model folder `dense-tosa`, of two layers."""
-    return short
+from .image_sources import (
+    contents,
+    share_converted,  # noqa: F401 (the fixture `converted`)
+    write_shards,
+)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -16,7 +15,6 @@ from tests.cli.conftest import Tosa
 from tests.model.whole_models import (
     clip,
     clipseg,
-    depth_anything,
     hf,
     owlvit,
 )
@@ -25,7 +23,11 @@ from tests.sentences import fragments
 from tosa_cli import TosaConfig
 from tosa_cli.model.runs.flops import WholeFlops, count_whole
 
-from .whole_commands import GROUPS, write_depth
+from .whole_commands import (
+    GROUPS,
+    write_source,  # noqa: F401 (the fixture `source`)
+    write_three_photos,  # noqa: F401 (the fixture `photos`)
+)
 
 SAM = {
     "hidden_size": 32,
@@ -36,23 +38,6 @@ SAM = {
     "patch_size": 16,
     "output_channels": 32,
 }
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    numbers = np.random.default_rng(0)
-    for number, size in enumerate([(60, 90), (90, 60), (70, 70)]):
-        pixels = numbers.integers(0, 255, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    return write_depth(depth_anything(), tmp_path / "depth")
 
 
 # ---------------------------------------------------------------------- convert

@@ -10,29 +10,13 @@ import transformers
 from PIL import Image
 
 from tests.cli.conftest import Tosa
-from tests.model.whole_models import (
-    depth_anything,
-)
 from tests.sentences import fragments
 
-from .whole_commands import GROUPS, write_depth
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    numbers = np.random.default_rng(0)
-    for number, size in enumerate([(60, 90), (90, 60), (70, 70)]):
-        pixels = numbers.integers(0, 255, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    return write_depth(depth_anything(), tmp_path / "depth")
+from .whole_commands import (
+    GROUPS,
+    write_source,  # noqa: F401 (the fixture `source`)
+    write_three_photos,  # noqa: F401 (the fixture `photos`)
+)
 
 
 def test_a_finetuning_that_was_killed_once_its_model_stood_is_known_to_have_ended(

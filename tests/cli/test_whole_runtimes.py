@@ -29,20 +29,13 @@ from tosa_cli import TosaConfig
 from tosa_cli.measure import speed
 from tosa_cli.model.runs import converted_runs
 
-from .whole_commands import GROUPS, write_depth
+from .whole_commands import (
+    GROUPS,
+    write_depth,
+    write_three_photos,  # noqa: F401 (the fixture `photos`)
+)
 
 deit = CONVERTED["deit"][0]
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    numbers = np.random.default_rng(0)
-    for number, size in enumerate([(60, 90), (90, 60), (70, 70)]):
-        pixels = numbers.integers(0, 255, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
 
 
 @pytest.fixture

@@ -8,12 +8,9 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.cli.conftest import TRAIN, Tosa
+from tests.cli.mistakes import contents
 from tosa_cli import load
 from tosa_cli.recipe import load_recipe
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_dry_run_writes_nothing(work: Path, tosa: Tosa) -> None:

@@ -39,7 +39,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"selector": "ward", "bypass": "mean"},
 ]
 
-
 EVALUATED: list[dict[str, Any]] = [
     {"selector": "ward", "bypass": "mean", "selection": "shared"},
     {"selector": "similarity", "bypass": "identity", "selection": "shared"},

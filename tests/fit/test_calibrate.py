@@ -1,6 +1,5 @@
 """What has a closed form is fitted to the images, layer by layer, the same way every time."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.train.tiny_runs import read, same, tiny_tosa, weights, write_photos
+from tests.train.tiny_runs import read, same, tiny_tosa, weights
 from tosa_cli.data.loading import Images
 from tosa_cli.fit import calibration
 from tosa_cli.fit.calibrate import CalibrationReport, fit_candidates
@@ -23,21 +22,15 @@ from tosa_cli.model.tosa_layer import run_tosa_layer
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.processes import make_accelerator
 
-from .fits import FITTED, SELECTORS, Count, fit, settings
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+from .fits import (
+    FITTED,
+    SELECTORS,
+    Count,
+    fit,
+    make_photos,  # noqa: F401 (the fixture `photos`)
+    make_scratch,  # noqa: F401 (the fixture `scratch`)
+    settings,
+)
 
 
 def pixels(model: TosaViT, folder: Path) -> Tensor:

@@ -1,6 +1,5 @@
 """A fit that stops, however, leaves no files, and images that cannot be read are named."""
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,13 @@ from tests.train.tiny_runs import StopAt, read, tiny_tosa, weights, write_photos
 from tosa_cli.errors import DataError, TrainingError
 from tosa_cli.fit.calibration import Calibration
 
-from .fits import Count, fit, settings
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+from .fits import (
+    Count,
+    fit,
+    make_photos,  # noqa: F401 (the fixture `photos`)
+    make_scratch,  # noqa: F401 (the fixture `scratch`)
+    settings,
+)
 
 
 def test_tokens_on_disk_are_removed_at_the_end_and_lie_there_until_then(photos: Path, scratch: Path) -> None:

@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights, write_photos
+from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights
 from tosa_cli.errors import ConfigError, TrainingError
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.distill import DistillObjective, check_trainable, distill, distill_augmentation
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
 
-from .fits import FITTED, SELECTORS, settings
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
+from .fits import (
+    FITTED,
+    SELECTORS,
+    make_photos,  # noqa: F401 (the fixture `photos`)
+    settings,
+)
 
 
 def train_and_fit(model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, **values: Any) -> Any:

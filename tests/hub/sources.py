@@ -14,7 +14,7 @@ from torch import nn
 from tosa_cli.errors import TosaError
 from tosa_cli.hub.source import Source, load_source
 
-from ..model.tiny_models import make_images
+from ..model.tiny_models import make_images, make_vit
 
 
 def write_folder(folder: Path, model: nn.Module) -> Path:
@@ -71,3 +71,9 @@ class WritesMarker:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open, (str(self.marker), "w")
+
+
+@pytest.fixture(name="vit", scope="module")
+def make_five_classes() -> nn.Module:
+    """A model of five classes."""
+    return make_vit(num_classes=5)

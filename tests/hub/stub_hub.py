@@ -420,3 +420,8 @@ def closed_port() -> int:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         return unused.getsockname()[1]
+
+
+def hub_files(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as they are put into a repository."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -14,27 +14,19 @@ from tosa_cli.errors import HubError
 from tosa_cli.hub.source import load_source
 from tosa_cli.model.tosa_vit import TosaViT
 
-from ..model.tiny_models import make_tosa, make_vit
-from .loaded import is_same, load_error
+from ..model.tiny_models import make_vit
+from .loaded import (
+    is_same,
+    load_error,
+    make_models,  # noqa: F401 (the fixture `models`)
+    read_files,  # noqa: F401 (the fixture `files`)
+)
 from .stub_hub import (
     StubHub,
     closed_port,
     point_client_at,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-
-
-@pytest.fixture(scope="module")
-def models() -> list[TosaViT]:
-    """Two states of a model, of five classes and images of 64 pixels."""
-    size = {"img_size": 64, "dynamic_img_size": False}
-    return [make_tosa(make_vit(num_classes=5, seed=seed, **size)) for seed in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def files(models: list[TosaViT], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
-    folders = [tosa_cli.save(model, tmp_path_factory.mktemp("models") / str(i)) for i, model in enumerate(models)]
-    return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
 
 
 @pytest.fixture

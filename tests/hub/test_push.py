@@ -11,22 +11,19 @@ from tests.sentences import fragments
 from tosa_cli.errors import CheckpointError, InputError
 from tosa_cli.hub.push import plan_push, push_folder
 
-from .pushed import CARD, FILES, download, push
+from .pushed import (
+    CARD,
+    FILES,
+    download,
+    push,
+    write_files,  # noqa: F401 (the fixture `folder`)
+)
 from .stub_hub import (
     StubHub,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
 
 FOREIGN_CARD = b"---\nlibrary_name: timm\n---\n# Written with care\n"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name, content in FILES.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 # ---------------------------------------------------------------------- what goes up

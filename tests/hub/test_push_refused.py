@@ -11,7 +11,11 @@ from tests.sentences import fragments
 from tosa_cli.errors import HubError, InputError, SourceError, TosaError
 from tosa_cli.hub.errors import explain_hub_error
 
-from .pushed import FILES, download, push
+from .pushed import (
+    download,
+    push,
+    write_files,  # noqa: F401 (the fixture `folder`)
+)
 from .stub_hub import (
     READ_TOKEN,
     StubHub,
@@ -19,15 +23,6 @@ from .stub_hub import (
     point_client_at,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name, content in FILES.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def push_error(folder: Path, repo_id: str = "me/model") -> TosaError:

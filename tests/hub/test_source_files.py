@@ -14,13 +14,14 @@ from tosa_cli.errors import CheckpointError, SourceError, UnsupportedModelError
 from tosa_cli.hub.source import load_source
 
 from ..model.tiny_models import make_images, make_vit
-from .sources import WritesMarker, assert_same, source_error, write_folder, write_weights
-
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    """A model of five classes."""
-    return make_vit(num_classes=5)
+from .sources import (
+    WritesMarker,
+    assert_same,
+    make_five_classes,  # noqa: F401 (the fixture `vit`)
+    source_error,
+    write_folder,
+    write_weights,
+)
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,18 @@ from tosa_cli.hub.source import load_source
 from tosa_cli.workflow.save import save
 
 from ..model.tiny_models import LAYERS, MODELS, make_images, make_tosa, make_vit
-from .sources import assert_same, edit_config, source_error, split_weights, write_folder
+from .sources import (
+    assert_same,
+    edit_config,
+    make_five_classes,  # noqa: F401 (the fixture `vit`)
+    source_error,
+    split_weights,
+    write_folder,
+)
 from .stub_hub import (
     StubHub,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    """A model of five classes."""
-    return make_vit(num_classes=5)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,21 +14,17 @@ from tosa_cli.hub.source import load_source
 from tosa_cli.workflow.save import render_card, save
 
 from ..model.tiny_models import LAYERS, make_images, make_tosa, make_vit
-from .sources import assert_same, source_error, write_folder
+from .sources import (
+    assert_same,
+    make_five_classes,  # noqa: F401 (the fixture `vit`)
+    source_error,
+    write_folder,
+)
 from .stub_hub import (
     StubHub,
+    hub_files,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    """A model of five classes."""
-    return make_vit(num_classes=5)
-
-
-def hub_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("form", ["org/name", "hf-hub:org/name"])

@@ -9,18 +9,15 @@ from tosa_cli.errors import SourceError, UnsupportedModelError
 from tosa_cli.hub.source import load_source
 from tosa_cli.hub.timm_models import resolve_name
 
-from ..model.tiny_models import make_vit
-from .sources import source_error, write_folder
+from .sources import (
+    make_five_classes,  # noqa: F401 (the fixture `vit`)
+    source_error,
+    write_folder,
+)
 from .stub_hub import (
     StubHub,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    """A model of five classes."""
-    return make_vit(num_classes=5)
 
 
 @pytest.mark.parametrize(

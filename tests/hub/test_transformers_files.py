@@ -13,7 +13,12 @@ from torch import nn
 from tosa_cli.errors import CheckpointError, TosaError, UnsupportedModelError
 from tosa_cli.hub.source import load_source
 
-from .transformers_folders import TOLERANCE, assert_equal_outputs, edit_weights
+from .transformers_folders import (
+    TOLERANCE,
+    assert_equal_outputs,
+    edit_weights,
+    make_their_vit,  # noqa: F401 (the fixture `vit`)
+)
 from .transformers_models import make, make_pixels, published, save, tokens_of
 
 
@@ -31,11 +36,6 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], file: str = "con
     change(values)
     (folder / file).write_text(json.dumps(values))
     return folder
-
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    return make(published("google/vit-base-patch16-224"), "ViTModel")
 
 
 # ---------------------------------------------------------------------- files

@@ -18,22 +18,16 @@ from tosa_cli.hub.source import load_source
 
 from .stub_hub import (
     StubHub,
+    hub_files,
     start_stub_hub,  # noqa: F401 (the fixture `stub_hub`)
 )
-from .transformers_folders import TOLERANCE
+from .transformers_folders import (
+    TOLERANCE,
+    make_their_vit,  # noqa: F401 (the fixture `vit`)
+)
 from .transformers_models import make, make_pixels, output_of, published, save
 
-
-@pytest.fixture(scope="module")
-def vit() -> nn.Module:
-    return make(published("google/vit-base-patch16-224"), "ViTModel")
-
-
 CARD = b"---\nlicense: mit\n---\n# A model\n"
-
-
-def hub_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_repository_is_read_at_its_revision(stub_hub: StubHub, tmp_path: Path) -> None:

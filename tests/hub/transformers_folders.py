@@ -4,16 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tosa_cli.hub.source import load_source
 
-from .transformers_models import make_pixels, output_of, tokens_of
+from .transformers_models import make, make_pixels, output_of, published, tokens_of
 
 TOLERANCE = 1e-5
-
 
 WITH_TOKENS = (
     "ViTModel",
@@ -44,3 +44,8 @@ def assert_equal_outputs(theirs: nn.Module, folder: Path) -> None:
         assert (ours(images) - expected).abs().max() <= TOLERANCE
         if type(theirs).__name__ in WITH_TOKENS:
             assert (ours.forward_features(images) - tokens_of(theirs, images)).abs().max() <= TOLERANCE
+
+
+@pytest.fixture(name="vit", scope="module")
+def make_their_vit() -> nn.Module:
+    return make(published("google/vit-base-patch16-224"), "ViTModel")

@@ -2,7 +2,6 @@
 
 ADDED = ("selectors.", "keys.", "bypasses.", "outputs.")
 
-
 MATCHED = {"selector": "similarity", "bypass": "nearest+affine"}
 
 
