@@ -9,8 +9,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from onnxscript.rewriter._basics import MatchResult
-from onnxscript.rewriter._matcher import SimplePatternMatcher
 from torch._export.serde import schema, serialize
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -26,21 +24,6 @@ def look_up_once() -> Iterator[None]:
     """PyTorch's exporter looks up how each operation is said in ONNX anew for every file."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def match_by_name_first() -> Iterator[None]:
-    """onnxscript sets up each of its patterns for each node, to see then that the node is another operation."""
-    match = SimplePatternMatcher.match
-
-    def match_likely(self: Any, model: Any, graph: Any, node: Any, **settings: Any) -> Any:
-        wanted = self.pattern.output_nodes[0].op_identifier()
-        if wanted is not None and wanted[1] != node.op_type:
-            return MatchResult().fail("Another operation.")
-        return match(self, model, graph, node, **settings)
-
-    with patch.object(SimplePatternMatcher, "match", match_likely):
         yield
 
 

@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tosa_cli import __version__
 from tosa_cli.errors import ExportError, InputError
@@ -71,20 +73,10 @@ def write_onnx(
         ExportError: If PyTorch's exporter cannot say the model in ONNX.
     """
     choices = choice_names(model) if with_choices and isinstance(model, TosaViT) else []
-    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     try:
-        program = decompose(trace(model, outputs, images, dynamic_batch, with_choices))
-        with quiet(), torch.no_grad():
-            written: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=[*outputs, *choices],
-                custom_translation_table={torch.ops.aten.gather.default: _gather},
-            )
-            written.save(path, external_data=weights > SINGLE_FILE_BYTES)
+        program = trace(model, outputs, images, dynamic_batch, with_choices)
+        table = {torch.ops.aten.gather.default: _gather}
+        write_program(program, path, [*outputs, *choices], opset=opset, translations=table)
     except OSError:
         raise
     except Exception as error:
@@ -94,6 +86,54 @@ def write_onnx(
             f"PyTorch {torch.__version__} could not say this model in ONNX ({type(cause).__name__}: {reason}). "
             f"Try --format pt2."
         ) from error
+
+
+@torch.no_grad()
+def write_program(
+    program: ExportedProgram,
+    path: Path,
+    outputs: Sequence[str],
+    *,
+    opset: int,
+    translations: dict[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> None:
+    """Write a program as an ONNX file; weights that do not fit into it go beside it, under its name and `.data`.
+
+    Args:
+        program: The program, which is changed in place.
+        path: The file.
+        outputs: Names of the outputs.
+        opset: Opset of the file.
+        translations: How operations are said in ONNX that PyTorch's exporter would say otherwise.
+    """
+    with quiet(), _in_one_go():
+        written: Any = torch.onnx.export(
+            decompose(program),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=outputs,
+            custom_translation_table=translations,
+        )
+        weights = sum(value.const_value.nbytes for value in written.model.graph.initializers.values())
+        written.save(path, external_data=weights > SINGLE_FILE_BYTES)
+
+
+@contextmanager
+def _in_one_go() -> Iterator[None]:
+    """Leave out the rule by which onnxscript goes through a whole graph once for each of its nodes.
+
+    It makes one operation of two that each take one half of a tensor. Runtimes do well without, and most of what
+    simplifying the graph of a ViT-S takes is looking for such pairs.
+    """
+    from onnxscript.rewriter.rules.common import slice_split_rule as rule
+
+    rule.try_rewrite = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del rule.try_rewrite
 
 
 def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:

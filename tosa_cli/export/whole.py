@@ -13,9 +13,9 @@ from tosa_cli.errors import ExportError
 from tosa_cli.export.config import ExportConfig
 from tosa_cli.export.export import move_files
 from tosa_cli.export.masks import MaskedCalls, drop_idle_masks
-from tosa_cli.export.onnx_file import SINGLE_FILE_BYTES, OnnxModule
+from tosa_cli.export.onnx_file import OnnxModule, write_program
 from tosa_cli.export.photos import photo_pieces
-from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH, decompose
+from tosa_cli.export.program import BATCH, INPUT, TRACED_BATCH
 from tosa_cli.export.quantize import quantize_file
 from tosa_cli.export.quiet import quiet
 from tosa_cli.hub.writing import staging_folder
@@ -120,20 +120,11 @@ def write_whole(
     with MaskedCalls() as calls:
         names = tuple(Call(model, (images,), {}).outputs())
     free = {INPUT: {0: Dim(BATCH, min=1)}} if batch_size is None else None
-    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     try:
         with quiet():
             traced = torch.export.export(_Outputs(model, names).eval(), (images,), strict=False, dynamic_shapes=free)
             drop_idle_masks(traced, calls.masked)
-            written: Any = torch.onnx.export(
-                decompose(traced),
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=list(names),
-            )
-            written.save(path, external_data=weights > SINGLE_FILE_BYTES)
+        write_program(traced, path, names, opset=opset)
     except OSError:
         raise
     except Exception as error:
