@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from tests.model.tiny_models import make_vit
 from tests.sentences import fragments
 from tests.train.tiny_runs import write_photos
-from tosa_cli.config import Method
+from tosa_cli.config import CALIBRATED, Method
 from tosa_cli.data.datasets import open_dataset
 from tosa_cli.data.loading import Images, images_to_read
 from tosa_cli.errors import ConfigError
@@ -25,6 +26,7 @@ from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, hold_on,
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
+from tosa_cli.model.selection import num_kept
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.train.config import TrainConfig
 from tosa_cli.train.processes import make_accelerator
@@ -82,15 +84,35 @@ def test_schedules_compared_on_some_images_are_judged_on_all(photos: Images) -> 
     assert found.images == photos.num_images
 
 
+def check_just_enough(schedules: Schedules, rates: dict[int, float], target: float) -> None:
+    assert schedules.reduction(rates) >= target
+    for first in schedules.choosing:
+        rate = round((round(rates[first] * schedules.tokens) + 1) / schedules.tokens, 5)
+        more = {layer: rate if schedules.chooser[layer] == first else rates[layer] for layer in rates}
+        assert rate > rates.get(first - 1, 1.0) or schedules.reduction(more) < target
+
+
 @pytest.mark.parametrize("target", [0.2, 0.25, 0.3, 0.35])
 def test_no_layer_computes_a_token_less_than_the_target_asks_for(target: float) -> None:
-    source: Any = backbone()
-    schedules = Schedules(source, METHOD)
-    rates = schedules.keep_rates(schedules.rising(0.0), target)
-    assert schedules.reduction(rates) >= target
-    for layer in schedules.choosing:
-        more = rates | {layer: round((round(rates[layer] * schedules.tokens) + 1) / schedules.tokens, 5)}
-        assert more[layer] > rates.get(layer - 1, 1.0) or schedules.reduction(more) < target
+    schedules = Schedules(backbone(), METHOD)  # type: ignore[arg-type]
+    check_just_enough(schedules, schedules.keep_rates(schedules.rising(0.0), target), target)
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(224, 197), (192, 145), (176, 122)])
+@pytest.mark.parametrize("target", [0.25, 0.4])
+def test_of_many_tokens_layers_compute_whole_registers_but_for_one(size: int, tokens: int, target: float) -> None:
+    source: Any = timm.create_model("vit_tiny_patch16_224", img_size=size, device="meta")
+    schedules = Schedules(source, CALIBRATED)
+    assert schedules.tokens == tokens
+    for shares in schedules.all():
+        rates = schedules.keep_rates(shares, target)
+        if schedules.reduction(rates) >= target:
+            check_just_enough(schedules, rates, target)
+        counts = {num_kept(tokens, rates[layer], 1) for layer in schedules.choosing} - {tokens}
+        partly = [count for count in counts if count % 16 and count > schedules.least]
+        assert (len(partly) <= 1) == (tokens >= 128)
+        # A merge of fewer tokens than half a register is none.
+        assert tokens < 128 or tokens - max(counts) >= 8
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
 from tosa_cli.errors import ConfigError
 from tosa_cli.model.families import Backbone, eligible_layers
@@ -16,6 +17,12 @@ BEGINNINGS = 3
 
 LEAST_KEPT = 0.1
 """No layer computes a smaller share of the tokens."""
+
+REGISTER = 16
+"""How many numbers a vector register of a CPU holds, and rows a tile of AMX: what is left over takes nearly as long."""
+
+LEAST_REGISTERS = 8
+"""With fewer registers of tokens a layer computes the number that is shared out to it, whatever it is."""
 
 
 class Schedules:
@@ -43,6 +50,8 @@ class Schedules:
         self.depth = len(backbone.blocks)
         self.prefix = backbone.num_prefix_tokens
         self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
+        self.least = max(self.prefix + 1, round(LEAST_KEPT * self.tokens))
+        self.step = REGISTER if self.tokens >= LEAST_REGISTERS * REGISTER else 1
         config = method.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
         self.chooser = config.choosing_layers
@@ -87,29 +96,42 @@ class Schedules:
         return self._give_back(self.at_scale(shares, high), target_reduction)
 
     def _give_back(self, rates: dict[int, float], target_reduction: float) -> dict[int, float]:
-        """Let layers compute a token more where less is enough: several may have come to their next one at one scale.
+        """Let layers compute more tokens where that is enough: several may have come to their next count at one scale.
 
-        The last layers come first, where a token costs least.
+        The last layers come first, where a token costs least, and whole registers, so that one layer at most is left
+        with a part of one.
         """
-        for first in reversed(self.choosing):
-            rate = self._rate(round(rates[first] * self.tokens) + 1)
-            more = {layer: rate if self.chooser[layer] == first else rates[layer] for layer in rates}
-            if rate <= rates.get(first - 1, 1.0) and self.reduction(more) >= target_reduction:
-                rates = more
+
+        def more(first: int, count: int) -> dict[int, float]:
+            rate = self._rate(round(rates[first] * self.tokens) + count)
+            return {layer: rate if self.chooser[layer] == first else rates[layer] for layer in rates}
+
+        for step in sorted({self.step, 1}, reverse=True):
+            for first in reversed(self.choosing):
+                room = round((rates.get(first - 1, 1.0) - rates[first]) * self.tokens)
+
+                def enough(steps: int, first: int = first, step: int = step) -> bool:
+                    return self.reduction(more(first, steps * step)) >= target_reduction
+
+                rates = more(first, step * largest(0, room // step, enough))
         return rates
 
     def at_scale(self, shares: Sequence[float], scale: float) -> dict[int, float]:
-        """Keep rates where each layer that chooses merges its share times a scale, in tokens."""
+        """Keep rates where each layer that chooses merges about its share times a scale, in tokens."""
         merges = dict(zip(self.choosing, shares, strict=True))
-        least = max(self.prefix + 1, round(LEAST_KEPT * self.tokens))
         rates, merged = {}, 0.0
         for layer in self.layers:
             if layer - 1 not in rates:  # behind a standard layer every token is there again
                 merged = 0.0
             if self.chooser[layer] == layer:
                 merged += merges[layer] * scale
-            rates[layer] = self._rate(max(least, round(self.tokens - merged)))
+            rates[layer] = self._rate(max(self.least, self._near(self.tokens - merged)))
         return rates
+
+    def _near(self, count: float) -> int:
+        """The nearest number of tokens that fills registers, or all of them."""
+        near = self.step * round(count / self.step)
+        return self.tokens if near > self.tokens - self.step / 2 else near
 
     def _rate(self, count: int) -> float:
         """The keep rate with which a layer computes so many tokens."""
