@@ -22,7 +22,7 @@ from tosa_cli.errors import ConfigError
 from tosa_cli.fit import rates
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.nearness import FinalTokens, MinCosine
-from tosa_cli.fit.rates import RateSearch, best_shares, first_of, hold, hold_on, largest_saving, search_on, search_rates
+from tosa_cli.fit.rates import RateSearch, best_shares, hold, hold_on, largest_saving, lateness, search_on, search_rates
 from tosa_cli.fit.schedules import Schedules
 from tosa_cli.model.convert import insert_selectors
 from tosa_cli.model.flops import count_flops
@@ -148,9 +148,9 @@ def test_keep_rates_are_level_unless_images_say_otherwise(photos: Images) -> Non
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.0, 0), (1.0, 2)])
-def test_of_level_schedules_the_one_that_begins_last_is_taken(spread: float, expected: int) -> None:
+def test_of_level_schedules_the_one_that_begins_last_and_merges_latest_is_taken(spread: float, expected: int) -> None:
     schedules = Schedules(backbone(), METHOD)  # type: ignore[arg-type]
-    roots = {tuple(rates.items()): 1 + 0.1 * first_of(shares) for shares, rates in schedules.able(0.2)}
+    roots = {tuple(rates.items()): 1 + 0.1 * lateness(shares)[0] for shares, rates in schedules.able(0.2)}
 
     class Tuning:
         """Errors that rise with the first layer that merges, by a tenth each."""
@@ -162,7 +162,9 @@ def test_of_level_schedules_the_one_that_begins_last_is_taken(spread: float, exp
             return roots[tuple(keep_rates.items())] - roots[tuple(others.items())] <= spread
 
     tuning: Any = Tuning()
-    assert first_of(best_shares(tuning, schedules, 0.2)) == expected
+    best = best_shares(tuning, schedules, 0.2)
+    assert lateness(best)[0] == expected
+    assert lateness(best) == max(lateness(each) for each, _ in schedules.able(0.2) if lateness(each)[0] == expected)
 
 
 def test_a_target_that_cannot_be_reached_is_refused(photos: Images) -> None:

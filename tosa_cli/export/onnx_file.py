@@ -95,7 +95,7 @@ def write_program(
     outputs: Sequence[str],
     *,
     opset: int,
-    translations: dict[Callable[..., Any], Callable[..., Any]] | None = None,
+    translations: dict[Any, Callable[..., Any]] | None = None,
 ) -> None:
     """Write a program as an ONNX file; weights that do not fit into it go beside it, under its name and `.data`.
 

@@ -3,7 +3,7 @@
 Errors of single layers do not add up where groups grow: what is merged in one layer stays merged in those behind it. So
 a schedule, how many groups are merged in each layer, is judged by a pass through all layers. The schedules begin at one
 of the first layers, and are steady or rise or fall with the depth; all save the same share of the MACs. Where several
-are level, but for chance or a trifle, the one that begins last is taken. Giving single layers more or less was tried
+are level, but for chance or a trifle, the one that merges last is taken. Giving single layers more or less was tried
 and left: it fits the images that are measured, and other images suffer.
 """
 
@@ -56,7 +56,7 @@ class RateSearch:
     Attributes:
         keep_rates: Keep rate of each ToSA layer, by its number.
         error: 1 - cosine of final tokens to the dense model's with them; mean of patch and class tokens.
-        steady_error: The same where every layer merges as many groups as every other, at the same MACs.
+        steady_error: The same where every layer merges about as many groups as every other, at the same MACs.
         images: Number of images that it was measured on.
         tries: Number of schedules that were measured.
         held: What held on held-out images, where it was asked for: how near the final tokens are, or what is lost of
@@ -221,8 +221,8 @@ def best_shares(
 ) -> list[float]:
     """The schedule for a saving that has about the smallest mean of the roots of the errors of the images.
 
-    Of schedules that are level with the smallest, the one that begins last is taken: it merges less often, and what
-    early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind.
+    Of schedules that are level with the smallest, the one that begins last is taken, and of these the one that merges
+    latest: what early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind.
 
     Args:
         tuning: The images.
@@ -234,13 +234,14 @@ def best_shares(
     able = schedules.able(target_reduction)
     ranked = sorted(able, key=lambda each: tuning.at(each[1], some).root)
     level = [each for each in ranked if tuning.is_level(each[1], ranked[0][1], some)]
-    best = max(level, key=lambda each: first_of(each[0]))  # of several the nearest, which comes first
+    best = max(level, key=lambda each: lateness(each[0]))  # of several the nearest, which comes first
     return (best if some is None else min(best, able[0], key=lambda each: tuning.at(each[1]).root))[0]
 
 
-def first_of(shares: Sequence[float]) -> int:
-    """The first layer that merges anything, as its place among those that choose."""
-    return next(place for place, share in enumerate(shares) if share > 0)
+def lateness(shares: Sequence[float]) -> tuple[int, float]:
+    """The first layer that merges anything, and the mean layer of what is merged, as places among those that choose."""
+    first = next(place for place, share in enumerate(shares) if share > 0)
+    return first, sum(place * share for place, share in enumerate(shares)) / sum(shares)
 
 
 def largest_saving(schedules: Schedules, judge: Judge, shares: list[float], wish: Wish) -> float:
