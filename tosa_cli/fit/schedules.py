@@ -19,7 +19,10 @@ LEAST_KEPT = 0.1
 """No layer computes a smaller share of the tokens."""
 
 REGISTER = 16
-"""How many numbers a vector register of a CPU holds, and rows a tile of AMX: what is left over takes nearly as long."""
+"""How many numbers a vector register of a CPU holds, and rows a tile of AMX: what is left over takes nearly as long.
+
+With AVX-512 PyTorch's attention of 191 tokens took a third longer than that of 192.
+"""
 
 LEAST_REGISTERS = 8
 """With fewer registers of tokens a layer computes the number that is shared out to it, whatever it is."""
