@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.train.tiny_runs import read, write_photos
+from tests.train.tiny_runs import distill_config, read, write_photos
 from tosa_cli.fit.calibrate import CalibrationReport, calibrate
 from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.config import DistillConfig
 from tosa_cli.train.processes import make_accelerator
 
 FITTED = ["linear", "nearest+affine", "nearest+linear"]
@@ -30,12 +29,8 @@ class Count:
         self.done += 1
 
 
-def settings(**values: Any) -> DistillConfig:
-    return DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **values})
-
-
 def fit(model: TosaViT, folder: Path, strict: bool = False, progress: Any = None, **values: Any) -> CalibrationReport:
-    config = settings(**values)
+    config = distill_config(**values)
     images = read(model, folder, config, None)
     return calibrate(make_accelerator(config), model, images, strict=strict, progress=progress)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.train.tiny_runs import read, same, tiny_tosa, weights
+from tests.train.tiny_runs import distill_config, read, same, tiny_tosa, weights
 from tosa_cli.data.loading import Images
 from tosa_cli.fit import calibration
 from tosa_cli.fit.calibrate import CalibrationReport, fit_candidates
@@ -29,12 +29,11 @@ from .fits import (
     fit,
     make_photos,  # noqa: F401 (the fixture `photos`)
     make_scratch,  # noqa: F401 (the fixture `scratch`)
-    settings,
 )
 
 
 def pixels(model: TosaViT, folder: Path) -> Tensor:
-    images = read(model, folder, settings(), None)
+    images = read(model, folder, distill_config(), None)
     return torch.cat([batch.images for batch in images.batches(True)])
 
 
@@ -49,7 +48,9 @@ def cosine_to_dense(model: TosaViT, images: Tensor) -> float:
 
 def fit_to_all_patches(model: TosaViT, folder: Path) -> None:
     """Fit the bypasses as they were when a probe or selector learned to predict their errors."""
-    with Calibration(make_accelerator(settings()), model, read(model, folder, settings(), None), True, None) as run:
+    with Calibration(
+        make_accelerator(distill_config()), model, read(model, folder, distill_config(), None), True, None
+    ) as run:
         fit_candidates(run)
 
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.sentences import fragments
-from tests.train.tiny_runs import StopAt, read, tiny_tosa, weights, write_photos
+from tests.train.tiny_runs import StopAt, distill_config, read, tiny_tosa, weights, write_photos
 from tosa_cli.errors import DataError, TrainingError
 from tosa_cli.fit.calibration import Calibration
 
@@ -16,7 +16,6 @@ from .fits import (
     fit,
     make_photos,  # noqa: F401 (the fixture `photos`)
     make_scratch,  # noqa: F401 (the fixture `scratch`)
-    settings,
 )
 
 
@@ -76,7 +75,7 @@ def test_an_image_that_stops_one_of_two_processes_stops_both_in_the_same_turn(ph
         num_processes, process_index = 2, own  # type: ignore[assignment]
 
     model = tiny_tosa(selector="similarity", bypass="linear")
-    images = read(model, photos, settings(batch_size=4), None)
+    images = read(model, photos, distill_config(batch_size=4), None)
     run = Calibration(Process(cpu=True), model, images, True, None)
     numbers = []
     batches = run.read()

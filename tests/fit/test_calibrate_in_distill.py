@@ -1,40 +1,20 @@
 """A fit within `distill`: resumed exactly, kept only if held-out images say so."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.train.tiny_runs import StopAt, read, same, tiny_tosa, weights
+from tests.train.tiny_runs import StopAt, same, tiny_tosa, train_and_fit, weights
 from tosa_cli.errors import ConfigError, TrainingError
-from tosa_cli.model.tosa_vit import TosaViT
-from tosa_cli.train.distill import DistillObjective, check_trainable, distill, distill_augmentation
-from tosa_cli.train.processes import make_accelerator
+from tosa_cli.train.distill import DistillObjective, check_trainable
 from tosa_cli.train.weights import HeldOut, Watch
 
 from .fits import (
     FITTED,
     SELECTORS,
     make_photos,  # noqa: F401 (the fixture `photos`)
-    settings,
 )
-
-
-def train_and_fit(model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, **values: Any) -> Any:
-    progress, watch = values.pop("progress", None), values.pop("watch", None)
-    config = settings(**values)
-    return distill(
-        make_accelerator(config),
-        model,
-        read(model, folder, config, distill_augmentation(config)),
-        read(model, folder, config, None),
-        config,
-        checkpoint=checkpoint,
-        watch=watch,
-        resume=resume,
-        progress=progress,
-    )
 
 
 def test_a_run_that_is_interrupted_in_training_resumes_exactly(photos: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Families that are converted, and what tests look at in their blocks."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,27 +66,27 @@ class RunHidden:
         return hook
 
 
-class ReadSoftmax(TorchFunctionMode):
-    """Notes what goes into the softmax of attention that is not fused."""
+class ReadArgument(TorchFunctionMode):
+    """Notes what a function is called with.
 
-    def __init__(self) -> None:
+    Args:
+        function: The function.
+        place: Which of its arguments, by its place.
+    """
+
+    def __init__(self, function: Callable[..., Any], place: int) -> None:
         super().__init__()
-        self.logits: list[Tensor] = []
+        self.function, self.place = function, place
+        self.found: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.softmax:
-            self.logits.append(args[0])
+        if func is self.function:
+            self.found.append(args[self.place])
         return func(*args, **(kwargs or {}))
 
 
-class ReadKeys(TorchFunctionMode):
-    """Notes the keys that are attended with."""
+read_softmax = partial(ReadArgument, Tensor.softmax, 0)
+"""Notes what goes into the softmax of attention that is not fused."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: list[Tensor] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.keys.append(args[1])
-        return func(*args, **(kwargs or {}))
+read_keys = partial(ReadArgument, F.scaled_dot_product_attention, 1)
+"""Notes the keys that are attended with."""

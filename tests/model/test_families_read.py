@@ -17,7 +17,7 @@ from tosa_cli.model.families import (
 from tosa_cli.model.places import Places, gather_bias, gather_rope
 
 from .families import FAMILIES, make_family
-from .family_runs import ReadKeys, ReadSoftmax, convert_family, images_of
+from .family_runs import convert_family, images_of, read_keys, read_softmax
 
 # ---------------------------------------------------------------------- what is read of a block
 
@@ -34,9 +34,9 @@ def test_the_logits_read_are_those_that_the_softmax_sees(family: str, rows: int 
     for module in block.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
-    with ReadSoftmax() as seen:
+    with read_softmax() as seen:
         block(tokens, **places.of(2))
-    whole = torch.cat(seen.logits, dim=1)
+    whole = torch.cat(seen.found, dim=1)
     if rows != "all":
         whole = whole[:, :, torch.linspace(0, tokens.shape[1] - 1, int(rows)).round().long()]
     assert logits.shape == whole.shape and torch.allclose(logits, whole, atol=1e-4)
@@ -51,11 +51,11 @@ def test_tokens_are_compared_by_the_mean_of_their_attention_keys(family: str) ->
     for module in block.modules():
         if hasattr(module, "k_norm"):
             module.k_norm = nn.Identity()
-    with ReadKeys() as seen:  # a block that is told of no places does not rotate its keys
+    with read_keys() as seen:  # a block that is told of no places does not rotate its keys
         block(tokens, **{name: value for name, value in places.of(2).items() if name != "rope"})
     weight, bias = mean_key_projection(block)
     keys = F.linear(attention_input(block, tokens), weight, bias)
-    assert torch.allclose(keys, seen.keys[0].mean(dim=1), atol=1e-4)
+    assert torch.allclose(keys, seen.found[0].mean(dim=1), atol=1e-4)
 
 
 @torch.no_grad()

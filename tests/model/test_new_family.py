@@ -20,7 +20,7 @@ from tosa_cli.model.families.timm_common import mean_of_heads
 from tosa_cli.model.families.timm_vit import TimmVit
 from tosa_cli.model.flops import count_flops
 
-from .family_runs import ReadKeys, RunHidden
+from .family_runs import RunHidden, read_keys
 from .tiny_models import make_images, make_tosa, randomize_
 
 WIDTH, HEADS = 48, 4
@@ -146,10 +146,10 @@ def test_sizes_go_in_by_the_name_that_its_blocks_know(monkeypatch: pytest.Monkey
 def test_tokens_are_compared_by_the_mean_of_its_own_keys() -> None:
     model = make_encoder()
     tokens, _ = embed_with_places(model, make_images(size=64))
-    with ReadKeys() as seen:
+    with read_keys() as seen:
         model.blocks[1](tokens)
     keys = F.linear(attention_input(model.blocks[1], tokens), *mean_key_projection(model.blocks[1]))
-    assert torch.allclose(keys, seen.keys[0].mean(dim=1), atol=1e-5)
+    assert torch.allclose(keys, seen.found[0].mean(dim=1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

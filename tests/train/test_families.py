@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.model.families import make_family
-from tests.model.family_runs import ReadSoftmax, images_of
+from tests.model.family_runs import images_of, read_softmax
 from tests.model.tiny_models import make_tosa
 from tests.train.tiny_runs import fit_one, read, run_distill, write_photos
 from tosa_cli.config import TosaConfig
@@ -37,12 +37,12 @@ def test_the_maps_to_learn_from_are_those_of_the_source(family: str) -> None:
     for module in source.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
-    with ReadSoftmax() as seen:
+    with read_softmax() as seen:
         source.forward_features(images)
-    side_by_side = len(seen.logits) // len(source.blocks)
+    side_by_side = len(seen.found) // len(source.blocks)
     assert list(logits) == [1, 3, 4]
     for layer, read_logits in logits.items():
-        expected = torch.cat(seen.logits[(layer - 1) * side_by_side : layer * side_by_side], dim=1)
+        expected = torch.cat(seen.found[(layer - 1) * side_by_side : layer * side_by_side], dim=1)
         assert torch.allclose(read_logits, expected, atol=1e-4)
 
 

@@ -21,7 +21,7 @@ from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.tasks.registry import TASKS
 from tosa_cli.tasks.tokens import finetune_augmentation
 from tosa_cli.train.config import DistillConfig, FinetuneConfig, TrainConfig
-from tosa_cli.train.distill import distill, distill_augmentation
+from tosa_cli.train.distill import DistillReport, distill, distill_augmentation
 from tosa_cli.train.loop import TrainReport
 from tosa_cli.train.processes import make_accelerator
 from tosa_cli.train.weights import HeldOut, Watch
@@ -101,20 +101,35 @@ def read(model: TosaViT, folder: Path, config: TrainConfig, augment: Augmentatio
     )
 
 
-def run_distill(
-    model: TosaViT, folder: Path, checkpoint: Path, resume: bool = False, progress: Any = None, **settings: Any
-) -> TrainReport:
-    config = DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **settings})
-    report = distill(
+def distill_config(**settings: Any) -> DistillConfig:
+    return DistillConfig(**{"batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", **settings})
+
+
+def train_and_fit(
+    model: TosaViT,
+    folder: Path,
+    checkpoint: Path,
+    resume: bool = False,
+    progress: Any = None,
+    watch: Watch | None = None,
+    **settings: Any,
+) -> DistillReport:
+    config = distill_config(**settings)
+    return distill(
         make_accelerator(config),
         model,
         read(model, folder, config, distill_augmentation(config)),
         read(model, folder, config, None),
         config,
         checkpoint=checkpoint,
+        watch=watch,
         resume=resume,
         progress=progress,
     )
+
+
+def run_distill(model: TosaViT, folder: Path, checkpoint: Path, **settings: Any) -> TrainReport:
+    report = train_and_fit(model, folder, checkpoint, **settings)
     assert report.training is not None
     return report.training
 

@@ -104,20 +104,20 @@ class Schedules:
         The last layers come first, where a token costs least, and whole registers, so that one layer at most is left
         with a part of one.
         """
+        for step in dict.fromkeys((self.step, 1)):
+            for first in reversed(self.choosing):
+                rates = self._give(rates, first, step, target_reduction)
+        return rates
 
-        def more(first: int, count: int) -> dict[int, float]:
-            rate = self._rate(round(rates[first] * self.tokens) + count)
+    def _give(self, rates: dict[int, float], first: int, step: int, target_reduction: float) -> dict[int, float]:
+        """Let the layers that share a choice compute as many more tokens, by a step, as leave enough saved."""
+
+        def more(steps: int) -> dict[int, float]:
+            rate = self._rate(round(rates[first] * self.tokens) + steps * step)
             return {layer: rate if self.chooser[layer] == first else rates[layer] for layer in rates}
 
-        for step in sorted({self.step, 1}, reverse=True):
-            for first in reversed(self.choosing):
-                room = round((rates.get(first - 1, 1.0) - rates[first]) * self.tokens)
-
-                def enough(steps: int, first: int = first, step: int = step) -> bool:
-                    return self.reduction(more(first, steps * step)) >= target_reduction
-
-                rates = more(first, step * largest(0, room // step, enough))
-        return rates
+        room = round((rates.get(first - 1, 1.0) - rates[first]) * self.tokens)
+        return more(largest(0, room // step, lambda steps: self.reduction(more(steps)) >= target_reduction))
 
     def at_scale(self, shares: Sequence[float], scale: float) -> dict[int, float]:
         """Keep rates where each layer that chooses merges about its share times a scale, in tokens."""
