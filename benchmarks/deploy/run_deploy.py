@@ -268,7 +268,7 @@ def run_growth(lab: DeployLab) -> None:
         dense = lab.real.source(size).eval()
         schedules = Schedules(dense, CALIBRATED)
         model = insert_selectors(
-            lab.real.source(size), schedules.config(schedules.keep_rates(schedules.rising(0.0), 0.25))
+            lab.real.source(size), schedules.config(schedules.keep_rates(schedules.choosing, 0.25))
         ).eval()
         flops = count_flops(model)
         images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

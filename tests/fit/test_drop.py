@@ -77,11 +77,11 @@ def test_a_percent_more_of_saving_would_lose_more_than_was_allowed(
     with Calibration(make_accelerator(TrainConfig(device="cpu")), model, digits, True, None) as run:
         judge = Guesses(run, wish)
         judge.read()
-        shares = schedules.rising(0.0)
-        saving = largest_saving(schedules, judge, shares, wish)
+        merging = schedules.choosing
+        saving = largest_saving(schedules, judge, merging, wish)
         assert 0 < saving < schedules.most - 0.01
-        assert judge.at(schedules.keep_rates(shares, saving)).drop <= points
-        assert judge.at(schedules.keep_rates(shares, saving + 0.01)).drop > points
+        assert judge.at(schedules.keep_rates(merging, saving)).drop <= points
+        assert judge.at(schedules.keep_rates(merging, saving + 0.01)).drop > points
 
 
 def test_a_model_that_guesses_has_nothing_to_lose(digits: Images) -> None:
@@ -159,6 +159,6 @@ def test_a_drop_that_holds_nowhere_is_refused(classifier: Any, digits: Images) -
 
     judge: Any = Judge()
     schedules = Schedules(classifier, METHOD)
-    assert largest_saving(schedules, judge, schedules.rising(0.0), MaxDrop(5.0)) == 0
+    assert largest_saving(schedules, judge, schedules.choosing, MaxDrop(5.0)) == 0
     with pytest.raises(ConfigError, match=fragments.THERE_TOP_1_ACCURACY_IS):
         raise ConfigError(MaxDrop(5.0).refusal(judge.at({})))

@@ -1,6 +1,6 @@
 """The tokens that enter a run of a whole model's blocks, by what the model is called with."""
 
-from collections.abc import Container, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -58,9 +58,9 @@ class BatchTokens(KeptTokens):
             raise DataError("There is no batch to calibrate on: pass an iterable of what the model is called with.")
         self.num_batches = max(self.num_batches, len(self._places))
 
-    def kept(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The batches that were kept, or some of them, and where their tokens stand."""
-        for number, values in super().kept(numbers):
+    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The batches that were kept, and where their tokens stand."""
+        for number, values in super().kept():
             self.places = self._places[number]
             yield number, values
 

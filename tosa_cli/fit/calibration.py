@@ -8,7 +8,7 @@ and several come to the same numbers.
 import itertools
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -64,11 +64,9 @@ class KeptTokens(ABC):
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def kept(self, numbers: Container[int] | None = None) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The batches of this process that were kept, or some of them: number, and tensors by name."""
+    def kept(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The batches of this process that were kept: number, and tensors by name."""
         for path in sorted(Path(self._folder.name).iterdir()):
-            if numbers is not None and int(path.stem) not in numbers:
-                continue
             values = {name: value.to(self.accelerator.device) for name, value in load_file(path).items()}
             yield int(path.stem), values
             for _ in range(min(self.accelerator.num_processes, self.num_batches - int(path.stem))):

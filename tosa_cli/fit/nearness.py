@@ -1,7 +1,7 @@
 """Final tokens measured at any keep rates: how near they are to the dense model's, wherever the layers are."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,7 +103,6 @@ class FinalTokens:
         self.norm = norm
         self.class_token = class_token
         self.found: dict[tuple[Any, ...], Nearness] = {}
-        self.sizes: dict[int, int] = {}
         self.roots: dict[tuple[Any, ...], dict[int, Tensor]] = {}
 
     def read(self) -> None:
@@ -114,25 +113,16 @@ class FinalTokens:
         """
         self.run.sum_up(self._dense_pass())
 
-    def at(self, keep_rates: Mapping[int, float], some: int | None = None) -> Nearness:
-        """How near the final tokens are at these keep rates, one a layer of the model; measured once.
-
-        Args:
-            keep_rates: The keep rates.
-            some: Measure on so many images, or a few more, whose batches are evenly spread; None takes all.
-        """
-        key = _key(keep_rates, some)
+    def at(self, keep_rates: Mapping[int, float]) -> Nearness:
+        """How near the final tokens are at these keep rates, one a layer of the model; measured once."""
+        key = tuple(keep_rates.items())
         if key not in self.found:
             self.run.model.keep_rates.update(keep_rates)
             self.roots[key] = {}
-            numbers = list(self.sizes) if some is None else self._spread(some)
-            images = sum(self.sizes[number] for number in numbers)
-            # Of several processes each has read a share of the batches, and all of them are asked for.
-            found = self.run.sum_up(self._error_pass(None if some is None else numbers, self.roots[key]))
-            self.found[key] = self._nearness(found, self.run.num_images if some is None else images)
+            self.found[key] = self._nearness(self.run.sum_up(self._error_pass(self.roots[key])))
         return self.found[key]
 
-    def is_level(self, keep_rates: Mapping[int, float], others: Mapping[int, float], some: int | None = None) -> bool:
+    def is_level(self, keep_rates: Mapping[int, float], others: Mapping[int, float]) -> bool:
         """Whether final tokens are about as near at some keep rates as at others: both have been measured.
 
         The roots of the errors are compared image by image, and are level where those of the first are larger by no
@@ -141,23 +131,13 @@ class FinalTokens:
         Args:
             keep_rates: Keep rates, one a layer.
             others: Others.
-            some: As for `at`.
         """
-        first, second = (self.roots[_key(rates, some)] for rates in (keep_rates, others))
+        first, second = (self.roots[tuple(rates.items())] for rates in (keep_rates, others))
         pairs: Iterator[dict[Any, Sums]] = ({"": moments(first[number] - second[number])} for number in first)
         sums = self.run.sum_up(pairs)[""]
-        mean, error = mean_of(sums, self.at(keep_rates, some).images)
+        mean, error = mean_of(sums, self.at(keep_rates).images)
         chance = error if math.isfinite(error) else 0.0  # one image alone says nothing of it
         return mean <= max(chance, ALIKE)
-
-    def _spread(self, some: int) -> list[int]:
-        """Batches, evenly spread, that hold so many images."""
-        numbers = list(self.sizes)
-        for count in range(1, len(numbers)):
-            chosen = [numbers[place * len(numbers) // count] for place in range(count)]
-            if sum(self.sizes[number] for number in chosen) >= some:
-                return chosen
-        return numbers
 
     @torch.no_grad()
     def _dense_pass(self) -> Iterator[dict[Any, Sums]]:
@@ -165,7 +145,6 @@ class FinalTokens:
         for number, tokens in self.run.read():
             stream = Stream(tokens, self.run.places)
             run_all(model.dense_layers(stream))
-            self.sizes[number] = len(tokens)
             final = self.norm(stream.tokens)
             if not final.isfinite().all():
                 raise DataError(
@@ -176,10 +155,10 @@ class FinalTokens:
             yield {}
 
     @torch.no_grad()
-    def _error_pass(self, numbers: Sequence[int] | None, roots: dict[int, Tensor]) -> Iterator[dict[Any, Sums]]:
+    def _error_pass(self, roots: dict[int, Tensor]) -> Iterator[dict[Any, Sums]]:
         model = self.run.model
         prefix = model.num_prefix_tokens
-        for number, kept in self.run.kept(numbers):
+        for number, kept in self.run.kept():
             stream = Stream(kept["tokens"], self.run.places)
             run_all(model.layers(stream))
             cosine = F.cosine_similarity(kept["final"].float(), self.norm(stream.tokens).float(), dim=-1)
@@ -191,7 +170,8 @@ class FinalTokens:
             sums: dict[Any, Sums] = {name: moments(values) for name, values in parts.items()}
             yield {**sums, "root": {"sum": roots[number].sum()}}
 
-    def _nearness(self, sums: Mapping[Any, Sums], count: int) -> Nearness:
+    def _nearness(self, sums: Mapping[Any, Sums]) -> Nearness:
+        count = self.run.num_images
         patch, patch_error = mean_of(sums["patch"], count)
         first, first_error = mean_of(sums["class"], count) if "class" in sums else (None, None)
         return Nearness(
@@ -202,10 +182,6 @@ class FinalTokens:
             class_error=first_error,
             root=sums["root"]["sum"].item() / count,
         )
-
-
-def _key(keep_rates: Mapping[int, float], some: int | None) -> tuple[Any, ...]:
-    return (*keep_rates.items(), some)
 
 
 def moments(values: Tensor) -> Sums:

@@ -1,10 +1,9 @@
 """Keep rates of groups that grow, found on the whole model: what is measured is the error of the final tokens.
 
 Errors of single layers do not add up where groups grow: what is merged in one layer stays merged in those behind it. So
-a schedule, how many groups are merged in each layer, is judged by a pass through all layers. The schedules begin at one
-of the first layers, and are steady or rise or fall with the depth; all save the same share of the MACs. Where several
-are level, but for chance or a trifle, the one that merges last is taken. Giving single layers more or less was tried
-and left: it fits the images that are measured, and other images suffer.
+a schedule, which layers merge groups, is judged by a pass through all layers. Schedules begin early or late and save
+the same share of the MACs. Where several are level, but for chance or a trifle, the one that begins last is taken.
+Giving single layers more or less was tried and left: it fits the images that are measured, and other images suffer.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from tosa_cli.errors import ConfigError, DataError
 from tosa_cli.fit.calibration import Calibration
 from tosa_cli.fit.drop import Drop, Guesses, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens, MinCosine, Nearness
-from tosa_cli.fit.schedules import Schedules
+from tosa_cli.fit.schedules import BEGINS, Schedules
 from tosa_cli.model.families import Backbone, has_class_token
 from tosa_cli.model.tosa_vit import TosaViT
 from tosa_cli.progress import NoProgress, Progress
@@ -103,7 +102,7 @@ def search_rates(
     """
     schedules = Schedules(backbone, method)
     schedules.check(target_reduction)
-    with _calibrated(accelerator, backbone, schedules, images, strict, progress, len(schedules.all())) as run:
+    with _calibrated(accelerator, backbone, schedules, images, strict, progress, len(BEGINS) + 1) as run:
         tuning = _final_tokens(run, backbone)
         tuning.read()
         return search_on(tuning, schedules, target_reduction)
@@ -139,7 +138,7 @@ def hold(
         DataError: If no image can be read, or one cannot and `strict` is set; or labels are missing or not the model's.
     """
     schedules = Schedules(backbone, method)
-    tries = 2 * len(schedules.all())
+    tries = 2 * len(BEGINS) + 1
     with _calibrated(accelerator, backbone, schedules, images, strict, progress, tries) as run:
         tuning = _final_tokens(run, backbone)
         tuning.read()
@@ -149,21 +148,18 @@ def hold(
             return hold_on(tuning, judge, schedules, wish)
 
 
-def search_on(
-    tuning: FinalTokens, schedules: Schedules, target_reduction: float, some: int | None = None
-) -> RateSearch:
+def search_on(tuning: FinalTokens, schedules: Schedules, target_reduction: float) -> RateSearch:
     """Find the keep rates for a saving that can be reached, on images that the dense model has read.
 
     Args:
         tuning: The images.
         schedules: What is tried.
         target_reduction: The saving.
-        some: As for `best_shares`.
     """
-    return _report(tuning, schedules, best_shares(tuning, schedules, target_reduction, some), target_reduction)
+    return _report(tuning, schedules, best_merging(tuning, schedules, target_reduction), target_reduction)
 
 
-def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish, some: int | None = None) -> RateSearch:
+def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish) -> RateSearch:
     """Find the keep rates that save most while a wish is met, on images that the dense model has read.
 
     Args:
@@ -171,28 +167,27 @@ def hold_on(tuning: FinalTokens, judge: Judge, schedules: Schedules, wish: Wish,
         judge: Others, on which the wish has to be met.
         schedules: What is tried.
         wish: What has to hold.
-        some: As for `best_shares`.
 
     Raises:
         ConfigError: If it is met at no saving.
         DataError: If a single image is held out.
     """
 
-    def saved(found: tuple[float, list[float]]) -> float:
-        """What is saved in truth: of a saving that is out of reach of its shares, as much as they can."""
+    def saved(found: tuple[float, tuple[int, ...]]) -> float:
+        """What is saved in truth: of a saving that is out of reach of its layers, as much as they can."""
         return schedules.reduction(schedules.keep_rates(found[1], found[0]))
 
-    shares = best_shares(tuning, schedules, min(FIRST_GUESS, schedules.most), some)
-    most = largest_saving(schedules, judge, shares, wish)
+    merging = best_merging(tuning, schedules, min(FIRST_GUESS, schedules.most))
+    most = largest_saving(schedules, judge, merging, wish)
     if most:  # a saving of its own has a schedule of its own, which may hold further
-        second = best_shares(tuning, schedules, most, some)
-        most, shares = max((largest_saving(schedules, judge, second, wish), second), (most, shares), key=saved)
-    held = judge.at(schedules.keep_rates(shares, most or 0.01))
+        second = best_merging(tuning, schedules, most)
+        most, merging = max((largest_saving(schedules, judge, second, wish), second), (most, merging), key=saved)
+    held = judge.at(schedules.keep_rates(merging, most or 0.01))
     if held.images < 2:
         raise DataError("What is to hold was measured on one held-out image, which says nothing of others: give more.")
     if not most:
         raise ConfigError(wish.refusal(held))
-    return dataclasses.replace(_report(tuning, schedules, shares, most), held=held)
+    return dataclasses.replace(_report(tuning, schedules, merging, most), held=held)
 
 
 @contextmanager
@@ -216,45 +211,27 @@ def _final_tokens(run: Calibration, backbone: Backbone) -> FinalTokens:
     return FinalTokens(run, run.model.norm, 0 if has_class_token(backbone) else None)
 
 
-def best_shares(
-    tuning: FinalTokens, schedules: Schedules, target_reduction: float, some: int | None = None
-) -> list[float]:
-    """The schedule for a saving that has about the smallest mean of the roots of the errors of the images.
+def best_merging(tuning: FinalTokens, schedules: Schedules, target_reduction: float) -> tuple[int, ...]:
+    """The layers that merge by the schedule with about the smallest mean of the roots of the errors of the images.
 
-    Of schedules that are level with the smallest, the one that begins last is taken, and of these the one that merges
-    latest: what early layers merge wrongly, as in fine textures that few images show, is wrong in all layers behind.
-
-    Args:
-        tuning: The images.
-        schedules: What is tried.
-        target_reduction: The saving.
-        some: Compare all schedules on so many of the images, and on all of them the best with the steady one, which
-            takes a fraction of the time where images are large; None compares all on all.
+    Of schedules that are level with the smallest, the one that begins last is taken: what early layers merge wrongly,
+    as in fine textures that few images show, is wrong in all layers behind.
     """
     able = schedules.able(target_reduction)
-    ranked = sorted(able, key=lambda each: tuning.at(each[1], some).root)
-    level = [each for each in ranked if tuning.is_level(each[1], ranked[0][1], some)]
-    best = max(level, key=lambda each: lateness(each[0]))  # of several the nearest, which comes first
-    return (best if some is None else min(best, able[0], key=lambda each: tuning.at(each[1]).root))[0]
+    nearest = min(able.values(), key=lambda rates: tuning.at(rates).root)
+    return max(merging for merging, rates in able.items() if tuning.is_level(rates, nearest))
 
 
-def lateness(shares: Sequence[float]) -> tuple[int, float]:
-    """The first layer that merges anything, and the mean layer of what is merged, as places among those that choose."""
-    first = next(place for place, share in enumerate(shares) if share > 0)
-    return first, sum(place * share for place, share in enumerate(shares)) / sum(shares)
-
-
-def largest_saving(schedules: Schedules, judge: Judge, shares: list[float], wish: Wish) -> float:
+def largest_saving(schedules: Schedules, judge: Judge, merging: Sequence[int], wish: Wish) -> float:
     """A whole percentage of the MACs that can be saved while a wish is met, and not one percent more; 0 if none."""
 
     def holds(percent: int) -> bool:
-        return wish.is_met(judge.at(schedules.keep_rates(shares, percent / 100)))
+        return wish.is_met(judge.at(schedules.keep_rates(merging, percent / 100)))
 
     return largest(0, int(schedules.most * 100), holds) / 100
 
 
-def _report(tuning: FinalTokens, schedules: Schedules, shares: list[float], target_reduction: float) -> RateSearch:
-    rates = schedules.keep_rates(shares, target_reduction)
-    found, steady = tuning.at(rates), tuning.at(schedules.keep_rates(schedules.all()[0], target_reduction))
-    kept = schedules.config(rates).keep_rates
-    return RateSearch(kept, found.error, steady.error, found.images, len(tuning.found))
+def _report(tuning: FinalTokens, schedules: Schedules, merging: Sequence[int], target_reduction: float) -> RateSearch:
+    rates, steady = (schedules.keep_rates(layers, target_reduction) for layers in (merging, schedules.choosing))
+    found, kept = tuning.at(rates), schedules.config(rates).keep_rates
+    return RateSearch(kept, found.error, tuning.at(steady).error, found.images, len(tuning.found))

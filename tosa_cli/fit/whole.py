@@ -16,7 +16,7 @@ from tosa_cli.fit.calibrate import CalibrationReport, fit
 from tosa_cli.fit.drop import Agreement, MaxDrop
 from tosa_cli.fit.nearness import FinalTokens
 from tosa_cli.fit.rates import Judge, RateSearch, Wish, hold_on, search_on, wished
-from tosa_cli.fit.schedules import Schedules
+from tosa_cli.fit.schedules import BEGINS, Schedules
 from tosa_cli.methods import SELECTORS
 from tosa_cli.model.runs import ImageRun, converted_runs, insert_run
 from tosa_cli.model.runs.calls import call_on
@@ -24,9 +24,6 @@ from tosa_cli.model.runs.find import check_runs
 from tosa_cli.model.runs.flops import count_run
 from tosa_cli.model.runs.insert import measure_patches, remove_run
 from tosa_cli.progress import Progress
-
-LEAST_COMPARED = 8
-"""Images on which all schedules are compared, at least."""
 
 
 def calibrate_runs(
@@ -134,19 +131,18 @@ def choose_run_rates(
     run = insert_run(found, method.at(layers, 1.0), measure_patches(found, call_on(model, batches[0])))
     try:
         schedules: Any = _RunSchedules(run, method, layers)  # type: ignore[arg-type]
-        tries = len(schedules.all())
         if wish is None:
             target = cast(float, target_reduction)
             schedules.check(target)
-            with _measured(model, found, batches, progress, tries) as tuning:
-                search = search_on(tuning, schedules, target, _first(tuning))
+            with _measured(model, found, batches, progress, len(BEGINS) + 1) as tuning:
+                search = search_on(tuning, schedules, target)
         else:
             others = [batch for place, batch in enumerate(batches) if place % 3]
             with (
-                _measured(model, found, batches[::3], progress, 2 * tries) as tuning,
+                _measured(model, found, batches[::3], progress, 2 * len(BEGINS) + 1) as tuning,
                 _judge(model, found, others, progress, wish) as judge,
             ):
-                search = hold_on(tuning, judge, schedules, wish, _first(tuning))
+                search = hold_on(tuning, judge, schedules, wish)
         return method.at(search.keep_rates, search.keep_rates.values()), search
     finally:
         remove_run(found)
@@ -176,12 +172,6 @@ def _judge(
         return
     with _measured(model, found, batches, progress, 0) as final:
         yield final
-
-
-def _first(tuning: FinalTokens) -> int | None:
-    """On how many images all schedules are compared; None where these are as good as all."""
-    some = max(LEAST_COMPARED, tuning.run.num_images // 8)
-    return some if 2 * some <= tuning.run.num_images else None
 
 
 def _normalised(tokens: Tensor) -> Tensor:
