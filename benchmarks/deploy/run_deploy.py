@@ -267,9 +267,8 @@ def run_growth(lab: DeployLab) -> None:
     def one(size: int) -> dict[str, Any]:
         dense = lab.real.source(size).eval()
         schedules = Schedules(dense, CALIBRATED)
-        model = insert_selectors(
-            lab.real.source(size), schedules.config(schedules.keep_rates(schedules.choosing, 0.25))
-        ).eval()
+        rates = schedules.keep_rates(schedules.merging(1, 0.25), 0.25)  # what is found for most draws at 224
+        model = insert_selectors(lab.real.source(size), schedules.config(rates)).eval()
         flops = count_flops(model)
         images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
         turns = time_in_turns({"dense": dense, "tosa": model}, images, rounds=5 if size > 600 else ROUNDS, seconds=0.1)
