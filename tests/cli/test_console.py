@@ -26,6 +26,11 @@ def test_a_table_shows_names_with_brackets_as_they_are() -> None:
     assert "x[/b]y.jpg" in printed("pictures", "x[/b]y.jpg")
 
 
+def test_the_title_of_a_narrow_table_is_one_line() -> None:
+    title = "Keep rates of a model in whose layers next to nothing is merged"
+    assert printed(title, "1").splitlines()[0] == title
+
+
 def test_a_line_shows_colons_as_they_are() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         console.print_line("s3:x:bucket [red]")

@@ -89,7 +89,7 @@ def print_json(values: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str] = ()) -> None:
     """Print a table on stdout; numbers stand to the right, the first column to the left."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_footer=bool(footer))
+    table = Table(show_footer=bool(footer))
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", footer=footer[i] if footer else "", no_wrap=True)
     for row in rows:
@@ -97,6 +97,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     # rich cuts cells short to fit the console's width; off a terminal there is none to fit.
     wide = out if out.is_terminal else _Stdout(file=out.file, width=UNBOUNDED, **PLAIN)
     with _whole_stdout():
+        wide.print(Text(title, style="bold"))  # rich would fold a table's own title to its width
         wide.print(table)
 
 
