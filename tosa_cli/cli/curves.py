@@ -39,7 +39,7 @@ def show_search(search: "RateSearch") -> None:
     )
     console.say(
         f"1000 x (1 - cosine of the final tokens) is {1000 * search.error:.2f} on {counted(search.images, 'image')}, "
-        f"and {1000 * search.steady_error:.2f} where every layer merges as many groups as every other."
+        f"and {1000 * search.steady_error:.2f} where every layer that chooses merges as many, which takes longer."
     )
     if search.held is not None:
         console.say(describe_held(search.held.to_dict()))

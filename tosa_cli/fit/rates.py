@@ -55,7 +55,8 @@ class RateSearch:
     Attributes:
         keep_rates: Keep rate of each ToSA layer, by its number.
         error: 1 - cosine of final tokens to the dense model's with them; mean of patch and class tokens.
-        steady_error: The same where every layer merges about as many groups as every other, at the same MACs.
+        steady_error: The same where every layer that chooses merges about as many groups, at the same MACs: what that
+            takes is told by no MACs.
         images: Number of images that it was measured on.
         tries: Number of schedules that were measured.
         held: What held on held-out images, where it was asked for: how near the final tokens are, or what is lost of
