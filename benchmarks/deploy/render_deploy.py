@@ -99,7 +99,7 @@ def sections(results: dict[str, Any]) -> Iterator[str]:
 def earlier(table: str, results: dict[str, Any]) -> Iterator[str]:
     """A sentence over a table that is of keep rates of before."""
     if table in results.get("earlier", ()):
-        yield "Measured with keep rates of an earlier search, by which more layers merge: five at -25%, where it is three."
+        yield "Measured with keep rates of an earlier search: five layers merge at -25%, where three do now."
 
 
 def runtime_table(found: dict[str, Any]) -> str:
