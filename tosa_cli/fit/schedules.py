@@ -7,6 +7,7 @@ fall with the depth were tried and left: they win on the images that they are ch
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from tosa_cli.bisection import largest
 from tosa_cli.config import Method, TosaConfig
@@ -21,7 +22,7 @@ BEGINS = (0.0, 1 / 6, 1 / 3, 1 / 2)
 END = 5 / 6
 """Up to what share of the layers that choose a schedule goes, where as much can be saved so."""
 
-LEAST_MERGED = 1 / 9
+LEAST_MERGED = 0.115
 """What share of the tokens the layers that merge take off on average, where fewer of them can save as much."""
 
 LEAST_KEPT = 0.1
@@ -63,8 +64,10 @@ class Schedules:
         self.tokens = int(backbone.patch_embed.num_patches) + self.prefix
         self.least = max(self.prefix + 1, round(LEAST_KEPT * self.tokens))
         self.step = REGISTER if self.tokens >= LEAST_REGISTERS * REGISTER else 1
+        self.half = max(1, self.step // 2)
         config = method.at(layers, 1.0)
         self.choosing = tuple(layer for layer, first in config.choosing_layers.items() if layer == first)
+        self.last = self.choosing[round(END * len(self.choosing)) - 1]
         self._reductions: dict[tuple[tuple[int, float], ...], float] = {}
 
     def check(self, target_reduction: float) -> None:
@@ -82,33 +85,23 @@ class Schedules:
     @property
     def most(self) -> float:
         """The largest share of the dense MACs that can be saved."""
-        return self.reduction(self.at_scale(self.choosing, self.tokens))
+        return self.reduction(self._rates(self._shared_out(self._rows(self.choosing), self.tokens)))
 
     def able(self, target_reduction: float) -> dict[tuple[int, ...], dict[int, float]]:
         """The layers that merge by each schedule that can save so much, the earliest first, and their keep rates."""
-        found = {}
-        for begin in dict.fromkeys(round(share * len(self.choosing)) for share in BEGINS):
-            merging = self.merging(begin, target_reduction)
-            rates = self.keep_rates(merging, target_reduction)
-            if self.saves(rates, target_reduction):
-                found[merging] = rates
-        return found
+        begins = dict.fromkeys(round(share * len(self.choosing)) for share in BEGINS)
+        found = [self._fewest(self.choosing[begin:], target_reduction) for begin in begins]
+        return {merging: rates for merging, rates in found if self.saves(rates, target_reduction)}
 
-    def merging(self, begin: int, target_reduction: float) -> tuple[int, ...]:
-        """The layers that merge to save so much: as few as `END` and `LEAST_MERGED` ask for.
-
-        Args:
-            begin: How many of the layers that choose merge nothing before them.
-            target_reduction: Share of the dense MACs to save.
-        """
-        merging = self.choosing[begin:]
-        last, rates = round(END * len(self.choosing)), self.keep_rates(merging, target_reduction)
-        while len(merging) > 1 and (begin + len(merging) > last or self._merges_little(rates)):
-            rates = self.keep_rates(merging[:-1], target_reduction)
-            if not self.saves(rates, target_reduction):
+    def _fewest(self, merging: tuple[int, ...], target_reduction: float) -> tuple[tuple[int, ...], dict[int, float]]:
+        """The first of some layers, as few as `END` and `LEAST_MERGED` ask for, and their keep rates."""
+        rates = self.keep_rates(merging, target_reduction)
+        while len(merging) > 1 and (merging[-1] > self.last or self._merges_little(rates)):
+            fewer = self.keep_rates(merging[:-1], target_reduction)
+            if not self.saves(fewer, target_reduction):
                 break
-            merging = merging[:-1]
-        return merging
+            merging, rates = merging[:-1], fewer
+        return merging, rates
 
     def _merges_little(self, keep_rates: dict[int, float]) -> bool:
         """Whether the layers that merge take off less than `LEAST_MERGED` each."""
@@ -120,12 +113,13 @@ class Schedules:
 
         Where that is out of reach they save as much as these layers can.
         """
+        rows = self._rows(merging)
         low, high = 0.0, float(self.tokens)
         for _ in range(40):
             middle = (low + high) / 2
-            enough = self.saves(self.at_scale(merging, middle), target_reduction)
+            enough = self.saves(self._rates(self._shared_out(rows, middle)), target_reduction)
             low, high = (low, middle) if enough else (middle, high)
-        return self._give_back(self.at_scale(merging, high), self._rows(merging), target_reduction)
+        return self._rates(self._in_registers(rows, self._shared_out(rows, high), target_reduction))
 
     def saves(self, keep_rates: dict[int, float], target_reduction: float) -> bool:
         """Whether keep rates save that share of the dense MACs."""
@@ -144,55 +138,47 @@ class Schedules:
             before = layer
         return rows
 
-    def _give_back(self, rates: dict[int, float], rows: list[list[int]], target_reduction: float) -> dict[int, float]:
-        """Let layers compute more tokens where that is enough: several may have come to their next count at one scale.
+    def _shared_out(self, rows: list[list[int]], merged: float) -> dict[int, float]:
+        """How many tokens each layer computes where the first of each row merges so many: no whole numbers."""
+        counts = dict.fromkeys(self.layers, float(self.tokens))
+        for row in rows:
+            counts |= dict.fromkeys(row, max(self.least, self._entering(counts, row) - merged))
+        return counts
 
-        The last rows come first, where a token costs least, and whole registers; then one row may compute a part of one
-        besides, if that is half of it or more, as it takes nearly as long as a whole one.
-        """
-        for step, least in ((self.step, 1), (1, self.step // 2)):
-            for row in reversed(rows):
-                rates = self._give(rates, row, step, least, target_reduction)
-        return rates
-
-    def _give(
-        self, rates: dict[int, float], row: list[int], step: int, least: int, target_reduction: float
+    def _in_registers(
+        self, rows: list[list[int]], shares: dict[int, float], target_reduction: float
     ) -> dict[int, float]:
-        """Let the layers of a row compute as many more tokens, by a step, as leave enough saved.
+        """Whole registers of tokens that save enough, as near to shares as can be.
 
-        Fewer than the least are not given, nor are so many that fewer than those are still merged.
+        Rows that are furthest below their share get registers first. Then one row, of the last where a token costs
+        least, may compute a part of one besides, if that is half of it or more, as it takes nearly as long as a whole.
         """
-        count = round(rates[row[0]] * self.tokens)
+        counts = {layer: max(self.least, share // self.step * self.step) for layer, share in shares.items()}
+        counts |= {layer: share for layer, share in shares.items() if share == self.tokens}
 
-        def more(steps: int) -> dict[int, float]:
-            return rates | dict.fromkeys(row, self._rate(self._or_all(count + steps * step)))
+        def more(row: list[int], tokens: int) -> dict[int, float]:
+            return counts | dict.fromkeys(row, counts[row[0]] + tokens)
 
-        room = round(rates.get(row[0] - 1, 1.0) * self.tokens) - count
-        steps = largest(0, room // step, lambda steps: self.saves(more(steps), target_reduction))
-        return more(steps) if steps >= least and not 0 < room - steps * step < least else rates
+        def takes(row: list[int], tokens: int) -> bool:
+            still_merges = self._entering(counts, row) - counts[row[0]] - tokens >= self.half
+            return still_merges and self.saves(self._rates(more(row, tokens)), target_reduction)
 
-    def at_scale(self, merging: Sequence[int], count: float) -> dict[int, float]:
-        """Keep rates where each of these layers merges about so many tokens."""
-        rates, merged = dict[int, float](), 0.0
-        for layer in self.layers:
-            if layer - 1 not in rates:  # behind a standard layer every token is there again
-                merged = 0.0
-            if layer in merging:
-                merged += count
-            rates[layer] = self._rate(max(self.least, self._near(self.tokens - merged)))
-        return rates
+        while able := [row for row in rows if takes(row, self.step)]:
+            row = max(able, key=lambda row: shares[row[0]] - counts[row[0]])
+            counts = more(row, self.step)
+        for row in reversed(rows):
+            if self.step > 1 and takes(row, self.half):
+                part = largest(self.half, self.step - 1, partial(takes, row))
+                return more(row, part)
+        return counts
 
-    def _near(self, count: float) -> int:
-        """The nearest number of tokens that fills registers, or all of them."""
-        return self._or_all(self.step * round(count / self.step))
+    def _entering(self, counts: dict[int, float], row: list[int]) -> float:
+        """How many tokens enter the first layer of a row: all of them behind a standard layer."""
+        return counts.get(row[0] - 1, self.tokens)
 
-    def _or_all(self, count: int) -> int:
-        """So many tokens, or all of them where not half a register is left."""
-        return self.tokens if count > self.tokens - self.step / 2 else count
-
-    def _rate(self, count: int) -> float:
-        """The keep rate with which a layer computes so many tokens."""
-        return round(count / self.tokens, 5)
+    def _rates(self, counts: dict[int, float]) -> dict[int, float]:
+        """The keep rates with which layers compute so many tokens."""
+        return {layer: round(round(count) / self.tokens, 5) for layer, count in counts.items()}
 
     def reduction(self, keep_rates: dict[int, float]) -> float:
         """Share of the dense MACs that keep rates save; counted once, as a search comes to the same rates again."""
