@@ -13,8 +13,7 @@ from tosa_cli.progress import counted
 
 TARGETS = {224: (0.25, 0.4, 0.5), 518: (0.3, 0.45)}
 """Shares of the MACs to save, by image size in pixels."""
-CALIBRATION = {224: 32, 518: 12}
-HELD_OUT = {224: 95, 518: 24}
+CALIBRATION, HELD_OUT = 32, 95
 DRAWS = {224: 3, 518: 3}
 FASHION_DRAWS = 3
 OURS = "calibrated"
@@ -52,8 +51,8 @@ def render(results: dict[str, Any], fashion: dict[str, Any]) -> str:
         "fused from, those of a smaller input are resized. MACs are counted with all that choosing and matching take. "
         "Errors are 1 - cosine of final tokens to the dense model's, times 1000, on held-out photos: `mean` over them, "
         "`median`, and what nine of ten are below. `saliency` is the mean correlation of the maps of a trained head. "
-        f"The keep rates of `calibrated` are found on calibration photos ({CALIBRATION[224]} at 224, "
-        f"{CALIBRATION[518]} at 518): mean ± standard deviation over {draws_told(results['quality'])}.",
+        f"The keep rates of `calibrated` are found on {CALIBRATION} calibration photos, as many as `convert` takes: "
+        f"mean ± standard deviation over {draws_told(results['quality'])}.",
         *depth_words(results),
         *sections(results),
         *fashion_sections(fashion),

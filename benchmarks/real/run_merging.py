@@ -25,6 +25,7 @@ from benchmarks.real.render_merging import (
     CALIBRATION,
     CUT,
     DRAWS,
+    HELD_OUT,
     OURS,
     TARGETS,
     key,
@@ -74,6 +75,8 @@ def write_page() -> None:
 class MergingLab(SaliencyLab):
     """The checkpoint with its saliency head, the photos, and the results so far."""
 
+    num_held_out = dict.fromkeys(TARGETS, HELD_OUT)
+
     def __init__(self, work: Path) -> None:  # noqa: D107
         super().__init__(work)
         self.path, self.results = RESULTS, {}
@@ -92,7 +95,7 @@ class MergingLab(SaliencyLab):
 
         def one() -> dict[str, Any]:
             source = self.source(size)
-            photos = self.photos("calibration", source, CALIBRATION[size], draw)
+            photos = self.photos("calibration", source, CALIBRATION, draw)
             return search_rates(self.accelerator, source, CALIBRATED, photos, target).to_dict()
 
         name = key(size, target, draw)

@@ -57,7 +57,13 @@ def main() -> None:
 
 
 class SaliencyLab(RealLab):
-    """The checkpoint, its saliency head, the photos, and the results so far."""
+    """The checkpoint, its saliency head, the photos, and the results so far.
+
+    Attributes:
+        num_held_out: How many held-out photos are read, by their size in pixels.
+    """
+
+    num_held_out = HELD_OUT
 
     def __init__(self, work: Path) -> None:  # noqa: D107
         from benchmarks.real.checkpoint import load_saliency_head
@@ -81,7 +87,7 @@ class SaliencyLab(RealLab):
 
         if size not in self.seen:
             dense = self.source(size)
-            photos = self.photos("held_out", dense, HELD_OUT[size])
+            photos = self.photos("held_out", dense, self.num_held_out[size])
             with torch.inference_mode():
                 images = [batch.images for batch in photos.batches(True)]
                 self.seen[size] = [(x, *self.map_and_tokens(dense, x)) for x in images]
