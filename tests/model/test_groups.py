@@ -48,16 +48,11 @@ def members(choice: Choice, image: int) -> list[list[int]]:
 # ---------------------------------------------------------------------- the pure functions
 
 
-def test_the_cost_of_a_merge_is_what_it_adds_to_the_squared_distances_to_the_mean() -> None:
-    tokens = draw(9, 5).double()
-    first, second = tokens[:4], tokens[4:]
-
-    def spread(group: Tensor) -> Tensor:
-        return (group - group.mean(0)).square().sum()
-
-    means = torch.stack([first.mean(0), second.mean(0)])
-    cost = merge_costs(*halves(means[None], torch.tensor([[4.0, 5.0]]))).item()
-    assert cost == pytest.approx((spread(tokens) - spread(first) - spread(second)).item(), rel=1e-5)
+def test_the_cost_of_a_merge_goes_by_distance_and_roots_of_sizes() -> None:
+    means = draw(1, 2, 5)
+    distance = (means[0, 0] - means[0, 1]).square().sum().item()
+    for sizes, share in (([1.0, 1.0], 1 / 2), ([4.0, 9.0], 2 * 3 / (2 + 3)), ([1.0, 16.0], 4 / 5)):
+        assert merge_costs(*halves(means, torch.tensor([sizes]))).item() == pytest.approx(share * distance, rel=1e-5)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
@@ -72,11 +67,11 @@ def test_so_many_groups_are_left_and_each_token_is_in_one(prefix: int, left: int
     assert grown.sizes.equal(counted.float()) and (counted[:, :prefix] == 1).all()
 
 
-def test_the_pairs_that_add_least_are_merged_and_a_large_group_stays_apart() -> None:
+def test_the_pairs_that_cost_least_are_merged_and_a_large_group_stays_apart() -> None:
     points = torch.tensor([[0.0], [1.0], [10.0], [11.5]])
     alone = grow_groups(points[None], torch.ones(1, 4), 3, 0)
     assert alone.position[0].tolist() == [0, 0, 1, 2]  # the first goes into the second, which is nearest
-    # As groups of nine the first two are as near as before, and merging them costs nine times as much.
+    # As groups of nine the first two are as near as before, and merging them costs three times as much.
     heavy = grow_groups(points[None], torch.tensor([[9.0, 9.0, 1.0, 1.0]]), 3, 0)
     assert heavy.position[0].tolist() == [0, 1, 2, 2]
 

@@ -1,4 +1,4 @@
-"""Merges tokens into groups that spread least; needs no training."""
+"""Merges tokens into groups, near ones into small ones; needs no training."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from tosa_cli.model.selectors.base import Entry, Ranks, Selector
 
 
 class WardSelector(Selector):
-    """Merges the groups of tokens that add least to the spread within groups (Ward, 1963); they only grow.
+    """Merges the groups of tokens that cost least by Ward's (1963) formula, with roots of sizes; they only grow.
 
     In the first ToSA layer of a row every token is a group; each one behind it goes on with the groups of the one
     before. A group is kept by one of its tokens, which stands for it wherever a token is named.
