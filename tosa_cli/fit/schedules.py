@@ -150,26 +150,31 @@ class Schedules:
     ) -> dict[int, float]:
         """Whole registers of tokens that save enough, as near to shares as can be.
 
-        Rows that are furthest below their share get registers first. Then one row, of the last where a token costs
-        least, may compute a part of one besides, if that is half of it or more, as it takes nearly as long as a whole.
+        Rows that are furthest below their share get registers first. Then one row, the last that can, as a token costs
+        least there, may compute a part of one besides: half of it or more, as it takes nearly as long as a whole one.
         """
-        counts = {layer: max(self.least, share // self.step * self.step) for layer, share in shares.items()}
-        counts |= {layer: share for layer, share in shares.items() if share == self.tokens}
+        counts = {
+            layer: share if share == self.tokens else max(self.least, share // self.step * self.step)
+            for layer, share in shares.items()
+        }
 
-        def more(row: list[int], tokens: int) -> dict[int, float]:
-            return counts | dict.fromkeys(row, counts[row[0]] + tokens)
+        def computing(row: list[int], count: float) -> dict[int, float]:
+            return counts | dict.fromkeys(row, count)
 
-        def takes(row: list[int], tokens: int) -> bool:
-            still_merges = self._entering(counts, row) - counts[row[0]] - tokens >= self.half
-            return still_merges and self.saves(self._rates(more(row, tokens)), target_reduction)
+        def can_compute(row: list[int], count: float) -> bool:
+            still_merges = self._entering(counts, row) - count >= self.half
+            return still_merges and self.saves(self._rates(computing(row, count)), target_reduction)
 
-        while able := [row for row in rows if takes(row, self.step)]:
+        def one_more(row: list[int]) -> float:
+            return (counts[row[0]] // self.step + 1) * self.step
+
+        while able := [row for row in rows if can_compute(row, one_more(row))]:
             row = max(able, key=lambda row: shares[row[0]] - counts[row[0]])
-            counts = more(row, self.step)
+            counts = computing(row, one_more(row))
         for row in reversed(rows):
-            if self.step > 1 and takes(row, self.half):
-                part = largest(self.half, self.step - 1, partial(takes, row))
-                return more(row, part)
+            least, most = one_more(row) - self.half, one_more(row) - 1
+            if least > counts[row[0]] and can_compute(row, least):
+                return computing(row, largest(round(least), round(most), partial(can_compute, row)))
         return counts
 
     def _entering(self, counts: dict[int, float], row: list[int]) -> float:
